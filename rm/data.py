@@ -1,0 +1,165 @@
+"""Records to examples: texts are tokenized once and stored flat; what is dropped is counted.
+
+The two full texts of a pair are tokenized each on its own, and their prefix is what the tokens share: exact, whatever
+a tokenizer does where prompt and reply meet. This is the one place where BOS and EOS are put on.
+"""
+
+import itertools
+import re
+import reprlib
+from array import array
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from rm.config import REQUIRED, require_positive, setting
+from rm.examples import Example, Examples
+from rm.records import read_records
+from rm.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSettings:
+    """Data"""
+
+    dataset_path: tuple[str, ...] = setting(REQUIRED, "one or more files, .json or .jsonl, may be gzipped")
+    max_length: int = setting(512, "leave out what is longer than this many tokens, BOS and EOS included")
+
+    def check(self) -> None:
+        require_positive(self, "max_length")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitSettings:
+    """Held-out data"""
+
+    eval_dataset_path: tuple[str, ...] = setting((), "files to evaluate on, in the same format")
+    validation_split_percentage: float = setting(0.0, "or hold out this last part of the data, in percent")
+
+    def check(self) -> None:
+        if self.eval_dataset_path and self.validation_split_percentage:
+            raise ValueError("--eval_dataset_path and --validation_split_percentage exclude each other: give one")
+
+
+@dataclass(frozen=True)
+class Report:
+    """What became of the records of some files."""
+
+    kept: int
+    dropped: dict[str, int]  # reason -> records
+
+    def __str__(self) -> str:
+        total = self.kept + sum(self.dropped.values())
+        reasons = ", ".join(f"{count:,} {reason}" for reason, count in self.dropped.items())
+        return f"{total:,} records: " + (f"{self.kept:,} kept; dropped {reasons}" if reasons else "all kept")
+
+
+def load(
+    read: Callable[..., tuple[Examples, Report]], settings, tokenizer: Tokenizer, say: Callable[[str], None]
+) -> tuple[Examples, Examples, dict]:
+    """What a training script needs of its files: (to train on, held out, facts for run.json).
+
+    Args:
+        read: `texts` or `pairs`.
+        settings: DataSettings and SplitSettings.
+        say: told what was read, and what was dropped.
+    """
+    train, report = read(settings.dataset_path, tokenizer, settings.max_length)
+    say(f"data: {report}")
+    facts = {"tokenizer": tokenizer.fingerprint, "train": asdict(report) | {"sha256": train.hash}}
+    if settings.eval_dataset_path:
+        held_out, report = read(settings.eval_dataset_path, tokenizer, settings.max_length)
+        say(f"held out: {report}")
+    else:
+        train, held_out = split(train, settings.validation_split_percentage)
+    return train, held_out, {"data": facts | {"held_out": {"kept": len(held_out), "sha256": held_out.hash}}}
+
+
+def texts(paths: Sequence[str | Path], tokenizer: Tokenizer, max_length: int) -> tuple[Examples, Report]:
+    """Documents to imitate: [BOS?] text EOS of each record's "text", with loss on every token."""
+    expected = 'expected "text" (preference pairs belong to train_rm.py)'
+    return _encode(paths, _strings(paths, [("text",)], expected, "text_only"), tokenizer, max_length)
+
+
+def pairs(paths: Sequence[str | Path], tokenizer: Tokenizer, max_length: int) -> tuple[Examples, Report]:
+    """Preferences: [BOS?] text EOS of the chosen and the rejected full text, cut where their tokens part."""
+    keys = [("positive", "negative"), ("chosen", "rejected")]
+    expected = 'expected "positive" and "negative", or "chosen" and "rejected" (plain texts: train_sft.py)'
+    return _encode(paths, _strings(paths, keys, expected, None), tokenizer, max_length)
+
+
+def split(examples: Examples, percentage: float) -> tuple[Examples, Examples]:
+    """(to train on, held out): the last `percentage` percent are held out."""
+    cut = int((1 - percentage / 100) * len(examples)) if 0 <= percentage < 100 else 0
+    if cut == 0:
+        got = f"got {percentage:g} with {len(examples)} examples"
+        raise ValueError(f"--validation_split_percentage must be 0 or more and leave some to train on; {got}")
+    return examples[:cut], examples[cut:]
+
+
+def common_prefix(rows: Sequence[np.ndarray]) -> int:
+    """How many first tokens all rows share, where each keeps at least its last token for itself."""
+    most = min(map(len, rows)) - 1
+    differs = np.zeros(most, bool)
+    for row in rows[1:]:
+        differs |= row[:most] != rows[0][:most]
+    return int(differs.argmax()) if differs.any() else most
+
+
+def _strings(
+    paths: Sequence[str | Path], keysets: list[tuple[str, ...]], expected: str, document_type: str | None
+) -> Iterator[tuple[str, ...]]:
+    """The texts of each record, under the first of the sets of keys that it has."""
+    for where, record in itertools.chain.from_iterable(read_records(path, document_type) for path in paths):
+        keys = next((keys for keys in keysets if record.keys() >= set(keys)), None)
+        if keys is None:
+            raise ValueError(f"{where}: has the keys {', '.join(map(repr, record)) or 'none'}; {expected}")
+        if "prompt" in record:  # its replies would be trained without it
+            raise ValueError(f"{where}: has a 'prompt' apart; put it in front of both texts")
+        for key in keys:
+            text = record[key]
+            if not isinstance(text, str):
+                raise ValueError(f"{where}: {key!r} is {reprlib.repr(text)}; expected its text, a string")
+            if not text.isascii() and re.search("[\ud800-\udfff]", text):  # JSON can write it, UTF-8 cannot
+                raise ValueError(f"{where}: {key!r} has half of a surrogate pair, no character; remove it")
+        yield tuple(record[key] for key in keys)
+
+
+def _encode(
+    paths: Sequence[str | Path], found: Iterator[tuple[str, ...]], tokenizer: Tokenizer, max_length: int
+) -> tuple[Examples, Report]:
+    """Tokenize the texts of each record in batches, and keep the records that fit."""
+    bos = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
+    dropped, kept = Counter(), array("q")
+
+    def fitting() -> Iterator[Example]:
+        records = enumerate(found)
+        while batch := list(itertools.islice(records, 1024)):  # enough for every core, soon forgotten
+            ids = iter(tokenizer.encode_batch([text for _, strings in batch for text in strings]))
+            for number, strings in batch:
+                rows = [np.array([*bos, *next(ids), tokenizer.eos_id], np.int32) for _ in strings]
+                if strings == ("",):
+                    dropped["empty text"] += 1
+                elif len(strings) == 2 and strings[0] == strings[1]:  # nothing to learn, and no ranking can be right
+                    dropped["with two equal sides"] += 1
+                elif max(map(len, rows)) > max_length:
+                    dropped[f"longer than --max_length {max_length}"] += 1
+                else:
+                    kept.append(number)
+                    yield _example(rows)
+
+    examples = Examples.build(fitting(), kept)
+    report = Report(len(examples), dict(dropped))
+    if not kept:
+        names = ", ".join(map(str, paths)) or "no file given"
+        raise ValueError(f"{names}: {report}; none is left: raise --max_length, or give other records")
+    return examples, report
+
+
+def _example(rows: list[np.ndarray]) -> Example:
+    shared = common_prefix(rows) if len(rows) > 1 else 0  # a document has nothing to share with
+    replies = tuple(row[shared:] for row in rows)
+    return Example(rows[0][:shared], replies, tuple(np.ones(len(reply), bool) for reply in replies))

@@ -1,0 +1,99 @@
+"""One process or many: the process group, this process's device, and sums over ranks.
+
+Everything runs in a process group, of one rank where there is one process, so that no other file asks whether it is
+distributed.
+"""
+
+import contextlib
+import datetime
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+
+import torch
+import torch.distributed as torch_dist
+from torch import Tensor
+
+
+@contextlib.contextmanager
+def session(seed: int) -> Iterator[None]:
+    """Join the process group that torchrun describes in the environment, or make one of a single rank."""
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    if torch.cuda.is_available():
+        torch.cuda.set_device(device())
+    timeout = datetime.timedelta(minutes=10)
+    if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
+        torch_dist.init_process_group(backend, timeout=timeout)
+    else:  # a store in memory: no port, nothing to collide with
+        torch_dist.init_process_group(backend, store=torch_dist.HashStore(), rank=0, world_size=1, timeout=timeout)
+    torch.manual_seed(seed)
+    try:
+        yield
+    finally:
+        torch_dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def one_line_errors() -> Iterator[None]:
+    """A user's mistake (ValueError, OSError) ends the program with one line on stderr and status 2, no traceback.
+
+    All ranks meet the same mistake. Rank 0 tells it; the others wait a moment, so that the launcher ends them first,
+    and speak only if the mistake was theirs alone (a disk that one machine lacks).
+    """
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        where = ""
+        if rank() != 0:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            time.sleep(3)
+            where = f" [rank {rank()}]"
+        print(f"error{where}: {error}", file=sys.stderr, flush=True)
+        sys.exit(2)
+
+
+def rank() -> int:
+    """This process's number, 0 to world() - 1."""
+    return torch_dist.get_rank() if torch_dist.is_initialized() else int(os.environ.get("RANK", 0))
+
+
+def world() -> int:
+    """How many processes train together."""
+    return torch_dist.get_world_size() if torch_dist.is_initialized() else 1
+
+
+def is_main() -> bool:
+    """Whether this process writes files and speaks to the terminal."""
+    return rank() == 0
+
+
+def device() -> torch.device:
+    """This process's GPU, or the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+    return torch.device("cpu")
+
+
+def sum_over_ranks(x: Tensor) -> Tensor:
+    """The sum of every rank's `x`, on every rank, in place."""
+    torch_dist.all_reduce(x)
+    return x
+
+
+def concat_over_ranks(x: Tensor) -> Tensor:
+    """Every rank's 1-D `x` (lengths may differ), end to end in rank order, on every rank."""
+    lengths = torch.zeros(world(), dtype=torch.int64, device=x.device)
+    lengths[rank()] = len(x)
+    sizes = sum_over_ranks(lengths).tolist()
+    padded = x.new_zeros(max(sizes))
+    padded[: len(x)] = x
+    everyone = [torch.empty_like(padded) for _ in sizes]
+    torch_dist.all_gather(everyone, padded)
+    return torch.cat([part[:size] for part, size in zip(everyone, sizes, strict=True)])
+
+
+def barrier() -> None:
+    """Wait until every rank is here."""
+    sum_over_ranks(torch.zeros(1, device=device()))

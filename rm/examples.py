@@ -1,0 +1,107 @@
+"""Examples: a prefix and its replies, N of them stored flat, so that they can be mapped from disk and read vectorised.
+
+A text to imitate has an empty prefix and one reply; a preference pair has two replies, the chosen one first. The
+prefix is what the replies' full texts have in common, token by token, so sharing it is exact.
+"""
+
+import hashlib
+import operator
+from array import array
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+
+@dataclass(frozen=True, eq=False)
+class Example:
+    """A prefix of P tokens and K replies that continue it; `loss` says which reply tokens carry SFT loss."""
+
+    prefix: np.ndarray  # (P,) int32
+    replies: tuple[np.ndarray, ...]  # K arrays of int32, none empty
+    loss: tuple[np.ndarray, ...]  # K arrays of bool, as long as the replies
+
+
+@dataclass(eq=False, repr=False)
+class Examples(Sequence[Example]):
+    """N examples with R replies and T tokens in all, stored flat: prefix, reply, reply, prefix, ...
+
+    `examples[i]` is an Example and `examples[a:b]` a view of a run of them; neither copies tokens.
+    """
+
+    tokens: np.ndarray  # (T,) int32
+    loss: np.ndarray  # (T,) bool; a prefix carries none
+    prefix_lengths: np.ndarray  # (N,)
+    reply_lengths: np.ndarray  # (R,) example i has reply_lengths[reply_offsets[i] : reply_offsets[i + 1]]
+    reply_offsets: np.ndarray  # (N + 1,)
+    record: np.ndarray  # (N,) the number of the record it came from, from 0 over all files of the call
+
+    def __post_init__(self):
+        reply_ends = np.append(0, np.cumsum(self.reply_lengths))
+        self.lengths = self.prefix_lengths + np.diff(reply_ends[self.reply_offsets])  # (N,)
+        self._bounds = np.append(0, np.cumsum(self.lengths))  # (N + 1,)
+        self.starts = self._bounds[:-1]  # (N,) in `tokens`
+        assert len(self.tokens) == len(self.loss) == self._bounds[-1] and len(self.record) == len(self)
+
+    @classmethod
+    def build(cls, examples: Iterable[Example], record: Sequence[int] | None = None) -> "Examples":
+        """Store examples as they come. `record` is read after the last one; without it they are counted."""
+        tokens, loss = array("i"), array("b")  # grow in place, 4 bytes and 1 byte a token
+        prefix_lengths, reply_lengths, reply_offsets = array("q"), array("q"), array("q", [0])
+        for example in examples:
+            tokens.frombytes(np.concatenate([example.prefix, *example.replies]).astype(np.int32).tobytes())
+            loss.frombytes(np.concatenate([np.zeros(len(example.prefix), bool), *example.loss]).tobytes())
+            prefix_lengths.append(len(example.prefix))
+            reply_lengths.extend(map(len, example.replies))
+            reply_offsets.append(len(reply_lengths))
+        lengths = map(np.asarray, (prefix_lengths, reply_lengths, reply_offsets))
+        record = range(len(prefix_lengths)) if record is None else record
+        return cls(np.asarray(tokens), np.asarray(loss).view(bool), *lengths, np.array(record, np.int64))
+
+    def __len__(self) -> int:
+        return len(self.prefix_lengths)
+
+    def __getitem__(self, index):
+        if isinstance(index, slice):
+            return self._view(*index.indices(len(self)))
+        i = range(len(self))[operator.index(index)]
+        start, at = self.starts[i], self.starts[i] + self.prefix_lengths[i]
+        prefix, replies, loss = self.tokens[start:at], [], []
+        for length in self.reply_lengths[self.reply_offsets[i] : self.reply_offsets[i + 1]]:
+            replies.append(self.tokens[at : at + length])
+            loss.append(self.loss[at : at + length])
+            at += length
+        return Example(prefix, tuple(replies), tuple(loss))
+
+    def _view(self, first: int, last: int, step: int) -> "Examples":
+        assert step == 1, "a view is one run of examples"
+        last = max(first, last)
+        tokens = slice(self._bounds[first], self._bounds[last])
+        offsets = self.reply_offsets[first : last + 1]
+        reply_lengths = self.reply_lengths[offsets[0] : offsets[-1]]
+        lengths = self.prefix_lengths[first:last], reply_lengths, offsets - offsets[0]
+        return Examples(self.tokens[tokens], self.loss[tokens], *lengths, self.record[first:last])
+
+    @cached_property
+    def hash(self) -> str:
+        """sha256 of what is trained on, wherever it came from: all but `record`."""
+        digest = hashlib.sha256()
+        for name in (f.name for f in fields(self) if f.name != "record"):
+            values = np.ascontiguousarray(getattr(self, name))
+            digest.update(f"{name} {values.dtype.str} {len(values)}\n".encode())
+            digest.update(values)
+        return digest.hexdigest()
+
+    def save(self, folder: str | Path) -> None:
+        """Write one .npy file for each array."""
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        for f in fields(self):
+            np.save(Path(folder, f"{f.name}.npy"), getattr(self, f.name), allow_pickle=False)
+
+    @classmethod
+    def open(cls, folder: str | Path) -> "Examples":
+        """Map what `save` wrote into memory, to read only."""
+        files = (Path(folder, f"{f.name}.npy") for f in fields(cls))
+        return cls(*(np.asarray(np.load(file, mmap_mode="r", allow_pickle=False)) for file in files))

@@ -1,0 +1,20 @@
+"""The model families: `model_type` in config.json -> what `rm.weights` has to know.
+
+A new family is a file of its own and a line in the registry.
+"""
+
+from rm.families import gpt_neo, llama
+from rm.families.rules import Family
+
+FAMILIES: dict[str, Family] = {
+    "gpt_neo": gpt_neo.FAMILY,
+    "llama": llama.FAMILY,
+}
+
+
+def find(hf: dict) -> Family:
+    """The family of a config.json."""
+    model_type = hf.get("model_type")
+    if model_type not in FAMILIES:
+        raise ValueError(f"model_type {model_type!r} is not supported, only {', '.join(sorted(FAMILIES))}")
+    return FAMILIES[model_type]

@@ -1,0 +1,113 @@
+"""Where text and weights meet: a Transformer with a head takes a row and returns sums.
+
+Sums are never means: `loss`, what else is measured, and the `count` that all of them are to be divided by, once, over
+the whole global batch (`rm.step`). So neither the gradient nor a metric depends on rows, ranks or packing.
+
+Shapes: T tokens in a row, L labelled tokens, R replies, N pairs, D width.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from rm import dist, losses, parallel, weights
+from rm.attention import choose_kernel
+from rm.batch import Batch, Work
+from rm.config import REQUIRED, setting
+from rm.model import ModelConfig, Transformer
+
+Sums = dict[str, Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSettings:
+    """Model"""
+
+    model_name_or_path: str = setting(REQUIRED, "Hugging Face folder: config.json, *.safetensors, tokenizer")
+
+
+class LanguageModel(Transformer):
+    """Next-token prediction; the head is the embedding where the model ties them."""
+
+    def __init__(self, config: ModelConfig, kernel: type):
+        super().__init__(config, kernel)
+        if not config.tie_embeddings:
+            self.lm_head = nn.Linear(config.dim, config.vocab_size, bias=False)
+
+    def forward(self, row: Batch) -> Sums:
+        """`loss`: summed cross entropy of the row's labelled tokens, () fp32; `count`: how many."""
+        hidden = self.hidden(row.tokens, row.position, row.documents)  # (T, D)
+        head = self.embed if self.config.tie_embeddings else self.lm_head
+        loss = losses.linear_cross_entropy(hidden[row.labelled], head.weight, row.targets)
+        return {"loss": loss + _nothing(hidden), "count": loss.new_tensor(len(row.targets))}
+
+    @staticmethod
+    def count(work: Work) -> int:
+        """What a step's sums are divided by."""
+        return work.labels
+
+
+class RewardModel(Transformer):
+    """One number a reply: a linear fp32 head on the hidden state of its last token. No logits anywhere."""
+
+    def __init__(self, config: ModelConfig, kernel: type):
+        super().__init__(config, kernel)
+        self.score = nn.Linear(config.dim, 1, bias=False)
+
+    def rewards(self, row: Batch) -> Tensor:
+        """The rewards of the row's replies, in order: (R,) fp32."""
+        return self._rewards(row)[0]
+
+    def forward(self, row: Batch) -> Sums:
+        """Over the row's pairs, all () fp32: `loss`, `accuracy` (right ones, a tie counts half), `margin`, `count`."""
+        rewards, hidden = self._rewards(row)
+        pairs = rewards.view(-1, 2)  # (N, 2), the chosen reply first
+        margin = (pairs[:, 0] - pairs[:, 1]).detach()
+        return {
+            "loss": losses.bradley_terry(pairs).sum() + _nothing(hidden),
+            "accuracy": (margin > 0).float().sum() + (margin == 0).float().sum() / 2,
+            "margin": margin.sum(),
+            "count": margin.new_tensor(len(margin)),
+        }
+
+    def _rewards(self, row: Batch) -> tuple[Tensor, Tensor]:
+        hidden = self.hidden(row.tokens, row.position, row.documents)  # (T, D)
+        return self.score(hidden[row.last].float())[:, 0], hidden
+
+    @staticmethod
+    def count(work: Work) -> int:
+        """What a step's sums are divided by."""
+        return work.examples
+
+
+def _nothing(hidden: Tensor) -> Tensor:
+    """Zero, with a graph through every layer: a rank whose row is empty still meets the others in the backward."""
+    return hidden[:1].float().sum() * 0
+
+
+def load(cls: type, settings, new_head: bool = True) -> Transformer:
+    """A LanguageModel or RewardModel from `--model_name_or_path`: shapes, then shards, then each rank's numbers.
+
+    A reward model that starts from a language model gets a new score head, N(0, 1/sqrt(D + 1)) (Stiennon et al.,
+    arXiv 2009.01325), from `--seed`, the same for every world size. Where `new_head` is false, a folder without one
+    is refused.
+    """
+    folder = settings.model_name_or_path
+    config, *_ = weights.read_config(folder)
+    if config.positions == "learned" and settings.max_length > config.max_positions:
+        raise ValueError(
+            f"--max_length {settings.max_length} is more than the {config.max_positions} positions of {folder}"
+        )
+    dtype = parallel.compute_dtype(settings)
+    with torch.device("meta"):
+        model = cls(config, choose_kernel(dist.device(), dtype, config.n_heads, config.n_kv_heads, config.head_dim))
+    parallel.apply(model, dtype)
+    if "score.weight" in weights.load(model, folder):
+        if not new_head:
+            raise ValueError(f"{folder} is not a reward model: it holds no score.weight. Train one with train_rm.py")
+        drawn = (
+            torch.randn(1, config.dim, generator=torch.Generator().manual_seed(settings.seed)) / (config.dim + 1) ** 0.5
+        )
+        parallel.fill(model.score.weight, drawn)
+    return model

@@ -1,0 +1,67 @@
+"""How a model is spread over devices: recompute, compile, shard, in that order, from outside the model.
+
+FSDP2 (`fully_shard`) is always applied, on one process and on the CPU too: one code path, one place where precision
+is decided. Parameters are made on the meta device and get memory only when each rank holds its shard.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+from rm import dist
+from rm.config import setting
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParallelSettings:
+    """Precision and memory"""
+
+    dtype: str = setting(
+        "auto",
+        "what the model computes in; master weights, score head, loss and reductions are always float32; "
+        "auto: bfloat16 on a GPU that has it, else float32",
+        choices=("auto", "float32", "bfloat16"),
+    )
+
+
+def compute_dtype(settings: ParallelSettings) -> torch.dtype:
+    """What `--dtype` means on this device."""
+    if settings.dtype != "auto":
+        return getattr(torch, settings.dtype)
+    fast = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    return torch.bfloat16 if fast else torch.float32
+
+
+def apply(model: nn.Module, dtype: torch.dtype) -> None:
+    """Shard a meta-built model over all ranks and give every rank's shard memory, without values."""
+    mesh = init_device_mesh(dist.device().type, (dist.world(),))
+    policy = MixedPrecisionPolicy(
+        param_dtype=None if dtype == torch.float32 else dtype, reduce_dtype=torch.float32, cast_forward_inputs=False
+    )
+    for layer in model.layers:
+        fully_shard(layer, mesh=mesh, mp_policy=policy)
+    if hasattr(model, "score"):  # a unit of its own: it computes in fp32 whatever the rest does
+        fully_shard(model.score, mesh=mesh)
+        register_fsdp_forward_method(model, "rewards")
+    fully_shard(model, mesh=mesh, mp_policy=policy)  # embedding, last norm and LM head: tied weights stay in one unit
+    model.to_empty(device=dist.device())
+
+
+def local_slices(parameter: Tensor) -> tuple[slice, ...]:
+    """Where this rank's part of a parameter lies in the whole of it."""
+    if not isinstance(parameter, DTensor):
+        return tuple(slice(0, n) for n in parameter.shape)
+    shape, offset = compute_local_shape_and_global_offset(parameter.shape, parameter.device_mesh, parameter.placements)
+    return tuple(slice(start, start + n) for start, n in zip(offset, shape, strict=True))
+
+
+@torch.no_grad()
+def fill(parameter: Tensor, values: Tensor) -> None:
+    """Set a parameter, sharded or not, from its whole values, which every rank has."""
+    local = parameter.to_local() if isinstance(parameter, DTensor) else parameter
+    local.copy_(values[local_slices(parameter)])

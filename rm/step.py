@@ -1,0 +1,70 @@
+"""The mathematics of one optimizer step and of one evaluation. The scripts say when; this says how.
+
+Every row's loss is a sum. It is divided here, once, by the count of the whole global batch, which the plan knows
+before the forward. FSDP2 averages gradients over ranks; the visible factor `world` undoes that. So the update is the
+same for every split into rows and ranks, up to the order of fp32 additions.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from rm import dist
+from rm.batch import InOrder, Work
+from rm.heads import Sums
+
+
+def train_step(model: nn.Module, optimizer: torch.optim.Optimizer, work: Work, max_grad_norm: float) -> Sums:
+    """One update. Nothing in it waits for the device.
+
+    Returns:
+        this rank's sums over its rows, and `grad_norm`, the global norm before clipping.
+    """
+    total: Sums = {}
+    for row in work.rows:
+        sums = model(row.to(dist.device()))
+        (sums["loss"] * (dist.world() / model.count(work))).backward()
+        _add(total, sums)
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm or float("inf"))
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return total | {"grad_norm": norm.full_tensor() if isinstance(norm, DTensor) else norm}
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, rows: InOrder) -> dict[str, float]:
+    """Means over all examples, exact whatever the number of ranks."""
+    model.eval()
+    total: Sums = {}
+    for row in rows:
+        _add(total, model(row.to(dist.device())))
+    model.train()
+    summed = dist.sum_over_ranks(torch.stack([x.double() for x in total.values()]))
+    return means(dict(zip(total, summed.tolist(), strict=True)))
+
+
+@torch.no_grad()
+def score(model: nn.Module, rows: InOrder) -> Tensor:
+    """The rewards of every reply of every pair, in the examples' order, on every rank: (N, 2) fp32 on the CPU."""
+    model.eval()
+    numbers, rewards = [], []
+    for row in rows:
+        numbers.append(torch.from_numpy(row.examples).repeat_interleave(2))
+        rewards.append(model.rewards(row.to(dist.device())).cpu())
+    model.train()
+    numbers, rewards = dist.concat_over_ranks(torch.cat(numbers)), dist.concat_over_ranks(torch.cat(rewards))
+    return rewards[numbers.argsort(stable=True)].view(-1, 2)
+
+
+def means(sums: dict[str, float]) -> dict[str, float]:
+    """The one division."""
+    return {name: value / sums["count"] for name, value in sums.items() if name != "count"}
+
+
+def _add(total: Sums, sums: Sums) -> None:
+    for name, value in sums.items():
+        total[name] = total[name] + value.detach() if name in total else value.detach()
+
+
+def parameters_trained(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)

@@ -1,0 +1,160 @@
+"""Text to token ids: one class over `tokenizers` (tokenizer.json) and sentencepiece (tokenizer.model).
+
+A model's folder decides three things: how a text is cut into ids, whether a document opens with BOS, and
+which id ends it. So a text becomes what it was in pretraining, and text stays text: "</s>" typed by a user is
+four characters, not the end of a document. `rm.data` puts BOS and EOS around the ids.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import sentencepiece
+import tokenizers
+
+
+class Tokenizer:
+    """The tokenizer of the model in `folder`; where both kinds of file are there, tokenizer.json is used.
+
+    Attributes:
+        bos_id: the id that opens every document, or None when the model's own settings say there is none.
+        eos_id: the id that ends every document.
+        vocab_size: the highest id that can occur, plus one: an embedding needs at least this many rows.
+        fingerprint: sha256 of all that decides the ids; it names the tokenizer in caches and contracts.
+    """
+
+    def __init__(self, folder: str | Path):
+        folder = Path(folder)
+        kinds = {"tokenizer.json": _JsonModel, "tokenizer.model": _SentencePieceModel}
+        file = next((folder / name for name in kinds if (folder / name).is_file()), None)
+        if file is None:
+            raise ValueError(f"{folder}: no {' or '.join(kinds)} there; give the folder of a model with one")
+        self._model = model = kinds[file.name](file)
+        self.eos_id = _special_id("eos", model, folder)
+        if self.eos_id is None:
+            raise ValueError(f"{folder}: names no EOS token; set eos_token in its tokenizer_config.json")
+        self.bos_id = _bos_id(model, folder)
+        settings = _read_object(folder / "tokenizer_config.json")
+        model.keep_as_text([_content(settings.get(name)) for name in ("bos_token", "eos_token")])
+        self.vocab_size = 1 + max(model.highest_id(), self.eos_id, self.bos_id or 0)
+        # Not the settings files: they also hold what changes no id, such as the chat template.
+        ends = f"\nbos {self.bos_id} eos {self.eos_id}".encode()
+        self.fingerprint = hashlib.sha256(file.read_bytes() + ends).hexdigest()
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of plain text: no BOS, no EOS, and the strings of special tokens are text as well."""
+        return self.encode_batch([text])[0]
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """`encode` of many texts, in parallel."""
+        return self._model.encode_batch(list(texts))
+
+
+class _JsonModel:
+    """A tokenizer.json: any algorithm, run by the `tokenizers` library."""
+
+    own_eos_id = None  # the file does not say which token ends a document
+
+    def __init__(self, file: Path):
+        try:
+            self.model = tokenizers.Tokenizer.from_file(str(file))
+        except Exception as error:  # `tokenizers` raises nothing more precise
+            raise ValueError(f"{file}: not readable ({error}); copy it again or upgrade tokenizers") from None
+        self.model.no_truncation()  # a file may ask for both; lengths are decided by rm.data, in the open
+        self.model.no_padding()
+        self.model.encode_special_tokens = True  # as text, that is: "</s>" is not parsed as the token </s>
+        # The file's own BOS is what its post-processor puts before a text.
+        plain, full = (self.model.encode("a", add_special_tokens=special).ids for special in (False, True))
+        self.own_bos_id = full[0] if full != plain and full[1 : 1 + len(plain)] == plain else None
+
+    def id_of(self, token: str) -> int | None:
+        return self.model.token_to_id(token)
+
+    def keep_as_text(self, tokens: list[str | None]) -> None:
+        """Some files list BOS or EOS as an added token that is not special; it would be parsed."""
+        self.model.add_special_tokens([token for token in tokens if token and self.id_of(token) is not None])
+
+    def highest_id(self) -> int:
+        special = {i for i, token in self.model.get_added_tokens_decoder().items() if token.special}
+        return max(set(self.model.get_vocab().values()) - special, default=0)
+
+    def encode_batch(self, texts: list[str]) -> list[list[int]]:
+        return [encoding.ids for encoding in self.model.encode_batch_fast(texts, add_special_tokens=False)]
+
+
+class _SentencePieceModel:
+    """A tokenizer.model, as LLaMA has it. Its control symbols are never parsed from text."""
+
+    def __init__(self, file: Path):
+        try:
+            self.model = sentencepiece.SentencePieceProcessor(model_file=str(file))
+        except (OSError, RuntimeError) as error:
+            raise ValueError(f"{file}: not readable by sentencepiece ({error}); copy it again") from None
+        ends = self.model.bos_id(), self.model.eos_id()  # -1 for none
+        self.own_bos_id, self.own_eos_id = (None if i < 0 else i for i in ends)
+
+    def id_of(self, token: str) -> int | None:
+        index = self.model.piece_to_id(token)  # the id of <unk> when there is no such piece
+        return index if self.model.id_to_piece(index) == token else None
+
+    def keep_as_text(self, tokens: list[str | None]) -> None:
+        pass
+
+    def highest_id(self) -> int:
+        return self.model.vocab_size() - 1
+
+    def encode_batch(self, texts: list[str]) -> list[list[int]]:
+        return self.model.encode(texts)
+
+
+def _bos_id(model: _JsonModel | _SentencePieceModel, folder: Path) -> int | None:
+    """tokenizer_config.json's add_bos_token decides; without it, what the model file itself does."""
+    asked = _read_object(folder / "tokenizer_config.json").get("add_bos_token")
+    if asked is None:
+        return model.own_bos_id
+    index = _special_id("bos", model, folder) if asked else None
+    if asked and index is None:
+        raise ValueError(f"{folder}: asks for BOS but names none; set bos_token in tokenizer_config.json")
+    return index
+
+
+def _special_id(name: str, model: _JsonModel | _SentencePieceModel, folder: Path) -> int | None:
+    """The id of "bos" or "eos": by tokenizer_config.json, else by config.json, else the model file's own."""
+    settings = _read_object(folder / "tokenizer_config.json")
+    token = _content(settings.get(f"{name}_token"))
+    if token is not None:
+        index = model.id_of(token)
+        index = _added_tokens(folder, settings).get(token) if index is None else index
+        if index is None:
+            raise ValueError(f"{folder}: {name}_token {token!r} is not in the vocabulary; correct it")
+        return index
+    index = _read_object(folder / "config.json").get(f"{name}_token_id")
+    if isinstance(index, list) and index:  # the first ends a document; the others may end a turn
+        index = index[0]
+    if index is not None and type(index) is not int:
+        raise ValueError(f"{folder}/config.json: expected an id or ids as {name}_token_id, got {index!r}")
+    return getattr(model, f"own_{name}_id") if index is None else index
+
+
+def _added_tokens(folder: Path, settings: dict) -> dict[str, int]:
+    """What a fine-tune added beside a tokenizer.model, in either of the two places that are in use."""
+    listed = {_content(token): int(i) for i, token in settings.get("added_tokens_decoder", {}).items()}
+    return listed | _read_object(folder / "added_tokens.json")
+
+
+def _content(token) -> str | None:
+    """A token in tokenizer_config.json: a string, {"content": string}, null, or (LLaMA 1) an empty string."""
+    token = token.get("content") if isinstance(token, dict) else token
+    return token if isinstance(token, str) and token else None
+
+
+def _read_object(file: Path) -> dict:
+    """A JSON object, or {} when the folder has no such file."""
+    try:
+        value = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{file}: cannot be read as JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{file}: expected a JSON object, got {type(value).__name__}")
+    return value

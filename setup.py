@@ -1,0 +1,40 @@
+"""Package metadata. Tools' settings are in pyproject.toml; everything else about the package is here."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+
+setup(
+    name="rm-trainer",
+    version=re.search(r'__version__ = "(.+)"', (HERE / "rm" / "__init__.py").read_text()).group(1),
+    description="Supervised fine-tuning and reward modelling in plain PyTorch",
+    long_description=(HERE / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    packages=find_packages(include=["rm", "rm.*"]),
+    py_modules=["train_sft", "train_rm", "eval_rm"],
+    install_requires=["torch>=2.11,<2.14", "sentencepiece", "tokenizers", "safetensors", "numpy", "tqdm"],
+    extras_require={
+        "report": ["matplotlib"],
+        "track": ["tensorboard", "wandb"],
+        "parquet": ["pyarrow"],
+        "test": [
+            "pytest",
+            "hypothesis",
+            "transformers>=5",
+            "peft",
+        ],  # transformers and peft are oracles, never imported by rm/
+        "bench": [
+            "trl",
+            "datasets",
+            "accelerate",
+            "transformers>=5",
+            "peft",
+        ],  # opponents in tests/benchmarks
+        "dev": ["ruff"],
+    },
+)

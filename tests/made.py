@@ -1,0 +1,66 @@
+"""Tiny models and examples that the tests make in place."""
+
+import numpy as np
+import torch
+
+from rm.attention import SplitAttention
+from rm.examples import Example, Examples
+from rm.heads import LanguageModel, RewardModel
+from rm.model import ModelConfig
+
+LLAMA = ModelConfig(
+    vocab_size=61, dim=32, n_layers=3, n_heads=4, n_kv_heads=2, head_dim=8, hidden_dim=48,
+    norm="rms", norm_eps=1e-5, mlp="swiglu", positions="rope", max_positions=512, rope_theta=10000.0,
+    qkv_bias=False, out_bias=False, mlp_bias=False, attn_scale=8**-0.5, windows=(0, 0, 0), tie_embeddings=False,
+)  # fmt: skip
+GPT_NEO = ModelConfig(
+    vocab_size=61, dim=32, n_layers=4, n_heads=4, n_kv_heads=4, head_dim=8, hidden_dim=64,
+    norm="layer", norm_eps=1e-5, mlp="gelu_tanh", positions="learned", max_positions=128, rope_theta=0.0,
+    qkv_bias=False, out_bias=True, mlp_bias=True, attn_scale=1.0, windows=(0, 6, 0, 6), tie_embeddings=True,
+)  # fmt: skip
+CONFIGS = {"llama": LLAMA, "gpt_neo": GPT_NEO}
+
+
+def model(
+    cls: type[LanguageModel] | type[RewardModel],
+    config: ModelConfig = LLAMA,
+    kernel: type = SplitAttention,
+    seed: int = 0,
+):
+    """A plain (unsharded) fp32 model with random weights, the same for a seed."""
+    torch.manual_seed(seed)
+    made = cls(config, kernel)
+    with torch.no_grad():
+        for p in made.parameters():
+            p.copy_(torch.randn_like(p) * 0.15 if p.ndim > 1 else 1 + 0.1 * torch.randn_like(p))
+    return made
+
+
+def token_pairs(n: int, seed: int = 0, vocab: int = 61, longest: int = 14) -> list[tuple[list[int], list[int]]]:
+    """Pairs of full texts that share a prompt of ragged length (none at times)."""
+    draw = np.random.default_rng(seed)
+
+    def ids(low: int) -> list[int]:
+        return draw.integers(0, vocab, draw.integers(low, longest)).tolist()
+
+    prompts = [ids(0) for _ in range(n)]
+    return [(prompt + ids(1), prompt + ids(1)) for prompt in prompts]
+
+
+def pair_examples(pairs) -> Examples:
+    """As rm.data makes them: the longest common token prefix is stored once."""
+    return Examples.build(_pair(np.array(a, np.int32), np.array(b, np.int32)) for a, b in pairs)
+
+
+def text_examples(texts) -> Examples:
+    return Examples.build(
+        Example(np.zeros(0, np.int32), (np.array(t, np.int32),), (np.ones(len(t), bool),)) for t in texts
+    )
+
+
+def _pair(a: np.ndarray, b: np.ndarray) -> Example:
+    most = min(len(a), len(b)) - 1
+    differ = np.flatnonzero(a[:most] != b[:most])
+    shared = int(differ[0]) if len(differ) else most
+    replies = (a[shared:], b[shared:])
+    return Example(a[:shared], replies, tuple(np.zeros(len(r), bool) for r in replies))

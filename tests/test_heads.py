@@ -1,0 +1,79 @@
+"""rm.heads: packed and prefix-shared rows against separate sequences, scores and gradients."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rm.batch import pack
+from rm.heads import LanguageModel, RewardModel
+from rm.losses import bradley_terry
+from tests import made, reference
+
+FAMILIES = pytest.mark.parametrize("config", made.CONFIGS.values(), ids=made.CONFIGS.keys())
+
+
+def assert_same(model, loss, reference_loss) -> None:
+    """Two losses of one model, and their gradients, agree to fp32 rounding."""
+    torch.testing.assert_close(loss, reference_loss, rtol=2e-6, atol=1e-5)
+    found = []
+    for value in (loss, reference_loss):
+        model.zero_grad(set_to_none=True)
+        value.backward()
+        found.append([p.grad if p.grad is not None else torch.zeros_like(p) for p in model.parameters()])
+    for a, b in zip(*found, strict=True):
+        assert (a - b).norm() <= 1e-4 * b.norm() + 1e-5
+
+
+@FAMILIES
+@settings(max_examples=25)
+@given(seed=st.integers(0, 10**6), n=st.integers(1, 5), share=st.booleans())
+def test_packed_pairs_score_and_learn_as_separate_sequences(config, seed, n, share):
+    model = made.model(RewardModel, config, seed=seed)
+    pairs = made.token_pairs(n, seed)
+    row = pack(made.pair_examples(pairs), np.arange(n), share)
+    alone = torch.stack([reference.reward_of(model, text) for pair in pairs for text in pair])
+    torch.testing.assert_close(model.rewards(row), alone, rtol=1e-5, atol=1e-5)
+    assert_same(model, model(row)["loss"], reference.pair_loss_sum(model, pairs))
+
+
+@FAMILIES
+@settings(max_examples=25)
+@given(seed=st.integers(0, 10**6), n=st.integers(1, 5))
+def test_packed_texts_learn_as_separate_sequences(config, seed, n):
+    model = made.model(LanguageModel, config, seed=seed)
+    texts = [chosen for chosen, _ in made.token_pairs(n, seed, longest=20)]
+    sums = model(pack(made.text_examples(texts), np.arange(n)))
+    assert sums["count"] == sum(len(t) - 1 for t in texts)
+    assert_same(model, sums["loss"], reference.text_loss_sum(model, texts))
+
+
+def test_sums_are_of_pairs():
+    model = made.model(RewardModel)
+    row = pack(made.pair_examples(made.token_pairs(6)), np.arange(6))
+    sums, rewards = model(row), model.rewards(row).view(-1, 2)
+    assert sums["accuracy"] == sum(chosen > rejected for chosen, rejected in rewards.tolist())
+    assert sums["count"] == 6
+    torch.testing.assert_close(sums["loss"], bradley_terry(rewards).sum())
+    torch.testing.assert_close(sums["margin"], (rewards[:, 0] - rewards[:, 1]).sum())
+
+
+def test_a_tie_counts_half():
+    model = made.model(RewardModel)
+    torch.nn.init.zeros_(model.score.weight)
+    assert model(pack(made.pair_examples(made.token_pairs(5)), np.arange(5)))["accuracy"] == 2.5
+
+
+@pytest.mark.parametrize("cls", [LanguageModel, RewardModel])
+def test_an_empty_row_has_zero_loss_with_a_graph_through_every_parameter(cls):
+    model = made.model(cls)
+    sums = model(pack(made.text_examples([[1]]), np.array([], np.int64)))
+    assert sums["loss"].item() == 0 and sums["count"].item() == 0
+    sums["loss"].backward()
+    assert all(p.grad is not None and not p.grad.any() for p in model.parameters())
+
+
+def test_a_tied_model_has_no_head_of_its_own():
+    names = dict(made.model(LanguageModel, made.GPT_NEO).named_parameters())
+    assert "lm_head.weight" not in names and "lm_head.weight" in dict(made.model(LanguageModel).named_parameters())

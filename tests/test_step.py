@@ -1,0 +1,155 @@
+"""rm.step: one, two and four ranks, any split into rows, give the update of one slow process."""
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from rm import batch, optim, parallel, step
+from rm.heads import LanguageModel, RewardModel
+from tests import made, reference
+from tests.ranks import run_ranks
+
+STEPS = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(batch.BatchSettings, batch.RowSettings, optim.OptimSettings, parallel.ParallelSettings):
+    pass
+
+
+def examples_of(cls, n: int):
+    pairs = made.token_pairs(n, seed=1)
+    return made.pair_examples(pairs) if cls is RewardModel else made.text_examples([a for a, _ in pairs])
+
+
+def sharded(cls, config, settings: Settings):
+    """The model of `made.model`, on the meta device, sharded, and filled."""
+    whole = made.model(cls, config)
+    with torch.device("meta"):
+        model = cls(config, type(whole.kernel) if not isinstance(whole.kernel, type) else whole.kernel)
+    parallel.apply(model, parallel.compute_dtype(settings))
+    for p, q in zip(model.parameters(), whole.parameters(), strict=True):
+        parallel.fill(p, q.detach())
+    return model
+
+
+def train(cls, config, settings: Settings, n: int):
+    """(mean loss, gradient norm) of every step, and the weights at the end."""
+    model = sharded(cls, config, settings)
+    loader = batch.Loader(examples_of(cls, n), settings, seed=0, attention_cost=0.01)
+    optimizer = optim.adamw(model, settings)
+    lines = []
+    for s in range(STEPS):
+        work = loader.at(s)
+        sums = step.train_step(model, optimizer, work, settings.max_grad_norm)
+        summed = step.dist.sum_over_ranks(torch.stack([sums["loss"].double(), sums["count"].double()]))
+        lines.append(((summed[0] / summed[1]).item(), sums["grad_norm"].item()))
+        assert summed[1] == model.count(work)
+    return lines, [p.full_tensor() for p in model.parameters()]
+
+
+def train_slowly(cls, config, settings: Settings, n: int):
+    """The same without rows, ranks, packing or sharing: text by text, one backward a step."""
+    model = made.model(cls, config)
+    pairs = made.token_pairs(n, seed=1)
+    loader = batch.Loader(examples_of(cls, n), settings, seed=0, attention_cost=0.01)
+    optimizer = optim.adamw(model, settings)
+    lines = []
+    for s in range(STEPS):
+        mine = [pairs[i] for i in loader.numbers(s)]
+        if cls is RewardModel:
+            loss = reference.pair_loss_sum(model, mine) / len(mine)
+        else:
+            texts = [a for a, _ in mine]
+            loss = reference.text_loss_sum(model, texts) / sum(len(t) - 1 for t in texts)
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), settings.max_grad_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+        lines.append((loss.item(), norm.item()))
+    return lines, [p.detach() for p in model.parameters()]
+
+
+SETTINGS = Settings(
+    global_batch_size=7, max_tokens=45, learning_rate=1e-2, max_grad_norm=1.0, weight_decay=0.1, num_train_epochs=3
+)
+
+
+@pytest.mark.parametrize("world", [1, 2, 4])
+@pytest.mark.parametrize("config", made.CONFIGS.values(), ids=made.CONFIGS.keys())
+@pytest.mark.parametrize("cls", [RewardModel, LanguageModel])
+def test_ranks_rows_and_packing_do_not_change_the_training(cls, config, world):
+    # 16 examples: two steps of 7 (several ragged rows a rank) and one of 2, where of 4 ranks two have no work
+    slow, slow_weights = train_slowly(cls, config, SETTINGS, 16)
+    for lines, weights in run_ranks(world, train, cls, config, SETTINGS, 16):
+        torch.testing.assert_close(torch.tensor(lines), torch.tensor(slow), rtol=1e-5, atol=1e-5)
+        for p, q in zip(weights, slow_weights, strict=True):
+            assert (p - q).norm() <= 1e-3 * q.norm()  # Adam amplifies rounding where a gradient is nearly zero
+
+
+def test_several_rows_a_rank_and_spare_rows_really_occur():
+    loader = batch.Loader(examples_of(RewardModel, 16), SETTINGS, seed=0, attention_cost=0.01)
+    rows = [len(loader.at(s).rows) for s in range(STEPS)]
+    assert rows[0] > 1
+    lengths = loader.lengths[loader.numbers(2)]
+    assert [] in [row for rows in batch.plan(lengths, lengths, SETTINGS.max_tokens, 4) for row in rows]
+
+
+def bfloat16_lines(world_settings: Settings):
+    return train(RewardModel, made.LLAMA, world_settings, 16)[0]
+
+
+def test_bfloat16_computes_near_float32_and_keeps_float32_masters():
+    import dataclasses
+
+    exact = run_ranks(1, bfloat16_lines, SETTINGS)[0]
+    low = run_ranks(2, bfloat16_lines, dataclasses.replace(SETTINGS, dtype="bfloat16"))
+    assert low[0] == low[1]
+    assert exact != low[0]
+    torch.testing.assert_close(torch.tensor(low[0][0]), torch.tensor(exact[0]), rtol=0.05, atol=0.02)
+
+
+def dtypes():
+    settings = Settings(dtype="bfloat16")
+    model = sharded(RewardModel, made.LLAMA, settings)
+    seen = {}
+    model.score.register_forward_pre_hook(lambda m, x: seen.update(score=(x[0].dtype, m.weight.dtype)))
+    model.layers[0].mlp.up_proj.register_forward_pre_hook(lambda m, x: seen.update(block=(x[0].dtype, m.weight.dtype)))
+    row = batch.pack(examples_of(RewardModel, 2), range(2))
+    model(row)["loss"].backward()
+    return seen, {p.dtype for p in model.parameters()}, {p.grad.dtype for p in model.parameters()}
+
+
+def test_in_bfloat16_blocks_compute_low_and_the_score_head_and_all_that_is_stored_stay_float32():
+    seen, parameters, gradients = run_ranks(1, dtypes)[0]
+    assert seen == {"score": (torch.float32, torch.float32), "block": (torch.bfloat16, torch.bfloat16)}
+    assert parameters == gradients == {torch.float32}
+
+
+def evaluated(n: int):
+    model = sharded(RewardModel, made.LLAMA, SETTINGS)
+    rows = batch.InOrder(examples_of(RewardModel, n), SETTINGS)
+    return step.evaluate(model, rows), step.score(model, rows)
+
+
+@pytest.mark.parametrize("world", [1, 2, 4])
+def test_evaluation_is_exact_over_ranks_and_scores_come_in_file_order(world):
+    n = 5
+    model = made.model(RewardModel)
+    pairs = made.token_pairs(n, seed=1)
+    scores = torch.stack([torch.stack([reference.reward_of(model, t) for t in pair]) for pair in pairs]).detach()
+    for means, got in run_ranks(world, evaluated, n):
+        torch.testing.assert_close(got, scores, rtol=1e-5, atol=1e-5)
+        assert means["accuracy"] == (scores[:, 0] > scores[:, 1]).double().mean().item()
+        assert means["loss"] == pytest.approx(reference.pair_loss_sum(model, pairs).item() / n, rel=1e-5)
+
+
+def peak_of_row(global_batch_size: int) -> int:
+    settings = Settings(global_batch_size=global_batch_size, max_tokens=45)
+    loader = batch.Loader(examples_of(RewardModel, 64), settings, seed=0, attention_cost=0.0)
+    return max(len(row.tokens) for row in loader.at(0).rows)
+
+
+def test_a_rows_size_does_not_grow_with_the_global_batch():
+    assert all(peak_of_row(size) <= 45 for size in (8, 64))

@@ -1,0 +1,88 @@
+"""Tiny Hugging Face models with random weights, made in place, and ours beside them."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from rm import weights
+from rm.attention import SplitAttention
+from rm.heads import LanguageModel
+
+transformers = pytest.importorskip("transformers")
+
+LLAMA = dict(
+    vocab_size=99,
+    hidden_size=32,
+    intermediate_size=48,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    max_position_embeddings=64,
+    bos_token_id=1,
+    eos_token_id=2,
+)
+GPT_NEO = dict(
+    vocab_size=99,
+    hidden_size=32,
+    num_layers=4,
+    num_heads=4,
+    max_position_embeddings=512,
+    attention_types=[[["global", "local"], 2]],
+    bos_token_id=98,
+    eos_token_id=98,
+)
+
+
+def llama(**settings):
+    """A LlamaForCausalLM."""
+    return spread(transformers.LlamaForCausalLM(transformers.LlamaConfig(**(LLAMA | settings))))
+
+
+def gpt_neo(**settings):
+    """A GPTNeoForCausalLM."""
+    return spread(transformers.GPTNeoForCausalLM(transformers.GPTNeoConfig(**(GPT_NEO | settings))))
+
+
+@torch.no_grad()
+def spread(model):
+    """Random everything: as initialised, biases are zero and norms one, and attention is nearly uniform."""
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        noise = torch.randn(parameter.shape, generator=generator)
+        if parameter.ndim == 2:
+            parameter.copy_(noise * parameter.shape[1] ** -0.5)
+        else:
+            parameter.copy_(parameter + 0.1 * noise)
+    return model.eval()
+
+
+def save_with(model, folder: Path, **settings) -> Path:
+    model.save_pretrained(folder, **settings)
+    return folder
+
+
+def ours(folder: Path, head: type = LanguageModel, dtype: torch.dtype = torch.float32):
+    """Our model from a folder, not sharded; and what `load` returned is asserted to be nothing."""
+    config, *_ = weights.read_config(folder)
+    model = head(config, SplitAttention).to(dtype)
+    assert weights.load(model, folder) == set()
+    return model
+
+
+def tokens(length: int) -> Tensor:
+    """Random ids, the same for a length."""
+    return torch.randint(0, 99, (length,), generator=torch.Generator().manual_seed(length))
+
+
+@torch.no_grad()
+def logits(model: LanguageModel, tokens: Tensor) -> Tensor:
+    """(T, V) of one text."""
+    hidden = model.hidden(tokens, torch.arange(len(tokens)), [(0, len(tokens))])
+    head = model.embed if model.config.tie_embeddings else model.lm_head
+    return hidden @ head.weight.T
+
+
+@torch.no_grad()
+def their_logits(model, tokens: Tensor) -> Tensor:
+    return model(tokens[None]).logits[0]

@@ -1,0 +1,66 @@
+"""Fine-tune a language model on texts.
+
+    python train_sft.py --model_name_or_path models/llama-7b --dataset_path sft.json --output_dir runs/sft
+    torchrun --nproc_per_node 8 train_sft.py ...     the same flags on eight GPUs; --global_batch_size stays
+    what it is
+
+Data: {"type": "text_only", "instances": [{"text": ...}]}, or the same records as JSON lines, plain or .gz.
+Loss: cross entropy of the whole text, which ends in an end-of-text token; packed texts never see one another.
+"""
+
+from dataclasses import dataclass
+
+from rm import batch, data, dist, heads, log, optim, parallel, weights
+from rm.config import parse, setting
+from rm.step import evaluate, train_step
+from rm.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(
+    heads.ModelSettings,
+    data.DataSettings,
+    data.SplitSettings,
+    batch.BatchSettings,
+    batch.RowSettings,
+    optim.OptimSettings,
+    parallel.ParallelSettings,
+    log.RunSettings,
+):
+    learning_rate: float = setting(2e-5, "peak learning rate")
+
+
+def main(settings: Settings) -> None:
+    log.check_free(settings.output_dir)
+
+    # text: files -> examples
+    tokenizer = Tokenizer(settings.model_name_or_path)
+    train, held_out, facts = data.load(data.texts, settings, tokenizer, log.say)
+
+    # weights: shapes, shards, numbers
+    model = heads.load(heads.LanguageModel, settings)
+    optimizer = optim.adamw(model, settings)
+
+    # examples -> the work of every step
+    loader = batch.Loader(train, settings, settings.seed, model.config.attention_cost)
+    held_out = batch.InOrder(held_out, settings)
+
+    with log.Run(settings, loader.steps, loader.steps_per_epoch, facts) as run:
+        # ------------------------------------------------------------------ the loop: change me
+        for step in range(loader.steps):
+            work = loader.at(step)
+            rate = optim.learning_rate(step, loader.steps, settings)
+            optim.set_learning_rate(optimizer, rate)
+            sums = train_step(model, optimizer, work, settings.max_grad_norm)
+            run.train(step + 1, sums, rate, work.examples, work.tokens, "texts")
+            if held_out and run.evaluates(step + 1):
+                run.evaluation(step + 1, evaluate(model, held_out))
+        # ------------------------------------------------------------------ the loop ends
+        weights.save(model, run.folder / "model", settings.model_name_or_path, parallel.compute_dtype(settings))
+        log.say(f"saved {run.folder / 'model'}")
+
+
+if __name__ == "__main__":
+    settings = parse(Settings, __doc__)
+    with dist.one_line_errors(), dist.session(settings.seed):
+        main(settings)
