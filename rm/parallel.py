@@ -47,8 +47,9 @@ def apply(model: nn.Module, dtype: torch.dtype) -> None:
         fully_shard(layer, mesh=mesh, mp_policy=policy)
     if hasattr(model, "score"):  # a unit of its own: it computes in fp32 whatever the rest does
         fully_shard(model.score, mesh=mesh)
-        register_fsdp_forward_method(model, "rewards")
     fully_shard(model, mesh=mesh, mp_policy=policy)  # embedding, last norm and LM head: tied weights stay in one unit
+    if hasattr(model, "score"):
+        register_fsdp_forward_method(model, "rewards")
     model.to_empty(device=dist.device())
 
 

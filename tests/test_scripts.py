@@ -1,0 +1,177 @@
+"""The three scripts as a user runs them: real processes, files and folders; and the one line that bad input gets."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from tests import text_fixtures, tiny
+
+ROOT = Path(__file__).parent.parent
+TEXTS = [f"###Human: what is {a} and {b}?###Assistant: it is {a + b}." for a in range(6) for b in range(5)]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory) -> Path:
+    """A folder with a tiny LLaMA, texts and pairs."""
+    folder = tmp_path_factory.mktemp("world")
+    text_fixtures.byte_level(folder / "model")
+    tiny.llama(vocab_size=400).save_pretrained(folder / "model")
+    (folder / "sft.json").write_text(
+        json.dumps({"type": "text_only", "instances": [{"text": text} for text in TEXTS]})
+    )
+    pairs = [{"positive": text, "negative": text[:-3] + "no."} for text in TEXTS]
+    (folder / "pairs.jsonl").write_text("\n".join(map(json.dumps, pairs)))
+    return folder
+
+
+def run(script: str, *flags, processes: int = 0) -> subprocess.CompletedProcess:
+    """`python script flags`, or under torchrun with this many processes."""
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)] if processes else []
+    command = [sys.executable, *launch, str(ROOT / script), *map(str, flags)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=ROOT)
+
+
+def metrics(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in open(folder / "metrics.jsonl")]
+
+
+def train(script: str, world: Path, out: Path, *flags, processes: int = 0) -> list[dict]:
+    data = world / ("sft.json" if script == "train_sft.py" else "pairs.jsonl")
+    done = run(
+        script, "--model_name_or_path", world / "model", "--dataset_path", data, "--output_dir", out,
+        "--validation_split_percentage", 20, "--global_batch_size", 8, "--max_tokens", 200, "--logging_steps", 1,
+        "--learning_rate", 1e-3, *flags, processes=processes,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return metrics(out)
+
+
+def values(lines: list[dict], *names: str) -> list[float]:
+    return [line[name] for line in lines for name in names if name in line]
+
+
+@pytest.mark.parametrize("script", ["train_sft.py", "train_rm.py"])
+def test_two_processes_under_torchrun_train_as_one_does(script, world, tmp_path):
+    one = train(script, world, tmp_path / "one")
+    two = train(script, world, tmp_path / "two", processes=2)
+    assert [line["step"] for line in one] == [line["step"] for line in two] == [1, 2, 3, 3]
+    names = ("loss", "grad_norm", "eval_loss")
+    assert values(two, *names) == pytest.approx(values(one, *names), rel=1e-4)
+    assert len(values(one, *names)) == 7
+    assert json.loads((tmp_path / "two" / "run.json").read_text())["processes"] == 2
+
+
+def test_sft_then_reward_model_then_evaluation_and_transformers_scores_as_we_do(world, tmp_path):
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+
+    train("train_sft.py", world, tmp_path / "sft")
+    AutoModelForCausalLM.from_pretrained(tmp_path / "sft" / "model")
+    train("train_rm.py", world, tmp_path / "rm", "--model_name_or_path", tmp_path / "sft" / "model")
+    flags = ("--model_name_or_path", tmp_path / "rm" / "model", "--dataset_path", world / "pairs.jsonl")
+    for name, processes in (("one", 0), ("two", 2)):
+        done = run("eval_rm.py", *flags, "--output_dir", tmp_path / name, processes=processes)
+        assert done.returncode == 0, done.stderr
+
+    report = json.loads((tmp_path / "one" / "report.json").read_text())
+    assert report["n"] == len(TEXTS) and report["accuracy_ci95"][0] <= report["accuracy"] <= report["accuracy_ci95"][1]
+    scores = {}
+    for name in ("one", "two"):
+        lines = [json.loads(line) for line in open(tmp_path / name / "scores.jsonl")]
+        assert [line["record"] for line in lines] == list(range(len(TEXTS)))
+        scores[name] = torch.tensor([line["scores"] for line in lines])
+    torch.testing.assert_close(scores["two"], scores["one"], rtol=1e-5, atol=1e-5)
+    right = (scores["one"][:, 0] > scores["one"][:, 1]).double().mean().item()
+    assert report["accuracy"] == pytest.approx(right)
+
+    theirs = AutoModelForSequenceClassification.from_pretrained(tmp_path / "rm" / "model").eval()
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "rm" / "model")
+    records = [json.loads(line) for line in open(world / "pairs.jsonl")][:4]
+    texts = [record[side] + tokenizer.eos_token for record in records for side in ("positive", "negative")]
+    with torch.no_grad():
+        logits = theirs(**tokenizer(texts, return_tensors="pt", padding=True)).logits[:, 0]
+    torch.testing.assert_close(scores["one"][:4].flatten(), logits, rtol=1e-4, atol=1e-4)
+
+
+def test_a_run_is_repeated_from_its_run_json(world, tmp_path):
+    first = train("train_rm.py", world, tmp_path / "first", "--max_steps", 2)
+    done = run("train_rm.py", "--config", tmp_path / "first" / "run.json", "--output_dir", tmp_path / "again")
+    assert done.returncode == 0, done.stderr
+    assert values(metrics(tmp_path / "again"), "loss", "grad_norm") == values(first, "loss", "grad_norm")
+
+
+def refused(script: str, out: Path, *flags, processes: int = 0) -> str:
+    """The one line on stderr of a run that a user's mistake ended; nothing was written."""
+    before = sorted(out.rglob("*")) if out.exists() else None
+    done = run(script, *flags, "--output_dir", out, processes=processes)
+    assert done.returncode != 0 and (sorted(out.rglob("*")) if out.exists() else None) == before
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith(("error", script + ": error"))]
+    if not processes:
+        assert done.returncode == 2 and "Traceback" not in done.stderr
+    return line
+
+
+def broken(folder: Path, world: Path, **config) -> Path:
+    """A copy of the model with other settings in config.json."""
+    folder.mkdir()
+    for file in (world / "model").iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    saved = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(saved | config))
+    return folder
+
+
+MISTAKES = {
+    "a missing file": ({"data": None}, "nowhere.jsonl: no such file"),
+    "an empty file": ({"data": ""}, "the file is empty"),
+    "broken JSON": ({"data": '{"chosen": "a", "rejected": "b"}\n{"chosen"'}, "line 2 column 10: is not JSON"),
+    "a record without its keys": ({"data": '{"instances": [{"text": "a"}]}'}, "record 1: has the keys 'text'; expected"),
+    "no list": ({"data": '{"instances": 3}'}, "its records are 3"),
+    "a wrong type": ({"data": '{"chosen": "a", "rejected": 7}'}, "line 1: 'rejected' is 7; expected its text"),
+    "no pair left": ({"flags": ["--max_length", 2]}, "30 longer than --max_length 2; none is left: raise --max_length"),
+    "an unknown flag": ({"flags": ["--lerning_rate", 1]}, "unrecognized arguments: --lerning_rate 1"),
+    "an unknown architecture": ({"config": {"model_type": "mamba"}}, "model_type 'mamba' is not supported, only"),
+    "missing tensors": ({"config": {"num_hidden_layers": 9}}, "missing: model.layers."),
+    "extra tensors": ({"config": {"num_hidden_layers": 1}}, "unknown: model.layers.1."),
+    "mis-shaped tensors": ({"config": {"intermediate_size": 99}}, "of another shape: model.layers.0.mlp."),
+    "rows that hold no pair": ({"flags": ["--max_tokens", 5]}, "--max_tokens 5 is less than the longest example's"),
+}
+
+
+@pytest.mark.parametrize(("mistake", "message"), MISTAKES.values(), ids=MISTAKES)
+def test_a_mistake_gets_one_line_that_says_what_to_do_and_leaves_nothing_behind(world, tmp_path, mistake, message):
+    model, data = world / "model", world / "pairs.jsonl"
+    if "config" in mistake:
+        model = broken(tmp_path / "model", world, **mistake["config"])
+    if "data" in mistake:
+        data = tmp_path / "nowhere.jsonl"
+        if mistake["data"] is not None:
+            data.write_text(mistake["data"])
+    flags = mistake.get("flags", [])
+    line = refused(
+        "train_rm.py", tmp_path / "out", "--model_name_or_path", model, "--dataset_path", data, *flags
+    )
+    assert message in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_mistake_under_torchrun_is_still_one_line(world, tmp_path):
+    line = refused(
+        "train_rm.py", tmp_path / "out", "--model_name_or_path", world / "model", "--dataset_path", "nowhere.jsonl",
+        processes=2,
+    )  # fmt: skip
+    assert "nowhere.jsonl: no such file" in line
+
+
+def test_an_output_folder_that_holds_a_run_is_left_alone(world, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "run.json").write_text("{}")
+    flags = ("--model_name_or_path", world / "model", "--dataset_path", world / "pairs.jsonl")
+    assert "already holds another run" in refused("train_rm.py", tmp_path / "out", *flags)
+
+
+def test_evaluating_a_language_model_says_that_it_is_no_reward_model(world, tmp_path):
+    flags = ("--model_name_or_path", world / "model", "--dataset_path", world / "pairs.jsonl")
+    assert "is not a reward model: it holds no score.weight" in refused("eval_rm.py", tmp_path / "out", *flags)
