@@ -27,7 +27,7 @@ class Settings(heads.ModelSettings, data.DataSettings, batch.RowSettings, parall
 def main(settings: Settings) -> None:
     log.check_free(settings.output_dir, ("report.json", "run.json"))
     tokenizer = Tokenizer(settings.model_name_or_path)
-    pairs, counts = data.pairs(settings.dataset_path, tokenizer, settings.max_length)
+    pairs, counts = data.read_once(data.pairs, settings.dataset_path, settings, tokenizer)
     log.say(str(counts))
     model = heads.load(heads.RewardModel, settings, new_head=False)
 

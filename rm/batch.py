@@ -183,8 +183,8 @@ class InOrder:
 def plan(lengths: np.ndarray, costs: np.ndarray, max_tokens: int, world: int) -> list[list[list[int]]]:
     """Deal examples to ranks and rows: plan[rank][row] is a list of indices into `lengths`.
 
-    As few rows as hold the tokens, rounded up to the same number on every rank, and filled evenly by cost.
-    Only where even filling overflows a row are rows packed tight (best fit) instead, and dealt by cost.
+    As few rows as hold the tokens, rounded up to the same number on every rank, and filled evenly by cost. For a
+    single rank, or where even filling overflows a row, rows are packed tight (best fit) instead and dealt by cost.
 
     Args:
         lengths: (n,) tokens of each example, none over max_tokens.
@@ -193,7 +193,7 @@ def plan(lengths: np.ndarray, costs: np.ndarray, max_tokens: int, world: int) ->
     by_cost = np.argsort(-costs, kind="stable").tolist()
     sizes, prices = lengths.tolist(), costs.tolist()
     need = max(1, math.ceil(sum(sizes) / max_tokens))
-    rows = _even(by_cost, sizes, prices, max_tokens, math.ceil(need / world) * world)
+    rows = _even(by_cost, sizes, prices, max_tokens, math.ceil(need / world) * world) if world > 1 else None
     if rows is None:
         rows = _tight(sorted(by_cost, key=lambda i: -sizes[i]), sizes, max_tokens)
         rows += [[] for _ in range(-len(rows) % world)]

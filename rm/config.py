@@ -154,9 +154,7 @@ def _read_file(path: str | None, fields: dict, hints: dict) -> dict:
     if not isinstance(saved, dict):
         raise ValueError(f"--config {path}: expected an object of settings, got {type(saved).__name__}")
     if unknown := sorted(saved.keys() - fields.keys()):
-        raise ValueError(
-            f"--config {path}: unknown settings {', '.join(unknown)}; see --help"
-        )
+        raise ValueError(f"--config {path}: unknown settings {', '.join(unknown)}; see --help")
     return {name: _checked(path, name, value, hints[name], fields[name]) for name, value in saved.items()}
 
 

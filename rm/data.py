@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from rm import cache
 from rm.config import REQUIRED, require_positive, setting
 from rm.examples import Example, Examples
 from rm.records import read_records
@@ -27,6 +28,8 @@ class DataSettings:
 
     dataset_path: tuple[str, ...] = setting(REQUIRED, "one or more files, .json or .jsonl, may be gzipped")
     max_length: int = setting(512, "leave out what is longer than this many tokens, BOS and EOS included")
+
+    cache_dir: str = setting(cache.default_folder(), "where tokenized data is kept for the next start")
 
     def check(self) -> None:
         require_positive(self, "max_length")
@@ -67,15 +70,35 @@ def load(
         settings: DataSettings and SplitSettings.
         say: told what was read, and what was dropped.
     """
-    train, report = read(settings.dataset_path, tokenizer, settings.max_length)
+    train, report = read_once(read, settings.dataset_path, settings, tokenizer)
     say(f"data: {report}")
     facts = {"tokenizer": tokenizer.fingerprint, "train": asdict(report) | {"sha256": train.hash}}
     if settings.eval_dataset_path:
-        held_out, report = read(settings.eval_dataset_path, tokenizer, settings.max_length)
+        held_out, report = read_once(read, settings.eval_dataset_path, settings, tokenizer)
         say(f"held out: {report}")
     else:
         train, held_out = split(train, settings.validation_split_percentage)
     return train, held_out, {"data": facts | {"held_out": {"kept": len(held_out), "sha256": held_out.hash}}}
+
+
+def read_once(
+    read: Callable[..., tuple[Examples, Report]], paths: tuple[str, ...], settings: DataSettings, tokenizer: Tokenizer
+) -> tuple[Examples, Report]:
+    """`read(paths)` by one process of each machine and once for all starts: see `rm.cache`."""
+
+    def make() -> tuple[Examples, dict]:
+        examples, report = read(paths, tokenizer, settings.max_length)
+        return examples, asdict(report)
+
+    name = [
+        read.__name__,
+        tokenizer.fingerprint,
+        str(tokenizer.bos_id),
+        str(tokenizer.eos_id),
+        str(settings.max_length),
+    ]
+    examples, report = cache.open_or_make(settings.cache_dir, name, paths, make)
+    return examples, Report(**report)
 
 
 def texts(paths: Sequence[str | Path], tokenizer: Tokenizer, max_length: int) -> tuple[Examples, Report]:

@@ -102,7 +102,7 @@ def load(cls: type, settings, new_head: bool = True) -> Transformer:
     dtype = parallel.compute_dtype(settings)
     with torch.device("meta"):
         model = cls(config, choose_kernel(dist.device(), dtype, config.n_heads, config.n_kv_heads, config.head_dim))
-    parallel.apply(model, dtype)
+    parallel.apply(model, settings)
     if "score.weight" in weights.load(model, folder):
         if not new_head:
             raise ValueError(f"{folder} is not a reward model: it holds no score.weight. Train one with train_rm.py")

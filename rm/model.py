@@ -53,7 +53,7 @@ class ModelConfig:
 def rope_table(position: Tensor, head_dim: int, theta: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Cosines and sines of rotary positions (RoFormer, arXiv 2104.09864), in the half-rotation form of Hugging Face.
 
-    The sines carry the sign of the rotation, so that `rotate` needs no negated copy. Angles are taken in fp32
+    The sines carry the sign of the rotation, so that `rotate` needs no negated half. Angles are taken in fp32
     whatever `dtype`.
 
     Args:
@@ -73,8 +73,7 @@ def rope_table(position: Tensor, head_dim: int, theta: float, dtype: torch.dtype
 def rotate(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
     """x (T, H, E) turned by its position."""
     cos, sin = rope
-    first, second = x.chunk(2, -1)
-    return x * cos + torch.cat([second, first], -1) * sin
+    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
 
 
 class RMSNorm(nn.RMSNorm):

@@ -4,6 +4,7 @@ FSDP2 (`fully_shard`) is always applied, on one process and on the CPU too: one 
 is decided. Parameters are made on the meta device and get memory only when each rank holds its shard.
 """
 
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +13,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from rm import dist
 from rm.config import setting
@@ -27,6 +29,12 @@ class ParallelSettings:
         "auto: bfloat16 on a GPU that has it, else float32",
         choices=("auto", "float32", "bfloat16"),
     )
+    gradient_checkpointing: str = setting(
+        "none",
+        "what the backward recomputes to save memory; selective: all but matrix products; full: every layer",
+        choices=("none", "selective", "full"),
+    )
+    torch_compile: bool = setting(False, "compile each layer: faster steps after a first one that takes minutes")
 
 
 def compute_dtype(settings: ParallelSettings) -> torch.dtype:
@@ -37,8 +45,18 @@ def compute_dtype(settings: ParallelSettings) -> torch.dtype:
     return torch.bfloat16 if fast else torch.float32
 
 
-def apply(model: nn.Module, dtype: torch.dtype) -> None:
-    """Shard a meta-built model over all ranks and give every rank's shard memory, without values."""
+def apply(model: nn.Module, settings: ParallelSettings) -> None:
+    """Recompute, compile and shard a meta-built model, and give every rank's shard memory, without values."""
+    for layer in model.layers:
+        if settings.gradient_checkpointing != "none":
+            layer.forward = functools.partial(_CHECKPOINTED[settings.gradient_checkpointing], layer.forward)
+        if settings.torch_compile:
+            layer.compile(dynamic=True)
+    _shard(model, compute_dtype(settings))
+    model.to_empty(device=dist.device())
+
+
+def _shard(model: nn.Module, dtype: torch.dtype) -> None:
     mesh = init_device_mesh(dist.device().type, (dist.world(),))
     policy = MixedPrecisionPolicy(
         param_dtype=None if dtype == torch.float32 else dtype, reduce_dtype=torch.float32, cast_forward_inputs=False
@@ -50,7 +68,26 @@ def apply(model: nn.Module, dtype: torch.dtype) -> None:
     fully_shard(model, mesh=mesh, mp_policy=policy)  # embedding, last norm and LM head: tied weights stay in one unit
     if hasattr(model, "score"):
         register_fsdp_forward_method(model, "rewards")
-    model.to_empty(device=dist.device())
+
+
+# What a backward would pay for most if it recomputed it. The rest is cheap: norms, rotations, activations.
+_KEPT = ("mm", "addmm", "_scaled_dot_product", "_varlen_attn", "_flash_attention", "_efficient_attention")
+
+
+def _keep_products(context, op, *args, **kwargs) -> CheckpointPolicy:
+    name = op.name().partition("::")[2].partition(".")[0]
+    kept = name.startswith(_KEPT) and "backward" not in name
+    return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE
+
+
+_CHECKPOINTED = {
+    "full": functools.partial(checkpoint, use_reentrant=False),
+    "selective": functools.partial(
+        checkpoint,
+        use_reentrant=False,
+        context_fn=functools.partial(create_selective_checkpoint_contexts, _keep_products),
+    ),
+}
 
 
 def local_slices(parameter: Tensor) -> tuple[slice, ...]:

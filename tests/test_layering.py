@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 LAYERS = [
     {"config", "dist", "attention", "losses", "lora", "examples", "records"},
-    {"tokenizer", "log", "model", "parallel"},
+    {"tokenizer", "log", "model", "parallel", "cache"},
     {"chat", "families"},
     {"data", "weights"},
     {"batch", "optim", "lisa"},

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from tests import text_fixtures, tiny
 
 ROOT = Path(__file__).parent.parent
@@ -19,9 +20,7 @@ def world(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("world")
     text_fixtures.byte_level(folder / "model")
     tiny.llama(vocab_size=400).save_pretrained(folder / "model")
-    (folder / "sft.json").write_text(
-        json.dumps({"type": "text_only", "instances": [{"text": text} for text in TEXTS]})
-    )
+    (folder / "sft.json").write_text(json.dumps({"type": "text_only", "instances": [{"text": text} for text in TEXTS]}))
     pairs = [{"positive": text, "negative": text[:-3] + "no."} for text in TEXTS]
     (folder / "pairs.jsonl").write_text("\n".join(map(json.dumps, pairs)))
     return folder
@@ -127,7 +126,10 @@ MISTAKES = {
     "a missing file": ({"data": None}, "nowhere.jsonl: no such file"),
     "an empty file": ({"data": ""}, "the file is empty"),
     "broken JSON": ({"data": '{"chosen": "a", "rejected": "b"}\n{"chosen"'}, "line 2 column 10: is not JSON"),
-    "a record without its keys": ({"data": '{"instances": [{"text": "a"}]}'}, "record 1: has the keys 'text'; expected"),
+    "a record without its keys": (
+        {"data": '{"instances": [{"text": "a"}]}'},
+        "record 1: has the keys 'text'; expected",
+    ),
     "no list": ({"data": '{"instances": 3}'}, "its records are 3"),
     "a wrong type": ({"data": '{"chosen": "a", "rejected": 7}'}, "line 1: 'rejected' is 7; expected its text"),
     "no pair left": ({"flags": ["--max_length", 2]}, "30 longer than --max_length 2; none is left: raise --max_length"),
@@ -150,9 +152,7 @@ def test_a_mistake_gets_one_line_that_says_what_to_do_and_leaves_nothing_behind(
         if mistake["data"] is not None:
             data.write_text(mistake["data"])
     flags = mistake.get("flags", [])
-    line = refused(
-        "train_rm.py", tmp_path / "out", "--model_name_or_path", model, "--dataset_path", data, *flags
-    )
+    line = refused("train_rm.py", tmp_path / "out", "--model_name_or_path", model, "--dataset_path", data, *flags)
     assert message in line
     assert not (tmp_path / "out").exists()
 

@@ -27,8 +27,8 @@ def sharded(cls, config, settings: Settings):
     """The model of `made.model`, on the meta device, sharded, and filled."""
     whole = made.model(cls, config)
     with torch.device("meta"):
-        model = cls(config, type(whole.kernel) if not isinstance(whole.kernel, type) else whole.kernel)
-    parallel.apply(model, parallel.compute_dtype(settings))
+        model = cls(config, whole.kernel)
+    parallel.apply(model, settings)
     for p, q in zip(model.parameters(), whole.parameters(), strict=True):
         parallel.fill(p, q.detach())
     return model

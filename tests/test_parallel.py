@@ -1,0 +1,100 @@
+"""rm.parallel: precision, recomputation and compilation do not change what is computed; slices are a rank's own."""
+
+import functools
+
+import pytest
+import torch
+
+from rm import batch, parallel
+from rm.heads import RewardModel
+from tests import made
+from tests.ranks import run_ranks
+
+
+def gradients(**settings):
+    """Loss, gradients, and how many values the forward kept for the backward (parameters aside)."""
+    with torch.device("meta"):
+        model = RewardModel(made.LLAMA, made.SplitAttention)
+    parallel.apply(model, parallel.ParallelSettings(**settings))
+    for p, q in zip(model.parameters(), made.model(RewardModel).parameters(), strict=True):
+        parallel.fill(p, q.detach())
+    row = batch.pack(made.pair_examples(made.token_pairs(4)), range(4))
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.numel()) or x, lambda x: x):
+        loss = model(row)["loss"]
+    loss.backward()
+    names = {name for name, _ in model.named_parameters()}
+    return loss.item(), [p.grad.full_tensor() for p in model.parameters()], sum(kept), names
+
+
+@pytest.mark.parametrize("how", ["selective", "full"])
+def test_recomputation_keeps_less_and_changes_neither_loss_nor_gradients_nor_names(how):
+    loss, grads, kept, names = run_ranks(1, gradients)[0]
+    other, others, other_kept, other_names = run_ranks(1, lambda: gradients(gradient_checkpointing=how))[0]
+    assert other == loss and other_names == names
+    assert all(torch.equal(a, b) for a, b in zip(grads, others, strict=True))
+    assert other_kept < kept / 2  # the hooks see what is outside a checkpoint
+
+
+def products(how: str) -> int:
+    """Matrix products that a forward and backward of `how` run."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Count(TorchDispatchMode):
+        products = 0
+
+        def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+            Count.products += op.name() == "aten::mm"
+            return op(*args, **(kwargs or {}))
+
+    with Count():
+        gradients(gradient_checkpointing=how)
+    return Count.products
+
+
+def test_selective_repeats_no_matrix_product_and_full_repeats_those_of_the_layers():
+    none, selective, full = (run_ranks(1, products, how)[0] for how in ("none", "selective", "full"))
+    assert selective == none
+    assert full - none >= 6 * made.LLAMA.n_layers  # the seventh need not run: the backward starts before it
+
+
+def test_compiled_layers_compute_the_same(monkeypatch):
+    compiled = []
+    compile = torch.nn.Module.compile
+
+    def quickly(layer, **kwargs):  # traced and differentiated as ever; only inductor's minutes of C++ are left out
+        compiled.append(kwargs)
+        compile(layer, backend="aot_eager", **kwargs)
+
+    monkeypatch.setattr(torch.nn.Module, "compile", quickly)
+    loss, grads, *_ = run_ranks(1, gradients)[0]
+    (other, others, *_), calls = run_ranks(1, lambda: (gradients(torch_compile=True), len(compiled)))[0]
+    assert calls == made.LLAMA.n_layers
+    assert other == pytest.approx(loss, rel=1e-6)
+    for a, b in zip(grads, others, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+def filled(rows: int):
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    layer = torch.nn.Linear(3, rows, bias=False)
+    fully_shard(layer, mesh=init_device_mesh("cpu", (torch.distributed.get_world_size(),)))
+    parallel.fill(layer.weight, torch.arange(3.0 * rows).view(rows, 3))
+    return layer.weight.full_tensor().flatten().tolist(), parallel.local_slices(layer.weight)
+
+
+@pytest.mark.parametrize(("world", "rows"), [(2, 5), (4, 1), (4, 6)])
+def test_fill_sets_every_ranks_own_rows_and_only_those(world, rows):
+    results = run_ranks(world, filled, rows)
+    assert all(values == list(range(3 * rows)) for values, _ in results)
+    assert sum(max(0, s[0].stop - s[0].start) for _, s in results) == rows
+
+
+def test_auto_is_float32_on_a_cpu_and_bfloat16_on_a_gpu_that_has_it(monkeypatch):
+    choose = functools.partial(parallel.compute_dtype, parallel.ParallelSettings())
+    assert choose() == torch.float32
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
+    assert choose() == torch.bfloat16
