@@ -10,7 +10,7 @@ Loss: cross entropy of the whole text, which ends in an end-of-text token; packe
 
 from dataclasses import dataclass
 
-from rm import batch, data, dist, heads, log, optim, parallel, weights
+from rm import adapter, batch, data, dist, heads, log, lora, optim, parallel, weights
 from rm.config import parse, setting
 from rm.step import evaluate, train_step
 from rm.tokenizer import Tokenizer
@@ -24,6 +24,7 @@ class Settings(
     batch.BatchSettings,
     batch.RowSettings,
     optim.OptimSettings,
+    lora.LoraSettings,
     parallel.ParallelSettings,
     log.RunSettings,
 ):
@@ -56,7 +57,10 @@ def main(settings: Settings) -> None:
             if held_out and run.evaluates(step + 1):
                 run.evaluation(step + 1, evaluate(model, held_out))
         # ------------------------------------------------------------------ the loop ends
-        weights.save(model, run.folder / "model", settings.model_name_or_path, parallel.compute_dtype(settings))
+        dtype = parallel.compute_dtype(settings)
+        if settings.use_lora:
+            adapter.save(model, run.folder / "adapter", settings)
+        weights.save(model, run.folder / "model", settings.model_name_or_path, dtype)
         log.say(f"saved {run.folder / 'model'}")
 
 

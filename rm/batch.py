@@ -117,6 +117,7 @@ class Work:
     examples: int  # over all ranks and rows: a reward model's divisor
     labels: int  # labelled tokens over all ranks and rows: a language model's divisor
     tokens: int  # over all ranks and rows, as computed
+    seed: int  # of this rank's dropout in this step
 
 
 class Loader:
@@ -160,7 +161,8 @@ class Loader:
         lengths = self.lengths[numbers]
         dealt = plan(lengths, self.costs[numbers], self.settings.max_tokens, dist.world())
         rows = [pack(self.examples, numbers[row], self.settings.share_prefix) for row in dealt[dist.rank()]]
-        return Work(rows, len(numbers), int(self.labels[numbers].sum()), int(lengths.sum()))
+        (seed,) = np.random.SeedSequence([self.seed, step, dist.rank()]).generate_state(1).tolist()
+        return Work(rows, len(numbers), int(self.labels[numbers].sum()), int(lengths.sum()), seed)
 
 
 class InOrder:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from rm import dist, losses, parallel, weights
+from rm import dist, lora, losses, parallel, weights
 from rm.attention import choose_kernel
 from rm.batch import Batch, Work
 from rm.config import REQUIRED, setting
@@ -102,12 +102,19 @@ def load(cls: type, settings, new_head: bool = True) -> Transformer:
     dtype = parallel.compute_dtype(settings)
     with torch.device("meta"):
         model = cls(config, choose_kernel(dist.device(), dtype, config.n_heads, config.n_kv_heads, config.head_dim))
+    if getattr(settings, "use_lora", False):  # eval_rm.py has no such setting
+        lora.adapt(model, settings, dtype)
     parallel.apply(model, settings)
-    if "score.weight" in weights.load(model, folder):
-        if not new_head:
-            raise ValueError(f"{folder} is not a reward model: it holds no score.weight. Train one with train_rm.py")
-        drawn = (
-            torch.randn(1, config.dim, generator=torch.Generator().manual_seed(settings.seed)) / (config.dim + 1) ** 0.5
-        )
-        parallel.fill(model.score.weight, drawn)
+    new = weights.load(model, folder)
+    if weights.SCORE in new and not new_head:
+        raise ValueError(f"{folder} is not a reward model: it holds no {weights.SCORE}. Train one with train_rm.py")
+    generator = torch.Generator().manual_seed(settings.seed) if new else None
+    for (
+        name,
+        parameter,
+    ) in model.named_parameters():  # in their order, whole, on every rank: the same for any world size
+        if name == weights.SCORE and name in new:
+            parallel.fill(parameter, torch.randn(parameter.shape, generator=generator) / (config.dim + 1) ** 0.5)
+        elif name in new:
+            parallel.fill(parameter, lora.drawn(name, parameter.shape, generator))
     return model

@@ -13,7 +13,7 @@ from rm.config import require_positive, setting
 class OptimSettings:
     """Optimizer"""
 
-    learning_rate: float = setting(1e-5, "peak learning rate")
+    learning_rate: float = setting(1e-5, "peak learning rate; adapters want ten times that of all weights")
     lr_scheduler_type: str = setting("linear", "shape of the decay to zero", choices=("linear", "cosine", "constant"))
     warmup_ratio: float = setting(0.03, "share of the steps over which the learning rate rises from zero")
     weight_decay: float = setting(0.0, "decoupled weight decay on matrices; norms and biases have none")

@@ -98,6 +98,12 @@ def local_slices(parameter: Tensor) -> tuple[slice, ...]:
     return tuple(slice(start, start + n) for start, n in zip(offset, shape, strict=True))
 
 
+def whole(parameter: Tensor) -> Tensor:
+    """All of a parameter's values, on every rank. Every rank must ask."""
+    tensor = parameter.detach()
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
 @torch.no_grad()
 def fill(parameter: Tensor, values: Tensor) -> None:
     """Set a parameter, sharded or not, from its whole values, which every rank has."""

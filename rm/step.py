@@ -21,6 +21,7 @@ def train_step(model: nn.Module, optimizer: torch.optim.Optimizer, work: Work, m
         this rank's sums over its rows, and `grad_norm`, the global norm before clipping.
     """
     total: Sums = {}
+    torch.manual_seed(work.seed)
     for row in work.rows:
         sums = model(row.to(dist.device()))
         (sums["loss"] * (dist.world() / model.count(work))).backward()

@@ -20,10 +20,10 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from rm import dist, families
+from rm import dist, families, lora
 from rm.families import Family
 from rm.model import ModelConfig
-from rm.parallel import local_slices
+from rm.parallel import local_slices, whole
 from rm.tokenizer import Tokenizer
 
 FLOATS = ("F64", "F32", "F16", "BF16")  # what a checkpoint may hold, as safetensors spells it
@@ -92,7 +92,7 @@ def _match(shapes: dict[str, tuple[int, ...]], folder: Path) -> dict[str, Stored
         elif ours != "lm_head.weight" and not family.ignores(tensor.name):
             unknown.append(tensor.name)
 
-    absent = [family.theirs(name) for name in shapes if name not in found and name != SCORE]
+    absent = [family.theirs(name) for name in shapes if not (name in found or name == SCORE or lora.is_adapter(name))]
     unlike = [(tensor, shapes[name]) for name, tensor in found.items() if tensor.shape != shapes[name]]
     problems = {
         "missing": absent,
@@ -158,14 +158,15 @@ def save(
 ) -> None:
     """Write a Hugging Face folder, whole or not at all, in place of the one that is there. All ranks call it.
 
-    Rank 0 holds as much as one file will, the others one tensor.
+    Adapters are merged into their layers, in fp32. Rank 0 holds as much as one file will, the others one tensor.
 
     Args:
         source: the folder that the model came from: its config.json and its tokenizer go along.
         dtype: of the weights in the files, except the score head, which is fp32 everywhere.
     """
     _, family, hf = read_config(source)
-    parameters = dict(model.named_parameters())
+    parameters = {name: p for name, p in model.named_parameters() if not lora.is_adapter(name)}
+    adapted = {f"{name}.weight": layer for name, layer in model.named_modules() if isinstance(layer, lora.LoRALinear)}
     head = "reward" if SCORE in parameters else "lm"
     dtypes = {name: torch.float32 if name == SCORE else dtype for name in parameters}
     sizes = {name: p.numel() * dtypes[name].itemsize for name, p in parameters.items()}
@@ -175,8 +176,10 @@ def save(
         for file, names in shards.items():
             held = {}
             for name in names:
-                tensor = parameters[name].detach()
-                tensor = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor  # a collective
+                tensor = whole(parameters[name])
+                if name in adapted:
+                    layer = adapted[name]
+                    tensor = tensor.float() + layer.scale * (whole(layer.lora_B).float() @ whole(layer.lora_A).float())
                 if dist.is_main():
                     held[family.theirs(name)] = tensor.to("cpu", dtypes[name]).contiguous()
             if dist.is_main():

@@ -8,11 +8,11 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 LAYERS = [
-    {"config", "dist", "attention", "losses", "lora", "examples", "records"},
-    {"tokenizer", "log", "model", "parallel", "cache"},
+    {"config", "dist", "attention", "losses", "examples", "records"},
+    {"tokenizer", "log", "model", "parallel", "cache", "lora"},
     {"chat", "families"},
     {"data", "weights"},
-    {"batch", "optim", "lisa"},
+    {"batch", "optim", "lisa", "adapter"},
     {"heads", "resume", "scoring"},
     {"step", "metrics", "report", "audit", "plan", "bench", "demo"},
 ]

@@ -1,0 +1,145 @@
+"""rm.lora and rm.adapter against peft: what is trained, what it computes, what is saved."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+import torch
+
+from rm import adapter, batch, heads, lora, optim, parallel, step, weights
+from rm.attention import SplitAttention
+from rm.heads import LanguageModel, RewardModel
+from tests import made, text_fixtures, tiny
+from tests.ranks import run_ranks
+
+peft = pytest.importorskip("peft")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(
+    heads.ModelSettings, batch.BatchSettings, batch.RowSettings, optim.OptimSettings, lora.LoraSettings,
+    parallel.ParallelSettings,
+):  # fmt: skip
+    seed: int = 0
+    max_length: int = 64
+    use_lora: bool = True
+    lora_r: int = 4
+    lora_dropout: float = 0.0
+    lora_target_modules: tuple[str, ...] = ("all-linear",)
+    learning_rate: float = 1e-2
+    global_batch_size: int = 6
+    max_tokens: int = 60
+
+
+@pytest.fixture(params=["llama", "gpt_neo"])
+def folder(request, tmp_path):
+    """A tiny base model of each family, as a reward model would start from it."""
+    text_fixtures.byte_level(tmp_path / "base")
+    getattr(tiny, request.param)(vocab_size=400).save_pretrained(tmp_path / "base")
+    return tmp_path / "base"
+
+
+def train(settings: Settings, out, steps: int = 3):
+    """Losses and gradient norms of some steps; the adapter and the merged model are saved."""
+    model = heads.load(RewardModel, settings)
+    optimizer = optim.adamw(model, settings)
+    loader = batch.Loader(made.pair_examples(made.token_pairs(12)), settings, 0, 0.01)
+    lines = []
+    for s in range(steps):
+        work = loader.at(s)
+        sums = step.train_step(model, optimizer, work, settings.max_grad_norm)
+        loss = step.dist.sum_over_ranks(sums["loss"].clone()) / work.examples
+        lines.append((loss.item(), sums["grad_norm"].item()))
+    if out is not None:
+        adapter.save(model, out / "adapter", settings)
+        weights.save(model, out / "merged", settings.model_name_or_path, torch.float32)
+    scores = step.score(model, batch.InOrder(made.pair_examples(made.token_pairs(5, seed=9)), settings))
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    states = {name for name, p in model.named_parameters() if p in optimizer.state}
+    return lines, scores, trained, states
+
+
+def test_peft_loads_the_adapter_and_transformers_the_merged_model_and_both_score_as_we_do(folder, tmp_path):
+    from transformers import AutoModelForSequenceClassification as Classifier
+
+    settings = Settings(model_name_or_path=str(folder))
+    ((lines, scores, trained, states),) = run_ranks(1, train, settings, tmp_path)
+    assert trained == states and all(lora.is_adapter(n) or n == "score.weight" for n in trained)
+    assert lines[-1][0] != lines[0][0]
+
+    base = Classifier.from_pretrained(folder, num_labels=1, pad_token_id=0)
+    adapted = peft.PeftModel.from_pretrained(base, str(tmp_path / "adapter")).eval()
+    merged = Classifier.from_pretrained(tmp_path / "merged").eval()
+    for model in (adapted, merged):
+        model.config.pad_token_id = None  # one text at a time: the last token is the last token
+        with torch.no_grad():
+            rows = [[model(torch.tensor([text])).logits.item() for text in p] for p in made.token_pairs(5, seed=9)]
+        torch.testing.assert_close(torch.tensor(rows), scores, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_ranks_train_save_and_score_as_one_does(folder, tmp_path, world):
+    from safetensors.torch import load_file
+
+    settings = Settings(model_name_or_path=str(folder), gradient_checkpointing="full" if world == 2 else "none")
+    ((one, scores, *_),) = run_ranks(1, train, settings, tmp_path / "one")
+    for lines, others, *_ in run_ranks(world, train, settings, tmp_path / "many"):
+        torch.testing.assert_close(torch.tensor(lines), torch.tensor(one), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(others, scores, rtol=1e-4, atol=1e-5)
+    a, b = (load_file(tmp_path / which / "adapter" / "adapter_model.safetensors") for which in ("one", "many"))
+    assert a.keys() == b.keys()
+    for name in a:
+        assert (a[name] - b[name]).norm() <= 1e-3 * a[name].norm()
+
+
+def frozen(settings: Settings):
+    model = heads.load(RewardModel, settings)
+    row = batch.pack(made.pair_examples(made.token_pairs(3)), np.arange(3))
+    model(row)["loss"].backward()
+    return {name: (p.dtype, p.requires_grad, p.grad is not None) for name, p in model.named_parameters()}
+
+
+def test_a_frozen_base_is_held_in_what_it_computes_in_and_gets_no_gradient(folder):
+    (found,) = run_ranks(1, frozen, Settings(model_name_or_path=str(folder), dtype="bfloat16"))
+    for name, (dtype, trains, has_gradient) in found.items():
+        new = lora.is_adapter(name) or name == "score.weight"
+        assert (dtype, trains, has_gradient) == (torch.float32 if new else torch.bfloat16, new, new), name
+
+
+def test_dropout_is_drawn_anew_each_step_and_repeats_with_the_seed(folder):
+    settings = Settings(model_name_or_path=str(folder), lora_dropout=0.5)
+    first, again = (run_ranks(1, train, settings, None, 2)[0][0] for _ in range(2))
+    other = run_ranks(1, train, replace(settings, lora_dropout=0.0), None, 2)[0][0]
+    assert first == again and first[1] != other[1]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (
+            {"lora_target_modules": ("q_porj",)},
+            "--lora_target_modules q_porj: no such linear layer; there are down_proj",
+        ),
+        ({"lora_r": 99}, "--lora_r 99 is more than the 8 that a target is wide"),
+    ],
+)
+def test_a_target_or_a_rank_that_does_not_fit_is_refused(wrong, message):
+    with torch.device("meta"):
+        model = LanguageModel(replace(made.LLAMA, n_kv_heads=1), SplitAttention)
+    with pytest.raises(ValueError, match=message):
+        lora.adapt(model, replace(Settings(model_name_or_path=""), **wrong), torch.float32)
+
+
+def test_an_adapter_starts_as_nothing_and_leaves_all_names_as_they_are():
+    settings = replace(Settings(model_name_or_path=""), lora_target_modules=("q_proj", "up_proj"))
+    plain, adapted = made.model(RewardModel), made.model(RewardModel)
+    lora.adapt(adapted, settings, torch.float32)
+    names = dict(adapted.named_parameters())
+    assert names.keys() - dict(plain.named_parameters()).keys() == {n for n in names if lora.is_adapter(n)}
+    assert len([n for n in names if lora.is_adapter(n)]) == 2 * 2 * made.LLAMA.n_layers
+    with torch.no_grad():
+        for name, p in adapted.named_parameters():
+            if lora.is_adapter(name):
+                p.copy_(lora.drawn(name, p.shape, torch.Generator().manual_seed(0)))
+    row = batch.pack(made.pair_examples(made.token_pairs(3)), np.arange(3))
+    assert torch.equal(plain.rewards(row), adapted.rewards(row))
