@@ -5,31 +5,26 @@ Every tensor is accounted for, both ways, by the key table of the model's family
 """
 
 import contextlib
-import json
 import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import sentencepiece
-import tokenizers
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from rm import dist, families, lora
 from rm.families import Family
+from rm.folder import describe, read_json, write_json
 from rm.model import ModelConfig
 from rm.parallel import local_slices, whole
-from rm.tokenizer import Tokenizer
 
 FLOATS = ("F64", "F32", "F16", "BF16")  # what a checkpoint may hold, as safetensors spells it
 SCORE = "score.weight"  # the one tensor that may be absent: a reward model starts from a language model
-TOKENIZER_FILES = """tokenizer.json tokenizer.model tokenizer_config.json special_tokens_map.json
-    added_tokens.json vocab.json merges.txt chat_template.jinja""".split()
 
 
 @dataclass(frozen=True)
@@ -48,7 +43,7 @@ def read_config(folder: str | Path) -> tuple[ModelConfig, Family, dict]:
     if not file.is_file():
         wrong = "has no config.json" if Path(folder).is_dir() else "is not a folder"
         raise ValueError(f"{folder} {wrong}: a model is a folder with config.json and *.safetensors")
-    hf = _read_json(file)
+    hf = read_json(file)
     try:
         if hf.get("quantization_config"):
             raise ValueError("quantization_config: quantized weights are not implemented")
@@ -126,7 +121,7 @@ def _files(folder: Path) -> list[Path]:
     if single.is_file():
         return [single]
     if index.is_file():
-        files = sorted({folder / name for name in _read_json(index).get("weight_map", {}).values()})
+        files = sorted({folder / name for name in read_json(index).get("weight_map", {}).values()})
         absent = [file.name for file in files if not file.is_file()]
         if absent or not files:
             raise ValueError(f"{index} names {_some(absent) or 'no files'}, not there: copy the folder again")
@@ -176,10 +171,7 @@ def save(
         for file, names in shards.items():
             held = {}
             for name in names:
-                tensor = whole(parameters[name])
-                if name in adapted:
-                    layer = adapted[name]
-                    tensor = tensor.float() + layer.scale * (whole(layer.lora_B).float() @ whole(layer.lora_A).float())
+                tensor = _merged(parameters[name], adapted.get(name))
                 if dist.is_main():
                     held[family.theirs(name)] = tensor.to("cpu", dtypes[name]).contiguous()
             if dist.is_main():
@@ -188,8 +180,15 @@ def save(
             if len(shards) > 1:
                 weight_map = {family.theirs(name): file for file, names in shards.items() for name in names}
                 index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map}
-                _write_json(folder / "model.safetensors.index.json", index)
-            _describe(folder, Path(source), family, hf, head, dtype)
+                write_json(folder / "model.safetensors.index.json", index)
+            describe(folder, Path(source), hf, family.classes[head], head, dtype)
+
+
+def _merged(parameter: Tensor, layer: lora.LoRALinear | None) -> Tensor:
+    """The whole of a parameter, with its layer's adapter added. Every rank must ask."""
+    if layer is None:
+        return whole(parameter)
+    return whole(parameter).float() + layer.scale * (whole(layer.lora_B).float() @ whole(layer.lora_A).float())
 
 
 def _plan(sizes: dict[str, int], limit: int) -> dict[str, list[str]]:
@@ -227,67 +226,3 @@ def _published(out: Path) -> Iterator[Path]:
         if dist.is_main():
             shutil.rmtree(writing, ignore_errors=True)
     dist.barrier()
-
-
-def _describe(folder: Path, source: Path, family: Family, hf: dict, head: str, dtype: torch.dtype) -> None:
-    """config.json and the tokenizer's files, changed where transformers has to know of the reward head."""
-    for name in TOKENIZER_FILES + ["generation_config.json"] * (head == "lm"):
-        if (source / name).is_file():
-            shutil.copyfile(source / name, folder / name)
-
-    config = hf | {"architectures": [family.classes[head]]}
-    for spelling in hf.keys() & {"torch_dtype", "dtype"} or {"dtype"}:  # transformers 4, transformers 5
-        config[spelling] = str(dtype).removeprefix("torch.")
-    if head == "reward":
-        token, config["pad_token_id"] = _padding(source, hf)
-        config |= {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}  # one label, that is
-        if token is not None:
-            file, legacy = folder / "tokenizer_config.json", folder / "special_tokens_map.json"
-            # On the right: on the left it would shift learned positions.
-            _write_json(file, _read_json(file) | {"pad_token": token, "padding_side": "right"})
-            if legacy.is_file():
-                _write_json(legacy, _read_json(legacy) | {"pad_token": token})
-    _write_json(folder / "config.json", config)
-    for file in folder.glob("*.safetensors"):  # the library lets nobody but the owner read what it writes
-        shutil.copymode(folder / "config.json", file)
-
-
-def _padding(source: Path, hf: dict) -> tuple[str | None, int]:
-    """The token that pads a reward model's batches, and its id.
-
-    transformers scores a row's last token that is not padding, and our texts end in EOS: any other will do.
-    Best is one that the tokenizer treats as special already. GPT-2's has nothing special but EOS: there it is
-    the longest entry that begins with the mark of a space, a string that no text holds. Declaring one like
-    "!" special would change how "!!" is cut.
-    """
-    if (source / "tokenizer.json").is_file():
-        ids = tokenizers.Tokenizer.from_file(str(source / "tokenizer.json")).get_vocab()
-    elif (source / "tokenizer.model").is_file():
-        pieces = sentencepiece.SentencePieceProcessor(model_file=str(source / "tokenizer.model"))
-        ids = {pieces.id_to_piece(i): i for i in range(pieces.vocab_size())}
-    else:
-        return None, int(hf.get("eos_token_id") == 0)
-
-    eos = Tokenizer(source).eos_id
-    ids = {token: i for token, i in ids.items() if i != eos and i < hf["vocab_size"]}  # some have no row
-    settings = _read_json(source / "special_tokens_map.json") | _read_json(source / "tokenizer_config.json")
-    named = settings.get("pad_token"), settings.get("unk_token"), "<unk>", settings.get("bos_token")
-    named = [token["content"] if isinstance(token, dict) else token for token in named]
-    unspelled = max(ids, key=lambda token: (token.startswith(("\u0120", "\u2581")), len(token), token))
-    token = next(token for token in (*named, unspelled) if token in ids)
-    return token, ids[token]
-
-
-def _read_json(file: Path) -> dict:
-    """A JSON object, {} where there is no such file."""
-    try:
-        value = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    except ValueError as error:
-        raise ValueError(f"{file} is not JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"{file} holds a JSON {type(value).__name__}, not an object")
-    return value
-
-
-def _write_json(file: Path, value: dict) -> None:
-    file.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -10,7 +10,7 @@ ROOT = Path(__file__).parent.parent
 LAYERS = [
     {"config", "dist", "attention", "losses", "examples", "records"},
     {"tokenizer", "log", "model", "parallel", "cache", "lora"},
-    {"chat", "families"},
+    {"chat", "families", "folder"},
     {"data", "weights"},
     {"batch", "optim", "lisa", "adapter"},
     {"heads", "resume", "scoring"},
