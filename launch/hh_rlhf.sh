@@ -11,16 +11,16 @@
 #   --nproc N          processes on this machine, one per GPU (default: the GPUs there are, or 1)
 #   --sft_epochs E     passes over the SFT texts (default 2; the recipe found more than one to matter)
 #   --lora R           train the reward model with LoRA of rank R, as the recipe does with 16; without it, all weights
-#   -- FLAGS           further flags for train_rm.py, such as --learning_rate 5e-6
+#   -- FLAGS           further flags for train_rm.py, such as --global_batch_size 128
 set -euo pipefail
 usage() { sed -n '2,/^set /p' "$0" | sed '$d; s/^# \{0,1\}//'; }
-model="" sft="" rm="" test="" out=runs/hh_rlhf nproc="" epochs=2 more=()
+model="" sft="" rm="" test="" out=runs/hh_rlhf nproc="" epochs=2 lora="" more=()
 while [ $# -gt 0 ]; do
     case "$1" in
     -h | --help) usage && exit ;;
     --) shift && more+=("$@") && break ;;
     --model) model=$2 ;; --sft) sft=$2 ;; --rm) rm=$2 ;; --test) test=$2 ;; --out) out=$2 ;;
-    --nproc) nproc=$2 ;; --sft_epochs) epochs=$2 ;;
+    --nproc) nproc=$2 ;; --sft_epochs) epochs=$2 ;; --lora) lora=$2 ;;
     *) echo "error: unknown option $1; see --help" >&2 && exit 2 ;;
     esac
     shift 2
@@ -37,7 +37,12 @@ run() { torchrun --standalone --nproc_per_node "$nproc" "$here/$1" "${@:2}"; }
 
 run train_sft.py --model_name_or_path "$model" --dataset_path "$sft" --output_dir "$out/sft" \
     --learning_rate 2e-5 --num_train_epochs "$epochs"
+if [ -n "$lora" ]; then
+    train=(--use_lora true --lora_r "$lora" --learning_rate 3e-5) # the recipe's rate for adapters
+else
+    train=(--learning_rate 5e-6)
+fi
 if [ -n "$test" ]; then hold_out=(--eval_dataset_path "$test"); else hold_out=(--validation_split_percentage 10); fi
 run train_rm.py --model_name_or_path "$out/sft/model" --dataset_path "$rm" "${hold_out[@]}" \
-    --output_dir "$out/rm" --eval_steps 100 "${more[@]}"
+    --output_dir "$out/rm" --eval_steps 100 "${train[@]}" "${more[@]}"
 [ -z "$test" ] || run eval_rm.py --model_name_or_path "$out/rm/model" --dataset_path "$test" --output_dir "$out/eval"

@@ -9,13 +9,11 @@
 Both start from one exported folder, so that the score head is the same too.
 """
 
-import dataclasses
 import shutil
 import tempfile
 from argparse import BooleanOptionalAction
 from pathlib import Path
 
-import train_rm
 from rm import data
 from tests.benchmarks import training
 from tests.benchmarks.common import Page, flags, side_by_side, versus
@@ -70,9 +68,7 @@ def arguments():
     args = parser.parse_args()
     args.lora_flags = []
     if args.lora:
-        if "lora_r" not in {f.name for f in dataclasses.fields(train_rm.Settings)}:
-            parser.error("--lora: train_rm.py has no --lora_r yet")
-        args.lora_flags = f"--use_lora true --lora_r {args.lora} --lora_alpha {2 * args.lora} --lora_dropout 0".split()
+        args.lora_flags = f"--use_lora true --lora_r {args.lora} --lora_alpha {2 * args.lora} --lora_dropout 0 --lora_target_modules all-linear".split()
     return args
 
 
