@@ -30,12 +30,12 @@ python -m rm.demo "$out/world"
 echo "== 2. reward model without SFT"
 cosine=(--lr_scheduler_type cosine --warmup_ratio 0.05 --logging_steps 50)
 rm_flags=(--dataset_path "$out/world/rm_train.jsonl" --eval_dataset_path "$out/world/rm_test.jsonl"
-    --learning_rate 5e-4 --num_train_epochs 3 --global_batch_size 16 "${cosine[@]}")
+    --learning_rate 3e-4 --num_train_epochs 3 --global_batch_size 16 "${cosine[@]}")
 python train_rm.py --model_name_or_path "$out/world/model" "${rm_flags[@]}" --output_dir "$out/rm_without_sft"
 
 echo "== 3. SFT"
 python train_sft.py --model_name_or_path "$out/world/model" --dataset_path "$out/world/sft.json" \
-    --learning_rate 2e-3 --num_train_epochs 2 --global_batch_size 8 "${cosine[@]}" --output_dir "$out/sft"
+    --learning_rate 1e-3 --num_train_epochs 3 --global_batch_size 8 "${cosine[@]}" --output_dir "$out/sft"
 
 echo "== 4. reward model from the SFT model"
 python train_rm.py --model_name_or_path "$out/sft/model" "${rm_flags[@]}" --output_dir "$out/rm_after_sft"

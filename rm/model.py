@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rm.attention import Document, SplitAttention
+from rm.lean import RMSNormFunction, SwiGLUFunction
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,9 @@ class RMSNorm(nn.RMSNorm):
     def __init__(self, config: ModelConfig):
         super().__init__(config.dim, eps=config.norm_eps)
 
+    def forward(self, x: Tensor) -> Tensor:
+        return RMSNormFunction.apply(x, self.weight, self.eps)
+
 
 class LayerNorm(nn.LayerNorm):
     def __init__(self, config: ModelConfig):
@@ -94,7 +98,7 @@ class SwiGLU(nn.Module):
         self.down_proj = nn.Linear(config.hidden_dim, config.dim, bias=config.mlp_bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        return self.down_proj(SwiGLUFunction.apply(self.gate_proj(x), self.up_proj(x)))
 
 
 class TanhGELU(nn.Module):
