@@ -30,7 +30,7 @@ python -m rm.demo "$out/world"
 echo "== 2. reward model without SFT"
 cosine=(--lr_scheduler_type cosine --warmup_ratio 0.05 --logging_steps 50)
 rm_flags=(--dataset_path "$out/world/rm_train.jsonl" --eval_dataset_path "$out/world/rm_test.jsonl"
-    --learning_rate 3e-4 --num_train_epochs 3 --global_batch_size 16 "${cosine[@]}")
+    --learning_rate 4e-4 --num_train_epochs 4 --global_batch_size 16 "${cosine[@]}")
 python train_rm.py --model_name_or_path "$out/world/model" "${rm_flags[@]}" --output_dir "$out/rm_without_sft"
 
 echo "== 3. SFT"

@@ -108,13 +108,18 @@ def load(cls: type, settings, new_head: bool = True) -> Transformer:
     new = weights.load(model, folder)
     if weights.SCORE in new and not new_head:
         raise ValueError(f"{folder} is not a reward model: it holds no {weights.SCORE}. Train one with train_rm.py")
-    generator = torch.Generator().manual_seed(settings.seed) if new else None
-    for (
-        name,
-        parameter,
-    ) in model.named_parameters():  # in their order, whole, on every rank: the same for any world size
-        if name == weights.SCORE and name in new:
-            parallel.fill(parameter, torch.randn(parameter.shape, generator=generator) / (config.dim + 1) ** 0.5)
-        elif name in new:
-            parallel.fill(parameter, lora.drawn(name, parameter.shape, generator))
+    if new:
+        _draw(model, new, settings.seed)
     return model
+
+
+def _draw(model: Transformer, new: set[str], seed: int) -> None:
+    """First values of what no file holds, drawn whole and in order on every rank: the same for any world size."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        if name in new:
+            if name == weights.SCORE:
+                values = torch.randn(parameter.shape, generator=generator) / (model.config.dim + 1) ** 0.5
+            else:
+                values = lora.drawn(name, parameter.shape, generator)
+            parallel.fill(parameter, values)
