@@ -5,7 +5,6 @@ distributed.
 """
 
 import contextlib
-import ctypes
 import datetime
 import os
 import signal
@@ -21,7 +20,6 @@ from torch import Tensor
 @contextlib.contextmanager
 def session(seed: int) -> Iterator[None]:
     """Join the process group that torchrun describes in the environment, or make one of a single rank."""
-    _keep_freed_memory()
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     if torch.cuda.is_available():
         torch.cuda.set_device(device())
@@ -35,18 +33,6 @@ def session(seed: int) -> Iterator[None]:
         yield
     finally:
         torch_dist.destroy_process_group()
-
-
-def _keep_freed_memory() -> None:
-    """Tell glibc to reuse large freed blocks, as CUDA's allocator does, where it would hand them back to the kernel.
-
-    Every activation would be mapped, zeroed and faulted in anew: a sixth of a step's time on a CPU with two threads.
-    """
-    m_trim_threshold, m_mmap_max = -1, -4  # malloc.h
-    with contextlib.suppress(OSError, AttributeError):  # another C library
-        libc = ctypes.CDLL("libc.so.6")
-        libc.mallopt(m_mmap_max, 0)
-        libc.mallopt(m_trim_threshold, -1)
 
 
 @contextlib.contextmanager
