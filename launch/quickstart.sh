@@ -21,8 +21,10 @@ case "${1:-}" in
 -h | --help) sed -n '2,/^set /p' "$0" | sed '$d; s/^# \{0,1\}//' && exit ;;
 esac
 cd "$(dirname "$0")/.."
-source launch/venv.sh ""
 out=${1:-runs/quickstart}
+[ ! -e "$out" ] || { echo "error: $out exists already: delete it, or name another folder" >&2 && exit 2; }
+
+source launch/venv.sh ""
 
 echo "== 1. a small synthetic world: dialogues, preference pairs, an untrained model"
 python -m rm.demo "$out/world"

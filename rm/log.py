@@ -55,9 +55,7 @@ class Run:
         """`facts` go into run.json beside the settings and versions: data, whatever else identifies the run."""
         self.settings, self.steps, self.steps_per_epoch = settings, steps, steps_per_epoch
         self.folder = Path(settings.output_dir)
-        self.window: list[
-            tuple[int, dict[str, Tensor], int, int]
-        ] = []  # (step, sums, examples, tokens) since the last line
+        self.window: list[tuple] = []  # (step, sums, examples, tokens) of each step since the last line
         self.since = time.perf_counter()
         self.metrics = None
         if dist.is_main():
@@ -90,12 +88,9 @@ class Run:
             return
         values = self._flush()
         seconds = time.perf_counter() - self.since
-        speed = {
-            "tokens_per_second": sum(w[3] for w in self.window),
-            f"{unit}_per_second": sum(w[2] for w in self.window),
-        }
-        line = {"step": step, "epoch": round(step / self.steps_per_epoch, 4), "loss": values.pop("loss")} | values
-        line |= {"learning_rate": learning_rate} | {name: round(n / seconds, 2) for name, n in speed.items()}
+        done = {"tokens": sum(w[3] for w in self.window), unit: sum(w[2] for w in self.window)}
+        line = self._at(step) | values | {"learning_rate": learning_rate}
+        line |= {f"{name}_per_second": round(n / seconds, 2) for name, n in done.items()}
         self._write(line, left=seconds / len(self.window) * (self.steps - step))
         self.window, self.since = [], time.perf_counter()
 
@@ -105,10 +100,11 @@ class Run:
 
     def evaluation(self, step: int, values: dict[str, float]) -> None:
         """Write the means of an evaluation; its time does not count as training time."""
-        self._write(
-            {"step": step, "epoch": round(step / self.steps_per_epoch, 4)} | {f"eval_{k}": v for k, v in values.items()}
-        )
+        self._write(self._at(step) | {f"eval_{name}": value for name, value in values.items()})
         self.since = time.perf_counter()
+
+    def _at(self, step: int) -> dict:
+        return {"step": step, "epoch": round(step / self.steps_per_epoch, 4)}
 
     def _flush(self) -> dict[str, float]:
         """Means over the window and all ranks; raises if any of its steps was not finite."""
@@ -123,10 +119,8 @@ class Run:
                     f"stopped, nothing was saved after it. Try a lower --learning_rate or a longer --warmup_ratio"
                 )
         count = sum(sums["count"] for sums in steps)
-        values = {
-            name: sum(sums[name] for sums in steps) / count for name in names if name not in ("count", "grad_norm")
-        }
-        return values | {"grad_norm": steps[-1]["grad_norm"]}
+        means = {name: sum(sums[name] for sums in steps) / count for name in names if name != "count"}
+        return means | {"grad_norm": steps[-1]["grad_norm"]}
 
     def _write(self, line: dict, left: float | None = None) -> None:
         if not self.metrics:
