@@ -68,7 +68,8 @@ def arguments():
     args = parser.parse_args()
     args.lora_flags = []
     if args.lora:
-        args.lora_flags = f"--use_lora true --lora_r {args.lora} --lora_alpha {2 * args.lora} --lora_dropout 0 --lora_target_modules all-linear".split()
+        adapters = f"--use_lora true --lora_r {args.lora} --lora_alpha {2 * args.lora} --lora_dropout 0"
+        args.lora_flags = f"{adapters} --lora_target_modules all-linear".split()
     return args
 
 
