@@ -14,6 +14,7 @@ Shapes: T tokens in a row, L labelled tokens, R replies in a row.
 
 import heapq
 import math
+from collections import defaultdict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -185,8 +186,8 @@ class InOrder:
 def plan(lengths: np.ndarray, costs: np.ndarray, max_tokens: int, world: int) -> list[list[list[int]]]:
     """Deal examples to ranks and rows: plan[rank][row] is a list of indices into `lengths`.
 
-    As few rows as hold the tokens, rounded up to the same number on every rank, and filled evenly by cost. For a
-    single rank, or where even filling overflows a row, rows are packed tight (best fit) instead and dealt by cost.
+    As few rows as hold the tokens, rounded up to the same number on every rank, and filled evenly by cost. Only
+    where even filling overflows a row are rows packed tight (best fit) instead, and dealt by cost.
 
     Args:
         lengths: (n,) tokens of each example, none over max_tokens.
@@ -195,7 +196,7 @@ def plan(lengths: np.ndarray, costs: np.ndarray, max_tokens: int, world: int) ->
     by_cost = np.argsort(-costs, kind="stable").tolist()
     sizes, prices = lengths.tolist(), costs.tolist()
     need = max(1, math.ceil(sum(sizes) / max_tokens))
-    rows = _even(by_cost, sizes, prices, max_tokens, math.ceil(need / world) * world) if world > 1 else None
+    rows = _even(by_cost, sizes, prices, max_tokens, math.ceil(need / world) * world)
     if rows is None:
         rows = _tight(sorted(by_cost, key=lambda i: -sizes[i]), sizes, max_tokens)
         rows += [[] for _ in range(-len(rows) % world)]
@@ -223,7 +224,7 @@ def _even(
 
 def _tight(order: list[int], sizes: list[int], max_tokens: int) -> list[list[int]]:
     """Best fit decreasing: each into the fullest row that still holds it. `order` is longest first."""
-    rows, with_room = [], [[] for _ in range(max_tokens + 1)]  # with_room[r]: rows that have r tokens left
+    rows, with_room = [], defaultdict(list)  # with_room[r]: rows that have r tokens left
     rooms = 0  # the set of those r, as bits: the smallest room that fits is the lowest bit from `size` up
     for i in order:
         size = sizes[i]
