@@ -1,17 +1,17 @@
 """Adapters as PEFT folders: adapter_config.json and adapter_model.safetensors, which `peft` loads on the base model."""
 
-import json
 from pathlib import Path
 
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from rm import dist, lora, weights
+from rm.folder import write_json
 from rm.lora import LoraSettings
 from rm.parallel import whole
 
 
-def save(model: nn.Module, out: Path, settings: "LoraSettings") -> None:
+def save(model: nn.Module, out: Path, settings: LoraSettings) -> None:
     """Write what was trained: every adapter, and a reward model's score head. All ranks call it.
 
     Args:
@@ -44,7 +44,7 @@ def save(model: nn.Module, out: Path, settings: "LoraSettings") -> None:
             "fan_in_fan_out": False,
             "inference_mode": True,
         }
-        (out / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
+        write_json(out / "adapter_config.json", config)
     dist.barrier()
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from rm import dist
 from rm.examples import Examples
 
-FORMAT = 1  # of an entry; a new number leaves old entries alone
+FORMAT = 2  # of an entry; a new number leaves old entries alone
 
 
 def default_folder() -> str:
@@ -37,7 +37,9 @@ def open_or_make(
     entry = Path(folder) / _digest([str(FORMAT), *name], files)
     if dist.agree(not entry.exists()):  # on any rank: caches of several machines may differ
         dist.once_per_node(lambda: entry.exists() or _write(entry, *make()))
-    return Examples.open(entry), json.loads((entry / "made.json").read_text())
+    examples, stored = Examples.open(entry), json.loads((entry / "made.json").read_text())
+    examples.hash = stored["hash"]  # or every rank would read every token at every start to compute it
+    return examples, stored["made"]
 
 
 def _write(entry: Path, examples: Examples, made: dict) -> None:
@@ -45,7 +47,7 @@ def _write(entry: Path, examples: Examples, made: dict) -> None:
     writing = Path(tempfile.mkdtemp(prefix="writing-", dir=entry.parent))
     try:
         examples.save(writing)
-        (writing / "made.json").write_text(json.dumps(made))
+        (writing / "made.json").write_text(json.dumps({"hash": examples.hash, "made": made}))
         if not entry.exists():  # another machine that shares the folder may have been faster
             os.rename(writing, entry)
     finally:

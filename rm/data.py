@@ -90,13 +90,7 @@ def read_once(
         examples, report = read(paths, tokenizer, settings.max_length)
         return examples, asdict(report)
 
-    name = [
-        read.__name__,
-        tokenizer.fingerprint,
-        str(tokenizer.bos_id),
-        str(tokenizer.eos_id),
-        str(settings.max_length),
-    ]
+    name = [read.__name__, tokenizer.fingerprint, str(settings.max_length)]
     examples, report = cache.open_or_make(settings.cache_dir, name, paths, make)
     return examples, Report(**report)
 

@@ -1,4 +1,4 @@
-"""Two operations whose own backward keeps less than autograd's: a quarter of all activations of a LLaMA layer.
+"""Two operations whose own backward keeps fewer activations than autograd's does.
 
 Each keeps its inputs alone and recomputes what is cheap. `tests/test_lean.py` holds them to the plain formulas.
 

@@ -1,8 +1,9 @@
 """Low-rank adapters (LoRA, arXiv 2106.09685) as a swap of linear layers, from outside the model.
 
-`adapt` freezes the base and replaces the named layers by ones that share the base's own parameters, so that no existing
-name changes: loading, saving and sharding know nothing of adapters. A frozen base gets no gradient, no weight-gradient
-product and no optimizer state. A reward model's score head is new and stays fully trained, in fp32.
+`adapt` freezes the base and replaces the named layers by ones that share the base's own parameters, so that no
+existing name changes and the base is loaded and sharded as ever; `rm.weights.save` merges, `rm.adapter` saves apart.
+A frozen base gets no gradient, no weight-gradient product and no optimizer state. A reward model's score head is new
+and stays fully trained, in fp32.
 """
 
 import math

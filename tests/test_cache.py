@@ -78,6 +78,17 @@ def test_a_failure_leaves_no_entry_and_is_told_once_while_the_other_ranks_stop_t
     assert not used.cache.exists() or not list(used.cache.iterdir())
 
 
+def hashed(folder, file):
+    examples, _ = cache.open_or_make(str(folder), ["a"], (str(file),), lambda: 1 / 0)
+    return examples.__dict__["hash"], examples[:].hash  # as remembered, as computed anew
+
+
+def test_the_hash_is_remembered_with_the_examples_and_is_theirs(used):
+    used()
+    ((remembered, computed),) = run_ranks(1, hashed, used.cache, used.file)
+    assert remembered == computed
+
+
 def test_a_killed_writer_leaves_no_entry_that_counts(used):
     used.cache.mkdir()
     (used.cache / "writing-abc").mkdir()
