@@ -9,14 +9,14 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from rm import dist
-from rm.config import setting
+from rm.config import require_positive, setting
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +35,15 @@ class ParallelSettings:
         choices=("none", "selective", "full"),
     )
     torch_compile: bool = setting(False, "compile each layer: faster steps after a first one that takes minutes")
+    shard_group_size: int | None = setting(
+        None,
+        "split the model over groups of this many processes (such as a machine's) that each hold all of it, so that "
+        "only gradients cross between groups; none: over all processes",
+    )
+
+    def check(self) -> None:
+        if self.shard_group_size is not None:
+            require_positive(self, "shard_group_size")
 
 
 def compute_dtype(settings: ParallelSettings) -> torch.dtype:
@@ -52,12 +61,20 @@ def apply(model: nn.Module, settings: ParallelSettings) -> None:
             layer.forward = functools.partial(_CHECKPOINTED[settings.gradient_checkpointing], layer.forward)
         if settings.torch_compile:
             layer.compile(dynamic=True)
-    _shard(model, compute_dtype(settings))
+    _shard(model, _mesh(settings.shard_group_size or dist.world()), compute_dtype(settings))
     model.to_empty(device=dist.device())
 
 
-def _shard(model: nn.Module, dtype: torch.dtype) -> None:
-    mesh = init_device_mesh(dist.device().type, (dist.world(),))
+def _mesh(group: int) -> DeviceMesh:
+    """All ranks in groups of `group` neighbours: (replicas, shards), or one dimension where there is one group."""
+    if dist.world() % group:
+        raise ValueError(f"--shard_group_size {group} does not divide the {dist.world()} processes")
+    if group == dist.world():
+        return init_device_mesh(dist.device().type, (group,))
+    return init_device_mesh(dist.device().type, (dist.world() // group, group), mesh_dim_names=("replica", "shard"))
+
+
+def _shard(model: nn.Module, mesh: DeviceMesh, dtype: torch.dtype) -> None:
     policy = MixedPrecisionPolicy(
         param_dtype=None if dtype == torch.float32 else dtype, reduce_dtype=torch.float32, cast_forward_inputs=False
     )

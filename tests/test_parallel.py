@@ -92,6 +92,25 @@ def test_fill_sets_every_ranks_own_rows_and_only_those(world, rows):
     assert sum(max(0, s[0].stop - s[0].start) for _, s in results) == rows
 
 
+def held(group: int):
+    with torch.device("meta"):
+        model = RewardModel(made.LLAMA, made.SplitAttention)
+    parallel.apply(model, parallel.ParallelSettings(shard_group_size=group))
+    return sum(p.to_local().numel() for p in model.parameters()), model.norm.weight.device_mesh.mesh.tolist()
+
+
+def test_a_group_of_two_holds_the_model_between_its_two_and_the_next_group_holds_it_again():
+    results = run_ranks(4, held, 2)
+    whole = sum(p.numel() for p in made.model(RewardModel).parameters())
+    assert all(mesh == [[0, 1], [2, 3]] for _, mesh in results)
+    assert sum(n for n, _ in results[:2]) == sum(n for n, _ in results[2:]) == whole
+
+
+def test_groups_that_do_not_divide_the_processes_are_refused():
+    with pytest.raises(RuntimeError, match="--shard_group_size 3 does not divide the 4 processes"):
+        run_ranks(4, held, 3)
+
+
 def test_auto_is_float32_on_a_cpu_and_bfloat16_on_a_gpu_that_has_it(monkeypatch):
     choose = functools.partial(parallel.compute_dtype, parallel.ParallelSettings())
     assert choose() == torch.float32

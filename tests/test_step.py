@@ -1,5 +1,6 @@
 """rm.step: one, two and four ranks, any split into rows, give the update of one slow process."""
 
+import dataclasses
 from dataclasses import dataclass
 
 import pytest
@@ -76,13 +77,14 @@ SETTINGS = Settings(
 )
 
 
-@pytest.mark.parametrize("world", [1, 2, 4])
+@pytest.mark.parametrize(("world", "group"), [(1, None), (2, None), (4, None), (4, 2)])
 @pytest.mark.parametrize("config", made.CONFIGS.values(), ids=made.CONFIGS.keys())
 @pytest.mark.parametrize("cls", [RewardModel, LanguageModel])
-def test_ranks_rows_and_packing_do_not_change_the_training(cls, config, world):
+def test_ranks_groups_rows_and_packing_do_not_change_the_training(cls, config, world, group):
     # 16 examples: two steps of 7 (several ragged rows a rank) and one of 2, where of 4 ranks two have no work
     slow, slow_weights = train_slowly(cls, config, SETTINGS, 16)
-    for lines, weights in run_ranks(world, train, cls, config, SETTINGS, 16):
+    settings = dataclasses.replace(SETTINGS, shard_group_size=group)
+    for lines, weights in run_ranks(world, train, cls, config, settings, 16):
         torch.testing.assert_close(torch.tensor(lines), torch.tensor(slow), rtol=1e-5, atol=1e-5)
         for p, q in zip(weights, slow_weights, strict=True):
             assert (p - q).norm() <= 1e-3 * q.norm()  # Adam amplifies rounding where a gradient is nearly zero
@@ -101,8 +103,6 @@ def bfloat16_lines(world_settings: Settings):
 
 
 def test_bfloat16_computes_near_float32_and_keeps_float32_masters():
-    import dataclasses
-
     exact = run_ranks(1, bfloat16_lines, SETTINGS)[0]
     low = run_ranks(2, bfloat16_lines, dataclasses.replace(SETTINGS, dtype="bfloat16"))
     assert low[0] == low[1]
