@@ -31,7 +31,7 @@ def main(settings: Settings) -> None:
     log.say(str(counts))
     model = heads.load(heads.RewardModel, settings, new_head=False)
 
-    scores = score(model, batch.InOrder(pairs, settings)).numpy()
+    scores = score(model, batch.InOrder(pairs, settings)).numpy().reshape(-1, 2)
     bad = np.flatnonzero(~np.isfinite(scores).all(1))
     if len(bad):
         raise ValueError(

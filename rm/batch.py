@@ -9,7 +9,7 @@ first, and deals the rows to the ranks by cost. Every rank gets the same number 
 meet in each collective; a spare row is empty. Nothing needs to be replayed on resume: the loader starts at
 any step.
 
-Shapes: T tokens in a row, L labelled tokens, R replies in a row.
+Shapes: T tokens in a row, L labelled tokens, N examples and R replies in a row, K replies of the example that has most.
 """
 
 import heapq
@@ -64,6 +64,10 @@ class Batch:
     labelled: Tensor  # (L,) where a next token carries loss
     targets: Tensor  # (L,) those next tokens
     last: Tensor  # (R,) each reply's final token, replies in order: what a reward model reads
+    replies: Tensor  # (N, K) where in `last` each example's replies are; 0 where it has fewer than K
+    grade: Tensor  # (N, K) fp32, as `rm.examples` has it; nan where it has fewer than K
+    label: Tensor  # (N,) fp32
+    margin: Tensor  # (N,) fp32
     documents: list[Document]
     examples: np.ndarray  # numbers of the examples in this row, in order
 
@@ -94,8 +98,19 @@ def pack(examples: Examples, numbers: np.ndarray, share_prefix: bool = True) -> 
     flat = np.concatenate(tokens).astype(np.int64) if tokens else np.zeros(1, np.int64)
     where, ends = (np.concatenate([np.zeros(0, np.int64), *parts]) for parts in (labelled, last))
     documents = documents or [(0, 1)]
-    made = (flat, _positions(documents), where, flat[where + 1], ends)
+    made = (flat, _positions(documents), where, flat[where + 1], ends, *_preferences(examples, numbers))
     return Batch(*map(_tensor, made), documents=documents, examples=np.asarray(numbers))
+
+
+def _preferences(examples: Examples, numbers: np.ndarray) -> tuple[np.ndarray, ...]:
+    """`replies`, `grade`, `label` and `margin` of a row: tables, so that examples of any K are computed at once."""
+    first, counts = examples.reply_offsets[numbers], np.diff(examples.reply_offsets)[numbers]
+    place = np.arange(counts.max(initial=1))
+    there = place < counts[:, None]  # (N, K)
+    replies = np.where(there, (np.cumsum(counts) - counts)[:, None] + place, 0)
+    grade = np.full(there.shape, np.nan, np.float32)
+    grade[there] = examples.grade[(first[:, None] + place)[there]]
+    return replies, grade, examples.label[numbers], examples.margin[numbers]
 
 
 def _positions(documents: list[Document]) -> np.ndarray:

@@ -1,7 +1,8 @@
 """Examples: a prefix and its replies, N of them stored flat, so that they can be mapped from disk and read vectorised.
 
-A text to imitate has an empty prefix and one reply; a preference pair has two replies, the chosen one first. The
-prefix is what the replies' full texts have in common, token by token, so sharing it is exact.
+A text to imitate has an empty prefix and one reply; a preference pair has two replies, the chosen one first; a ranking
+has any number of them in any order, and their grades say which is better. The prefix is what the replies' full texts
+have in common, token by token, so sharing it is exact.
 """
 
 import hashlib
@@ -17,11 +18,14 @@ import numpy as np
 
 @dataclass(frozen=True, eq=False)
 class Example:
-    """A prefix of P tokens and K replies that continue it; `loss` says which reply tokens carry SFT loss."""
+    """A prefix of P tokens and K replies that continue it, the best one first unless `grade` says otherwise."""
 
     prefix: np.ndarray  # (P,) int32
     replies: tuple[np.ndarray, ...]  # K arrays of int32, none empty
-    loss: tuple[np.ndarray, ...]  # K arrays of bool, as long as the replies
+    loss: tuple[np.ndarray, ...]  # K arrays of bool, as long as the replies: which tokens carry SFT loss
+    grade: np.ndarray | None = None  # (K,) float32: higher is better, equal is a tie; None is K - 1, ..., 0
+    label: float = 1.0  # how probable it is that the grades are right; for a pair 0.5 is a tie
+    margin: float = 0.0  # by how much a better reply's reward should exceed a worse one's
 
 
 @dataclass(eq=False, repr=False)
@@ -36,6 +40,9 @@ class Examples(Sequence[Example]):
     prefix_lengths: np.ndarray  # (N,)
     reply_lengths: np.ndarray  # (R,) example i has reply_lengths[reply_offsets[i] : reply_offsets[i + 1]]
     reply_offsets: np.ndarray  # (N + 1,)
+    grade: np.ndarray  # (R,) float32
+    label: np.ndarray  # (N,) float32
+    margin: np.ndarray  # (N,) float32
     record: np.ndarray  # (N,) the number of the record it came from, from 0 over all files of the call
 
     def __post_init__(self):
@@ -43,22 +50,27 @@ class Examples(Sequence[Example]):
         self.lengths = self.prefix_lengths + np.diff(reply_ends[self.reply_offsets])  # (N,)
         self._bounds = np.append(0, np.cumsum(self.lengths))  # (N + 1,)
         self.starts = self._bounds[:-1]  # (N,) in `tokens`
-        assert len(self.tokens) == len(self.loss) == self._bounds[-1] and len(self.record) == len(self)
+        assert len(self.tokens) == len(self.loss) == self._bounds[-1] and len(self.grade) == len(self.reply_lengths)
+        assert len(self.record) == len(self.label) == len(self.margin) == len(self)
 
     @classmethod
     def build(cls, examples: Iterable[Example], record: Sequence[int] | None = None) -> "Examples":
         """Store examples as they come. `record` is read after the last one; without it they are counted."""
         tokens, loss = array("i"), array("b")  # grow in place, 4 bytes and 1 byte a token
         prefix_lengths, reply_lengths, reply_offsets = array("q"), array("q"), array("q", [0])
+        grade, label, margin = array("f"), array("f"), array("f")
         for example in examples:
             tokens.frombytes(np.concatenate([example.prefix, *example.replies]).astype(np.int32).tobytes())
             loss.frombytes(np.concatenate([np.zeros(len(example.prefix), bool), *example.loss]).tobytes())
             prefix_lengths.append(len(example.prefix))
             reply_lengths.extend(map(len, example.replies))
             reply_offsets.append(len(reply_lengths))
-        lengths = map(np.asarray, (prefix_lengths, reply_lengths, reply_offsets))
+            grade.extend(reversed(range(len(example.replies))) if example.grade is None else example.grade)
+            label.append(example.label)
+            margin.append(example.margin)
+        rest = map(np.asarray, (prefix_lengths, reply_lengths, reply_offsets, grade, label, margin))
         record = range(len(prefix_lengths)) if record is None else record
-        return cls(np.asarray(tokens), np.asarray(loss).view(bool), *lengths, np.array(record, np.int64))
+        return cls(np.asarray(tokens), np.asarray(loss).view(bool), *rest, np.array(record, np.int64))
 
     def __len__(self) -> int:
         return len(self.prefix_lengths)
@@ -69,20 +81,32 @@ class Examples(Sequence[Example]):
         i = range(len(self))[operator.index(index)]
         start, at = self.starts[i], self.starts[i] + self.prefix_lengths[i]
         prefix, replies, loss = self.tokens[start:at], [], []
-        for length in self.reply_lengths[self.reply_offsets[i] : self.reply_offsets[i + 1]]:
+        mine = slice(self.reply_offsets[i], self.reply_offsets[i + 1])
+        for length in self.reply_lengths[mine]:
             replies.append(self.tokens[at : at + length])
             loss.append(self.loss[at : at + length])
             at += length
-        return Example(prefix, tuple(replies), tuple(loss))
+        return Example(
+            prefix, tuple(replies), tuple(loss), self.grade[mine], float(self.label[i]), float(self.margin[i])
+        )
 
     def _view(self, first: int, last: int, step: int) -> "Examples":
         assert step == 1, "a view is one run of examples"
         last = max(first, last)
         tokens = slice(self._bounds[first], self._bounds[last])
         offsets = self.reply_offsets[first : last + 1]
-        reply_lengths = self.reply_lengths[offsets[0] : offsets[-1]]
-        lengths = self.prefix_lengths[first:last], reply_lengths, offsets - offsets[0]
-        return Examples(self.tokens[tokens], self.loss[tokens], *lengths, self.record[first:last])
+        replies = slice(offsets[0], offsets[-1])
+        return Examples(
+            tokens=self.tokens[tokens],
+            loss=self.loss[tokens],
+            prefix_lengths=self.prefix_lengths[first:last],
+            reply_lengths=self.reply_lengths[replies],
+            reply_offsets=offsets - offsets[0],
+            grade=self.grade[replies],
+            label=self.label[first:last],
+            margin=self.margin[first:last],
+            record=self.record[first:last],
+        )
 
     @cached_property
     def hash(self) -> str:

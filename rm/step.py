@@ -5,6 +5,7 @@ before the forward. FSDP2 averages gradients over ranks; the visible factor `wor
 same for every split into rows and ranks, up to the order of fp32 additions.
 """
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
@@ -46,15 +47,20 @@ def evaluate(model: nn.Module, rows: InOrder) -> dict[str, float]:
 
 @torch.no_grad()
 def score(model: nn.Module, rows: InOrder) -> Tensor:
-    """The rewards of every reply of every pair, in the examples' order, on every rank: (N, 2) fp32 on the CPU."""
+    """The reward of every reply as `rows.examples` stores them, on every rank: (R,) fp32 on the CPU.
+
+    Those of example i are `[reply_offsets[i] : reply_offsets[i + 1]]`; where all are pairs, `.view(-1, 2)` has the
+    chosen ones first.
+    """
     model.eval()
-    numbers, rewards = [], []
+    offsets = rows.examples.reply_offsets
+    numbers, rewards = [np.zeros(0, np.int64)], [torch.zeros(0)]
     for row in rows:
-        numbers.append(torch.from_numpy(row.examples).repeat_interleave(2))
+        numbers += [np.arange(offsets[i], offsets[i + 1]) for i in row.examples]
         rewards.append(model.rewards(row.to(dist.device())).cpu())
     model.train()
-    numbers, rewards = dist.concat_over_ranks(torch.cat(numbers)), dist.concat_over_ranks(torch.cat(rewards))
-    return rewards[numbers.argsort(stable=True)].view(-1, 2)
+    numbers = dist.concat_over_ranks(torch.from_numpy(np.concatenate(numbers)))
+    return dist.concat_over_ranks(torch.cat(rewards))[numbers.argsort()]
 
 
 def means(sums: dict[str, float]) -> dict[str, float]:

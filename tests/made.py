@@ -49,7 +49,12 @@ def token_pairs(n: int, seed: int = 0, vocab: int = 61, longest: int = 14) -> li
 
 def pair_examples(pairs) -> Examples:
     """As rm.data makes them: the longest common token prefix is stored once."""
-    return Examples.build(_pair(np.array(a, np.int32), np.array(b, np.int32)) for a, b in pairs)
+    return Examples.build(_example(pair) for pair in pairs)
+
+
+def ranking_examples(rankings, grades) -> Examples:
+    """The same of any number of full texts, with a grade for each."""
+    return Examples.build(_example(texts, np.array(grade)) for texts, grade in zip(rankings, grades, strict=True))
 
 
 def text_examples(texts) -> Examples:
@@ -58,9 +63,10 @@ def text_examples(texts) -> Examples:
     )
 
 
-def _pair(a: np.ndarray, b: np.ndarray) -> Example:
-    most = min(len(a), len(b)) - 1
-    differ = np.flatnonzero(a[:most] != b[:most])
-    shared = int(differ[0]) if len(differ) else most
-    replies = (a[shared:], b[shared:])
-    return Example(a[:shared], replies, tuple(np.zeros(len(r), bool) for r in replies))
+def _example(texts, grade: np.ndarray | None = None) -> Example:
+    shared = min(map(len, texts)) - 1
+    while any(text[:shared] != texts[0][:shared] for text in texts):
+        shared -= 1
+    replies = tuple(np.array(text[shared:], np.int32) for text in texts)
+    prefix = np.array(texts[0][:shared], np.int32)
+    return Example(prefix, replies, tuple(np.zeros(len(r), bool) for r in replies), grade)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from rm import batch
 from rm.batch import BatchSettings, InOrder, Loader, RowSettings, pack, plan
-from tests.made import pair_examples, text_examples, token_pairs
+from tests.made import pair_examples, ranking_examples, text_examples, token_pairs
 from tests.ranks import run_ranks
 
 
@@ -54,6 +54,17 @@ def test_loss_only_where_the_example_says_so_counts_from_the_token_before():
 def test_an_empty_row_is_one_token_that_nobody_reads():
     row = pack(text_examples([[1, 2]]), np.array([], np.int64))
     assert len(row.tokens) == 1 and len(row.last) == len(row.targets) == 0 and row.documents == [(0, 1)]
+
+
+def test_judgements_lie_in_tables_with_room_for_the_example_of_most_replies():
+    examples = ranking_examples([[[1], [2]], [[3], [4], [5]], [[6], [7]]], [[1, 0], [2, 0, 1], [5, 5]])
+    for share in (True, False):
+        row = pack(examples, np.array([2, 1]), share)
+        assert row.tokens[row.last].tolist() == [6, 7, 3, 4, 5]
+        assert row.replies.tolist() == [[0, 1, 0], [2, 3, 4]]
+        torch.testing.assert_close(row.grade, torch.tensor([[5, 5, torch.nan], [2, 0, 1]]), equal_nan=True)
+        assert row.label.tolist() == [1, 1] and row.margin.tolist() == [0, 0]
+    assert pack(examples, np.array([], np.int64)).replies.shape == (0, 1)
 
 
 lengths_lists = st.lists(st.integers(1, 50), min_size=1, max_size=80)

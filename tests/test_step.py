@@ -141,7 +141,7 @@ def test_evaluation_is_exact_over_ranks_and_scores_come_in_file_order(world):
     pairs = made.token_pairs(n, seed=1)
     scores = torch.stack([torch.stack([reference.reward_of(model, t) for t in pair]) for pair in pairs]).detach()
     for means, got in run_ranks(world, evaluated, n):
-        torch.testing.assert_close(got, scores, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(got.view(-1, 2), scores, rtol=1e-5, atol=1e-5)
         assert means["accuracy"] == (scores[:, 0] > scores[:, 1]).double().mean().item()
         assert means["loss"] == pytest.approx(reference.pair_loss_sum(model, pairs).item() / n, rel=1e-5)
 
