@@ -32,8 +32,9 @@ done
 here=$(cd "$(dirname "$0")/.." && pwd)
 (cd "$here" && source launch/venv.sh "")
 source "$here/.venv/bin/activate"
+source "$here/launch/torchrun.sh"
 nproc=${nproc:-$(python -c 'import torch; print(max(1, torch.cuda.device_count()))')}
-run() { torchrun --standalone --nproc_per_node "$nproc" "$here/$1" "${@:2}"; }
+run() { "${torchrun[@]}" --standalone --nproc-per-node "$nproc" "$here/$1" "${@:2}"; }
 
 run train_sft.py --model_name_or_path "$model" --dataset_path "$sft" --output_dir "$out/sft" \
     --learning_rate 2e-5 --num_train_epochs "$epochs"

@@ -1,26 +1,36 @@
-"""launch/: the scripts parse, explain themselves, and refuse what they cannot run."""
+"""launch/: the scripts parse, explain themselves, and refuse what they cannot run; when a SLURM job queues again."""
 
+import os
+import signal
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
 
-LAUNCH = Path(__file__).parent.parent / "launch"
+ROOT = Path(__file__).parent.parent
+LAUNCH = ROOT / "launch"
+SCRIPTS = sorted([*LAUNCH.glob("*.sh"), *LAUNCH.glob("*.slurm")])
 
 
 def bash(*args, **kwargs) -> subprocess.CompletedProcess:
     return subprocess.run(["bash", *map(str, args)], capture_output=True, text=True, timeout=60, **kwargs)
 
 
-@pytest.mark.parametrize("script", sorted(LAUNCH.glob("*.sh")), ids=lambda s: s.name)
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda s: s.name)
 def test_every_script_parses(script):
     assert bash("-n", script).returncode == 0
 
 
-@pytest.mark.parametrize("script", ["quickstart.sh", "hh_rlhf.sh"])
+@pytest.mark.parametrize("script", ["quickstart.sh", "hh_rlhf.sh", "multi_node.sh", "train.slurm"])
 def test_help_says_how_to_use_a_real_model_and_runs_nothing(script, tmp_path):
     done = bash(LAUNCH / script, "--help", cwd=tmp_path)
-    assert done.returncode == 0 and "pairs.json" in done.stdout and "set -euo" not in done.stdout
+    assert (
+        done.returncode == 0
+        and "pairs.json" in done.stdout
+        and "set -" not in done.stdout
+        and "#SBATCH" not in done.stdout
+    )
     assert not list(tmp_path.iterdir())
 
 
@@ -36,3 +46,168 @@ def test_quickstart_leaves_an_earlier_one_alone(tmp_path):
 def test_the_recipe_names_what_is_wrong_with_its_flags(flags, message):
     done = bash(LAUNCH / "hh_rlhf.sh", *flags)
     assert done.returncode == 2 and message in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--nodes", "2", "train_rm.py"], "--head is missing"),
+        (["--nodes", "2", "--head", "h"], "no such file"),
+        (["--noodles", "2"], "unknown option --noodles"),
+    ],
+)
+def test_the_plain_launcher_names_what_is_wrong_with_its_flags(flags, message):
+    done = bash(LAUNCH / "multi_node.sh", *flags)
+    assert done.returncode == 2 and message in done.stderr
+
+
+def test_the_plain_launcher_gives_torchrun_what_a_restart_and_a_stop_need(tmp_path):
+    program(tmp_path / "python", 'printf "%s " "$@" && env | grep ^TORCH')
+    (tmp_path / "launch").mkdir()
+    for name in ("multi_node.sh", "torchrun.sh"):
+        (tmp_path / "launch" / name).write_text((LAUNCH / name).read_text())
+    (tmp_path / "train_rm.py").touch()
+    path = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
+    flags = ("--nodes", "2", "--head", "h0:1234", "--nproc", "4", tmp_path / "train_rm.py", "--seed", "1")
+    said = bash(tmp_path / "launch" / "multi_node.sh", *flags, env=path).stdout
+    for flag in ("--max-restarts 3", "SIGUSR1", "--nnodes 2", "--nproc-per-node 4", "--rdzv-backend c10d", "h0:1234"):
+        assert flag in said
+    assert f"{tmp_path}/train_rm.py --seed 1" in said and "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1" in said
+
+
+# ---------------------------------------------------------------- train.slurm, with programs that stand in for SLURM
+
+
+def program(file: Path, script: str) -> None:
+    file.write_text(f"#!/bin/bash\n{script}\n")
+    file.chmod(0o755)
+
+
+class Slurm:
+    """One job on a cluster that is three scripts; `calls` is what the job asked of it."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.out = folder, folder / "out"
+        (folder / "bin").mkdir()
+        record = f'echo "${{0##*/}} $*" >> {folder}/calls\n'
+        program(folder / "bin" / "scancel", record + f"touch {folder}/cancelled")
+        scontrol = 'case "$2" in hostnames) echo n1 ;; job) echo "JobId=7 JobState=$JOB_STATE Reason=None" ;; esac'
+        program(folder / "bin" / "scontrol", record + scontrol)
+        self.record = record
+
+    def training(self, status: str, step: int, code: int, first: str = "") -> None:
+        """What srun does: the training's last words, after the commands `first`."""
+        marker = f"""echo '{{"status": "{status}", "step": {step}}}' > {self.out}/exit.json""" if status else ""
+        save = f"mkdir -p {self.out}/checkpoints/step_{step}" if step else ""
+        program(self.folder / "bin" / "srun", "\n".join([self.record, first, save, marker, f"exit {code}"]))
+
+    def start(self, restart: int = 0, state: str = "RUNNING") -> subprocess.Popen:
+        """`--output-dir` is spelt with a dash, as the scripts accept it too."""
+        job = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n[1-2]", "SLURM_JOB_NUM_NODES": "2", "JOB_STATE": state}
+        path = {"PATH": f"{self.folder}/bin:{os.environ['PATH']}", "SLURM_RESTART_COUNT": str(restart)}
+        command = ["bash", LAUNCH / "train.slurm", ROOT / "train_rm.py", "--output-dir", self.out, "--seed", "1"]
+        return subprocess.Popen(command, env=os.environ | job | path, stdout=subprocess.PIPE, text=True)
+
+    def run(self, **job) -> tuple[int, str, bool]:
+        """The job's status, the last line it said and whether it queued itself again."""
+        (self.folder / "calls").write_text("")
+        running = self.start(**job)
+        said = running.communicate(timeout=60)[0]
+        return running.returncode, said.splitlines()[-1], "scontrol requeue 7" in self.calls()
+
+    def calls(self) -> list[str]:
+        return (self.folder / "calls").read_text().splitlines()
+
+
+@pytest.fixture
+def slurm(tmp_path) -> Slurm:
+    return Slurm(tmp_path)
+
+
+def test_the_exit_marker_decides_and_not_the_code_of_torchrun(slurm):
+    slurm.training("finished", step=9, code=1)
+    code, said, requeued = slurm.run()
+    assert code == 0 and said.endswith(": finished") and not requeued
+    slurm.training("failed", step=9, code=0)
+    code, said, requeued = slurm.run()
+    assert code == 1 and said.endswith(": failed") and not requeued
+    slurm.training("stopped", step=12, code=1)
+    code, said, requeued = slurm.run()
+    assert code == 0 and said.endswith(": requeue") and requeued
+
+
+def test_a_job_that_is_killed_without_a_word_goes_on_only_if_it_had_saved_something_new(slurm):
+    slurm.training("", step=10, code=137)
+    assert slurm.run()[::2] == (0, True)
+    assert slurm.run(restart=1)[::2] == (137, False)
+
+
+def test_a_marker_from_an_earlier_run_is_not_believed(slurm):
+    slurm.training("finished", step=0, code=0)
+    slurm.run()
+    slurm.training("", step=0, code=1)
+    assert slurm.run()[::2] == (1, False)
+
+
+def test_two_runs_in_a_row_without_progress_are_the_last(slurm):
+    slurm.training("stopped", step=10, code=1)
+    assert slurm.run()[2]
+    assert slurm.run(restart=1)[2], "preempted while it started: may happen once"
+    slurm.training("stopped", step=9, code=1)
+    code, said, requeued = slurm.run(restart=2)
+    assert code == 1 and "no progress" in said and not requeued
+    slurm.training("stopped", step=100, code=1)
+    assert slurm.run(restart=3)[2], "steps are numbers, not names: 100 comes after 10"
+
+
+def test_a_job_is_queued_again_a_limited_number_of_times(slurm):
+    slurm.training("stopped", step=10, code=1)
+    code, said, requeued = slurm.run(restart=100)
+    assert code == 1 and "MAX_REQUEUES=100" in said and not requeued
+
+
+def test_a_cancelled_job_is_not_brought_back(slurm):
+    slurm.training("stopped", step=10, code=1)
+    code, said, requeued = slurm.run(state="CANCELLED")
+    assert code == 1 and said.endswith(": cancelled") and not requeued
+
+
+def test_evaluation_leaves_no_marker_and_is_judged_by_its_code(slurm):
+    for code in (0, 3):
+        slurm.training("", step=0, code=code)
+        assert slurm.run()[::2] == (code, False)
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
+def test_a_warning_reaches_the_step_through_slurm_and_the_job_waits_for_it(slurm, number):
+    wait = f"touch {slurm.folder}/started; until [ -e {slurm.folder}/cancelled ]; do sleep 0.05; done"
+    slurm.training("stopped", step=5, code=1, first=wait)
+    job = slurm.start()
+    while not (slurm.folder / "started").exists():
+        assert job.poll() is None
+        time.sleep(0.02)
+    job.send_signal(number)
+    assert "requeue" in job.communicate(timeout=60)[0] and job.returncode == 0
+    assert [call for call in slurm.calls() if not call.startswith(("srun", "scontrol show"))] == [
+        "scancel --signal=TERM 7.0",
+        "scontrol requeue 7",
+    ]
+
+
+def test_torchrun_gets_the_nodes_a_meeting_point_and_an_id_of_this_restart(slurm):
+    slurm.training("finished", step=1, code=0)
+    slurm.run(restart=3)
+    (srun,) = [call for call in slurm.calls() if call.startswith("srun")]
+    for flag in ("--nnodes 2", "--rdzv-endpoint n1:20007", "--rdzv-id 7.3", "SIGUSR1", f"{slurm.out}/slurm/7.3.log"):
+        assert flag in srun
+    assert srun.endswith(f"{ROOT}/train_rm.py --output-dir {slurm.out} --seed 1")
+
+
+def test_a_job_without_an_output_folder_or_a_script_says_so():
+    job = os.environ | {"SLURM_JOB_ID": "7"}
+    done = bash(LAUNCH / "train.slurm", ROOT / "train_rm.py", "--seed", "1", env=job)
+    assert done.returncode == 2 and "error: --output_dir is missing" in done.stderr
+    done = bash(LAUNCH / "train.slurm", "train_mr.py", "--output_dir", "o", env=job)
+    assert done.returncode == 2 and "error: train_mr.py: no such file" in done.stderr
+    done = bash(LAUNCH / "train.slurm", "train_rm.py")
+    assert done.returncode == 1 and "give it to sbatch" in done.stderr

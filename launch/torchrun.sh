@@ -1,0 +1,12 @@
+# Sourced by the other launchers:  source launch/torchrun.sh
+# Sets `torchrun`, the command that starts the processes of a script, and what torchrun and its processes read from the
+# environment. Why each setting is there: launch/README.md.
+#
+#     "${torchrun[@]}" --standalone --nproc-per-node 8 train_rm.py --model_name_or_path ...
+#
+# MAX_RESTARTS: how often processes that died are started again in one job (default 3)
+# TORCH_ELASTIC_SHUTDOWN_TIMEOUT: seconds from a stop signal to SIGKILL (default 100)
+export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-100}
+torchrun=(python -m torch.distributed.run --max-restarts "${MAX_RESTARTS:-3}"
+    --signals-to-handle "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1")
