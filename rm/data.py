@@ -18,6 +18,7 @@ import numpy as np
 from rm import cache
 from rm.config import REQUIRED, require_positive, setting
 from rm.examples import Example, Examples
+from rm.formats import conversations as conversations
 from rm.records import read_records
 from rm.tokenizer import Tokenizer
 

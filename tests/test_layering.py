@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 LAYERS = [
-    {"config", "dist", "attention", "losses", "examples", "records", "lean"},
+    {"config", "dist", "attention", "losses", "examples", "records", "formats", "lean"},
     {"tokenizer", "log", "model", "parallel", "cache", "lora"},
     {"chat", "families", "folder"},
     {"data", "weights"},
