@@ -54,11 +54,14 @@ class _LinearCrossEntropy(torch.autograd.Function):
             part = slice(start, start + chunk)
             logits = (hidden[part] @ weight.T).float()  # (chunk, V)
             at_target = targets[part, None]
-            normalizer = logits.logsumexp(-1, keepdim=True)
-            loss += (normalizer - logits.gather(1, at_target)).sum()
+            most = logits.amax(-1, keepdim=True)
+            loss += (most - logits.gather(1, at_target)).sum()
+            odds = logits.sub_(most).exp_()  # in place, where logsumexp would hold the chunk twice
+            total = odds.sum(-1, keepdim=True)
+            loss += total.log().sum()
             if need_hidden or need_weight:  # d loss / d logits = softmax - one hot
-                slope = logits.sub_(normalizer).exp_()
-                slope.scatter_add_(1, at_target, torch.full_like(normalizer, -1.0))
+                slope = odds.div_(total)
+                slope.scatter_add_(1, at_target, torch.full_like(total, -1.0))
                 slope = slope.to(hidden.dtype)
             if need_hidden:
                 torch.mm(slope, weight, out=hidden_grad[part])
