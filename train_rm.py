@@ -11,7 +11,7 @@ is appended to every text.
 
 from dataclasses import dataclass
 
-from rm import adapter, batch, data, dist, heads, log, lora, optim, parallel, weights
+from rm import adapter, batch, data, dist, heads, log, lora, losses, optim, parallel, weights
 from rm.config import parse, setting
 from rm.step import evaluate, train_step
 from rm.tokenizer import Tokenizer
@@ -20,6 +20,7 @@ from rm.tokenizer import Tokenizer
 @dataclass(frozen=True, kw_only=True)
 class Settings(
     heads.ModelSettings,
+    losses.LossSettings,
     data.DataSettings,
     data.SplitSettings,
     batch.BatchSettings,

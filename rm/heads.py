@@ -3,7 +3,8 @@
 Sums are never means: `loss`, what else is measured, and the `count` that all of them are to be divided by, once, over
 the whole global batch (`rm.step`). So neither the gradient nor a metric depends on rows, ranks or packing.
 
-Shapes: T tokens in a row, L labelled tokens, R replies, N pairs, D width.
+Shapes: T tokens in a row, L labelled tokens, N prompts and R replies in a row, K replies of the prompt that has most,
+D width.
 """
 
 from dataclasses import dataclass
@@ -54,21 +55,23 @@ class RewardModel(Transformer):
     def __init__(self, config: ModelConfig, kernel: type):
         super().__init__(config, kernel)
         self.score = nn.Linear(config.dim, 1, bias=False)
+        self.loss_settings = losses.LossSettings()  # `load` puts the run's own here
 
     def rewards(self, row: Batch) -> Tensor:
         """The rewards of the row's replies, in order: (R,) fp32."""
         return self._rewards(row)[0]
 
     def forward(self, row: Batch) -> Sums:
-        """Over the row's pairs, all () fp32: `loss`, `accuracy` (right ones, a tie counts half), `margin`, `count`."""
+        """Over the row's prompts, all () fp32: `loss`, `accuracy` and `margin` as in `losses.agreement`, `count`."""
         rewards, hidden = self._rewards(row)
-        pairs = rewards.view(-1, 2)  # (N, 2), the chosen reply first
-        margin = (pairs[:, 0] - pairs[:, 1]).detach()
+        table = rewards[row.replies]  # (N, K)
+        loss = losses.preference(table, row.grade, row.label, row.margin, self.loss_settings)
+        accuracy, margin = losses.agreement(losses.compare(table, row.grade, row.label))
         return {
-            "loss": losses.bradley_terry(pairs).sum() + _nothing(hidden),
-            "accuracy": (margin > 0).float().sum() + (margin == 0).float().sum() / 2,
+            "loss": loss.sum() + _nothing(hidden),
+            "accuracy": accuracy.sum(),
             "margin": margin.sum(),
-            "count": margin.new_tensor(len(margin)),
+            "count": loss.new_tensor(len(loss)),
         }
 
     def _rewards(self, row: Batch) -> tuple[Tensor, Tensor]:
@@ -104,6 +107,8 @@ def load(cls: type, settings, new_head: bool = True) -> Transformer:
         model = cls(config, choose_kernel(dist.device(), dtype, config.n_heads, config.n_kv_heads, config.head_dim))
     if getattr(settings, "use_lora", False):  # eval_rm.py has no such setting
         lora.adapt(model, settings, dtype)
+    if isinstance(settings, losses.LossSettings):
+        model.loss_settings = settings
     parallel.apply(model, settings)
     new = weights.load(model, folder)
     if weights.SCORE in new and not new_head:

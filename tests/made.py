@@ -47,6 +47,16 @@ def token_pairs(n: int, seed: int = 0, vocab: int = 61, longest: int = 14) -> li
     return [(prompt + ids(1), prompt + ids(1)) for prompt in prompts]
 
 
+def token_rankings(n: int, seed: int = 0) -> tuple[list[list[list[int]]], list[list[float]]]:
+    """Full texts of 2 to 5 replies that share a prompt, and their grades, where ties occur."""
+    draw = np.random.default_rng([seed, n])
+    rankings, grades = [], []
+    for (prompt, _), k in zip(token_pairs(n, seed), draw.integers(2, 6, n), strict=True):
+        rankings.append([prompt + draw.integers(0, 61, draw.integers(1, 6)).tolist() for _ in range(k)])
+        grades.append(draw.integers(0, 4, k).astype(float).tolist())
+    return rankings, grades
+
+
 def pair_examples(pairs) -> Examples:
     """As rm.data makes them: the longest common token prefix is stored once."""
     return Examples.build(_example(pair) for pair in pairs)

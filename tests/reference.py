@@ -1,5 +1,7 @@
 """The slow and obvious twin of everything fast: dense sight, one sequence at a time, full logits."""
 
+import itertools
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -55,6 +57,37 @@ def pair_loss_sum(model, pairs) -> Tensor:
         -torch.log(torch.sigmoid(reward_of(model, chosen) - reward_of(model, rejected))) for chosen, rejected in pairs
     ]
     return torch.stack(losses).sum()
+
+
+def preference_loss(rewards, grade, label: float, margin: float, settings) -> Tensor:
+    """One prompt's loss, pair by pair and choice by choice: () fp64."""
+    rewards = [torch.as_tensor(r, dtype=torch.double) for r in rewards]
+    pairs = list(itertools.combinations(range(len(rewards)), 2))
+    total = torch.zeros((), dtype=torch.double)
+    for i, j in pairs:
+        if settings.loss == "bradley_terry":
+            p, m = (0.5, 0.0) if grade[i] == grade[j] or label == 0.5 else (label, margin)
+            p = p if grade[i] >= grade[j] else 1 - p
+            e = settings.label_smoothing
+            p = (1 - e) * p + e * (1 - p)
+            first_wins, second_wins = (torch.sigmoid(sign * (rewards[i] - rewards[j]) - m) for sign in (1, -1))
+            total = total - (p * torch.log(first_wins) + (1 - p) * torch.log(second_wins)) / len(pairs)
+        total = total + settings.center_rewards_coefficient * (rewards[i] + rewards[j]) ** 2 / len(pairs)
+    if settings.loss == "plackett_luce":
+        for i in range(len(rewards)):
+            left = [rewards[j] for j in range(len(rewards)) if grade[j] <= grade[i]]
+            total = total - torch.log(torch.exp(rewards[i]) / sum(torch.exp(r) for r in left))
+    return total
+
+
+def ranking_loss_sum(model, rankings, grades, settings) -> Tensor:
+    """The loss of rankings of any number of full texts, text by text."""
+    return torch.stack(
+        [
+            preference_loss([reward_of(model, text) for text in texts], grade, 1.0, 0.0, settings)
+            for texts, grade in zip(rankings, grades, strict=True)
+        ]
+    ).sum()
 
 
 def text_loss_sum(model, texts) -> Tensor:

@@ -8,8 +8,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 LAYERS = [
-    {"config", "dist", "attention", "losses", "examples", "records", "formats", "lean"},
-    {"tokenizer", "log", "model", "parallel", "cache", "lora"},
+    {"config", "dist", "attention", "examples", "records", "formats", "lean"},
+    {"tokenizer", "log", "model", "parallel", "cache", "lora", "losses"},
     {"chat", "families", "folder"},
     {"data", "weights"},
     {"batch", "optim", "lisa", "adapter"},

@@ -1,23 +1,150 @@
 """rm.losses against plain formulas and autograd."""
 
+import itertools
 import math
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from rm import losses
-from tests.reference import cross_entropy_sum
+from rm.losses import LossSettings
+from tests.reference import cross_entropy_sum, preference_loss
 
 
-def test_bradley_terry_is_minus_log_sigmoid_of_the_difference():
-    rewards = torch.tensor([[1.0, 0.0], [0.0, 0.0], [-2.0, 3.0]])
-    expected = [-math.log(1 / (1 + math.exp(-d))) for d in (1.0, 0.0, -5.0)]
-    torch.testing.assert_close(losses.bradley_terry(rewards), torch.tensor(expected))
+def tables(rows: list[list[float]]) -> torch.Tensor:
+    """Ragged rows as (N, K), nan where a row is shorter."""
+    longest = max(map(len, rows))
+    return torch.tensor([[*row, *[math.nan] * (longest - len(row))] for row in rows], dtype=torch.double)
 
 
-def test_bradley_terry_stays_finite_far_from_zero():
-    loss = losses.bradley_terry(torch.tensor([[-400.0, 400.0], [400.0, -400.0]]))
-    assert loss.tolist() == [800.0, 0.0]
+def loss_of(prompts, settings: LossSettings) -> torch.Tensor:
+    """`losses.preference` of prompts (rewards, grade, label, margin)."""
+    rewards, grade, label, margin = zip(*prompts, strict=True)
+    judged = (torch.tensor(x, dtype=torch.double) for x in (label, margin))
+    return losses.preference(tables(rewards).nan_to_num(7.0), tables(grade), *judged, settings)
+
+
+def plain_bradley_terry(rewards: torch.Tensor) -> torch.Tensor:
+    return -torch.nn.functional.logsigmoid(rewards[:, 0] - rewards[:, 1])
+
+
+def pairs_with(rewards: torch.Tensor, settings: LossSettings) -> torch.Tensor:
+    """The loss of pairs (N, 2) whose first is the better one."""
+    n = len(rewards)
+    return losses.preference(rewards, torch.tensor([[1.0, 0.0]] * n), torch.ones(n), torch.zeros(n), settings)
+
+
+EVERY = [
+    LossSettings(),
+    LossSettings(loss="plackett_luce"),
+    LossSettings(label_smoothing=0.2, center_rewards_coefficient=0.3),
+    LossSettings(loss="plackett_luce", center_rewards_coefficient=0.1),
+]
+numbers = st.floats(-8, 8)
+prompts = st.integers(2, 6).flatmap(
+    lambda k: st.tuples(
+        st.lists(numbers, min_size=k, max_size=k),
+        st.lists(st.integers(-2, 2), min_size=k, max_size=k),
+        st.sampled_from([1.0, 0.5, 0.8, 0.1]),
+        st.sampled_from([0.0, 0.7, 2.0]),
+    )
+)
+
+
+@pytest.mark.parametrize("settings", EVERY, ids=str)
+@given(made=st.lists(prompts, min_size=1, max_size=5))
+def test_preference_losses_are_those_of_loops_over_pairs_and_choices(settings, made):
+    expected = torch.stack([preference_loss(*prompt, settings) for prompt in made])
+    torch.testing.assert_close(loss_of(made, settings), expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("settings", EVERY, ids=str)
+def test_gradients_of_preference_losses_are_right(settings):
+    rewards = torch.randn(3, 4, dtype=torch.double, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    grade = tables([[3, 1, 2, 0], [1, 1], [0, 2, 2]])
+    label, margin = torch.tensor([1.0, 0.5, 0.7]).double(), torch.tensor([0.5, 0.0, 1.0]).double()
+    assert torch.autograd.gradcheck(lambda r: losses.preference(r, grade, label, margin, settings), rewards)
+
+
+def test_pairs_are_the_plain_loss_to_the_last_bit_gradients_included():
+    draw = torch.Generator().manual_seed(0)
+    rewards = torch.randn(1000, 2, generator=draw) * torch.rand(1000, 1, generator=draw) * 30
+    results = []
+    for function in (plain_bradley_terry, lambda r: pairs_with(r, LossSettings())):
+        leaf = rewards.clone().requires_grad_()
+        loss = function(leaf).sum()
+        loss.backward()
+        results.append((loss, leaf.grad))
+    assert results[0][0] == results[1][0] and torch.equal(results[0][1], results[1][1])
+
+
+@pytest.mark.parametrize("loss", ["bradley_terry", "plackett_luce"])
+def test_losses_stay_finite_far_from_zero(loss):
+    rewards = torch.tensor([[-400.0, 400.0], [400.0, -400.0]], requires_grad=True)
+    values = pairs_with(rewards, LossSettings(loss=loss))
+    values.sum().backward()
+    assert values.tolist() == [800.0, 0.0] and rewards.grad.tolist() == [[-1.0, 1.0], [0.0, 0.0]]
+
+
+@given(rewards=st.lists(numbers, min_size=2, max_size=5))
+def test_the_plackett_luce_probabilities_of_all_rankings_sum_to_one(rewards):
+    orders = itertools.permutations(range(len(rewards)))
+    every = loss_of([(rewards, order, 1.0, 0.0) for order in orders], LossSettings(loss="plackett_luce"))
+    assert torch.exp(-every).sum().item() == pytest.approx(1)
+
+
+@pytest.mark.parametrize("settings", EVERY, ids=str)
+@given(made=prompts, draw=st.randoms())
+def test_the_order_in_which_replies_are_stored_changes_nothing(settings, made, draw):
+    rewards, grade, *rest = made
+    order = draw.sample(range(len(grade)), len(grade))
+    turned = [rewards[i] for i in order], [grade[i] for i in order], *rest
+    torch.testing.assert_close(loss_of([made], settings), loss_of([turned], settings))
+
+
+@pytest.mark.parametrize(
+    ("judged", "settings", "best"),
+    [
+        (([1, 1], 1.0, 0.0), {}, 0.0),
+        (([1, 1], 1.0, 0.0), {"loss": "plackett_luce"}, 0.0),
+        (([1, 0], 0.5, 2.0), {}, 0.0),
+        (([1, 0], 0.8, 0.0), {}, math.log(4)),
+        (([0, 1], 0.8, 0.0), {}, -math.log(4)),
+        (([1, 0], 1.0, 0.0), {"label_smoothing": 0.2}, math.log(4)),
+    ],
+)
+def test_the_best_difference_is_none_for_a_tie_and_the_log_odds_for_a_probability(judged, settings, best):
+    around = [([best + step, 0.0], *judged) for step in (-0.01, 0.0, 0.01)]
+    below, there, above = loss_of(around, LossSettings(**settings)).tolist()
+    assert there < below and there < above
+
+
+def test_agreement_is_the_mean_over_the_pairs_that_are_no_tie():
+    def agreement(rewards, grade, label=1.0):
+        made = losses.compare(tables([rewards]), tables([grade]), torch.tensor([label]))
+        return tuple(x.item() for x in losses.agreement(made))
+
+    assert agreement([2.0, -1.0], [1, 0]) == (1, 3)
+    assert agreement([2.0, -1.0], [0, 1]) == agreement([2.0, -1.0], [1, 0], 0.3) == (0, -3)
+    assert agreement([2.0, 2.0], [1, 0]) == (0.5, 0)
+    assert agreement([2.0, 1.0], [1, 1]) == agreement([2.0, 1.0], [1, 0], 0.5) == (0.5, 0)
+    assert agreement([3.0, 3.0, 4.0, 0.0], [2, 1, 1, 1]) == (0.5, pytest.approx(2 / 3))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"label_smoothing": 0.5}, "--label_smoothing must be at least 0 and below 0.5, got 0.5"),
+        ({"label_smoothing": math.nan}, "--label_smoothing must be at least 0"),
+        ({"label_smoothing": 0.1, "loss": "plackett_luce"}, "--label_smoothing is of pairs"),
+        ({"center_rewards_coefficient": -1.0}, "--center_rewards_coefficient must be 0 or more, got -1.0"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        LossSettings(**wrong).check()
 
 
 @pytest.mark.parametrize("logits_at_once", [1, 40, 10**6])

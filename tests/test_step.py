@@ -8,6 +8,7 @@ import torch
 
 from rm import batch, optim, parallel, step
 from rm.heads import LanguageModel, RewardModel
+from rm.losses import LossSettings
 from tests import made, reference
 from tests.ranks import run_ranks
 
@@ -35,10 +36,11 @@ def sharded(cls, config, settings: Settings):
     return model
 
 
-def train(cls, config, settings: Settings, n: int):
+def train(cls, config, settings: Settings, examples, loss=None):
     """(mean loss, gradient norm) of every step, and the weights at the end."""
     model = sharded(cls, config, settings)
-    loader = batch.Loader(examples_of(cls, n), settings, seed=0, attention_cost=0.01)
+    model.loss_settings = loss or LossSettings()
+    loader = batch.Loader(examples, settings, seed=0, attention_cost=0.01)
     optimizer = optim.adamw(model, settings)
     lines = []
     for s in range(STEPS):
@@ -50,26 +52,31 @@ def train(cls, config, settings: Settings, n: int):
     return lines, [p.full_tensor() for p in model.parameters()]
 
 
-def train_slowly(cls, config, settings: Settings, n: int):
-    """The same without rows, ranks, packing or sharing: text by text, one backward a step."""
+def train_slowly(cls, config, settings: Settings, examples, mean_loss):
+    """The same without rows, ranks, packing or sharing: `mean_loss(model, numbers)`, one backward a step."""
     model = made.model(cls, config)
-    pairs = made.token_pairs(n, seed=1)
-    loader = batch.Loader(examples_of(cls, n), settings, seed=0, attention_cost=0.01)
+    loader = batch.Loader(examples, settings, seed=0, attention_cost=0.01)
     optimizer = optim.adamw(model, settings)
     lines = []
     for s in range(STEPS):
-        mine = [pairs[i] for i in loader.numbers(s)]
-        if cls is RewardModel:
-            loss = reference.pair_loss_sum(model, mine) / len(mine)
-        else:
-            texts = [a for a, _ in mine]
-            loss = reference.text_loss_sum(model, texts) / sum(len(t) - 1 for t in texts)
+        loss = mean_loss(model, loader.numbers(s))
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), settings.max_grad_norm)
         optimizer.step()
         optimizer.zero_grad()
         lines.append((loss.item(), norm.item()))
     return lines, [p.detach() for p in model.parameters()]
+
+
+def mean_pair_loss(model, numbers):
+    pairs = made.token_pairs(16, seed=1)
+    return reference.pair_loss_sum(model, [pairs[i] for i in numbers]) / len(numbers)
+
+
+def mean_text_loss(model, numbers):
+    pairs = made.token_pairs(16, seed=1)
+    texts = [pairs[i][0] for i in numbers]
+    return reference.text_loss_sum(model, texts) / sum(len(t) - 1 for t in texts)
 
 
 SETTINGS = Settings(
@@ -79,13 +86,34 @@ SETTINGS = Settings(
 
 @pytest.mark.parametrize(("world", "group"), [(1, None), (2, None), (4, None), (4, 2)])
 @pytest.mark.parametrize("config", made.CONFIGS.values(), ids=made.CONFIGS.keys())
-@pytest.mark.parametrize("cls", [RewardModel, LanguageModel])
-def test_ranks_groups_rows_and_packing_do_not_change_the_training(cls, config, world, group):
+@pytest.mark.parametrize(("cls", "mean_loss"), [(RewardModel, mean_pair_loss), (LanguageModel, mean_text_loss)])
+def test_ranks_groups_rows_and_packing_do_not_change_the_training(cls, mean_loss, config, world, group):
     # 16 examples: two steps of 7 (several ragged rows a rank) and one of 2, where of 4 ranks two have no work
-    slow, slow_weights = train_slowly(cls, config, SETTINGS, 16)
+    examples = examples_of(cls, 16)
+    slow = train_slowly(cls, config, SETTINGS, examples, mean_loss)
     settings = dataclasses.replace(SETTINGS, shard_group_size=group)
-    for lines, weights in run_ranks(world, train, cls, config, settings, 16):
-        torch.testing.assert_close(torch.tensor(lines), torch.tensor(slow), rtol=1e-5, atol=1e-5)
+    assert_same_training(run_ranks(world, train, cls, config, settings, examples), slow)
+
+
+@pytest.mark.parametrize("world", [1, 2, 4])
+@pytest.mark.parametrize("loss", ["bradley_terry", "plackett_luce"])
+def test_ranks_rows_and_packing_do_not_change_the_training_on_rankings_of_any_length(loss, world):
+    rankings, grades = made.token_rankings(16, seed=1)
+    assert {len(grade) for grade in grades} == {2, 3, 4, 5}
+    examples, loss = made.ranking_examples(rankings, grades), LossSettings(loss=loss)
+
+    def mean_loss(model, numbers):
+        mine = [rankings[i] for i in numbers], [grades[i] for i in numbers]
+        return reference.ranking_loss_sum(model, *mine, loss).float() / len(numbers)
+
+    slow = train_slowly(RewardModel, made.LLAMA, SETTINGS, examples, mean_loss)
+    assert_same_training(run_ranks(world, train, RewardModel, made.LLAMA, SETTINGS, examples, loss), slow)
+
+
+def assert_same_training(ranks, slow) -> None:
+    slow_lines, slow_weights = slow
+    for lines, weights in ranks:
+        torch.testing.assert_close(torch.tensor(lines), torch.tensor(slow_lines), rtol=3e-5, atol=1e-5)
         for p, q in zip(weights, slow_weights, strict=True):
             assert (p - q).norm() <= 1e-3 * q.norm()  # Adam amplifies rounding where a gradient is nearly zero
 
@@ -99,7 +127,7 @@ def test_several_rows_a_rank_and_spare_rows_really_occur():
 
 
 def bfloat16_lines(world_settings: Settings):
-    return train(RewardModel, made.LLAMA, world_settings, 16)[0]
+    return train(RewardModel, made.LLAMA, world_settings, examples_of(RewardModel, 16))[0]
 
 
 def test_bfloat16_computes_near_float32_and_keeps_float32_masters():
@@ -127,9 +155,9 @@ def test_in_bfloat16_blocks_compute_low_and_the_score_head_and_all_that_is_store
     assert parameters == gradients == {torch.float32}
 
 
-def evaluated(n: int):
+def evaluated(examples):
     model = sharded(RewardModel, made.LLAMA, SETTINGS)
-    rows = batch.InOrder(examples_of(RewardModel, n), SETTINGS)
+    rows = batch.InOrder(examples, SETTINGS)
     scores = step.score(model, rows)  # first: nothing that an evaluation gathered may be needed
     return step.evaluate(model, rows), scores
 
@@ -140,10 +168,18 @@ def test_evaluation_is_exact_over_ranks_and_scores_come_in_file_order(world):
     model = made.model(RewardModel)
     pairs = made.token_pairs(n, seed=1)
     scores = torch.stack([torch.stack([reference.reward_of(model, t) for t in pair]) for pair in pairs]).detach()
-    for means, got in run_ranks(world, evaluated, n):
+    for means, got in run_ranks(world, evaluated, made.pair_examples(pairs)):
         torch.testing.assert_close(got.view(-1, 2), scores, rtol=1e-5, atol=1e-5)
         assert means["accuracy"] == (scores[:, 0] > scores[:, 1]).double().mean().item()
         assert means["loss"] == pytest.approx(reference.pair_loss_sum(model, pairs).item() / n, rel=1e-5)
+
+
+def test_scores_of_rankings_come_in_the_order_of_the_stored_replies():
+    rankings, grades = made.token_rankings(6)
+    model = made.model(RewardModel)
+    alone = torch.stack([reference.reward_of(model, text) for texts in rankings for text in texts]).detach()
+    for _, got in run_ranks(2, evaluated, made.ranking_examples(rankings, grades)):
+        torch.testing.assert_close(got, alone, rtol=1e-5, atol=1e-5)
 
 
 def peak_of_row(global_batch_size: int) -> int:
