@@ -11,7 +11,7 @@ is appended to every text.
 
 from dataclasses import dataclass
 
-from rm import adapter, batch, data, dist, heads, log, lora, losses, optim, parallel, weights
+from rm import adapter, batch, data, dist, heads, log, lora, losses, optim, parallel, split, weights
 from rm.config import parse, setting
 from rm.step import evaluate, train_step
 from rm.tokenizer import Tokenizer
@@ -22,7 +22,7 @@ class Settings(
     heads.ModelSettings,
     losses.LossSettings,
     data.DataSettings,
-    data.SplitSettings,
+    split.SplitSettings,
     batch.BatchSettings,
     batch.RowSettings,
     optim.OptimSettings,

@@ -10,7 +10,7 @@ Loss: cross entropy of the whole text, which ends in an end-of-text token; packe
 
 from dataclasses import dataclass
 
-from rm import adapter, batch, data, dist, heads, log, lora, optim, parallel, weights
+from rm import adapter, batch, data, dist, heads, log, lora, optim, parallel, split, weights
 from rm.config import parse, setting
 from rm.step import evaluate, train_step
 from rm.tokenizer import Tokenizer
@@ -20,7 +20,7 @@ from rm.tokenizer import Tokenizer
 class Settings(
     heads.ModelSettings,
     data.DataSettings,
-    data.SplitSettings,
+    split.SplitSettings,
     batch.BatchSettings,
     batch.RowSettings,
     optim.OptimSettings,

@@ -6,7 +6,7 @@
 #   --model MODEL      Hugging Face folder of a LLaMA or GPT-Neo (config.json, *.safetensors, tokenizer)
 #   --sft FILE         {"type": "text_only", "instances": [{"text": ...}]} or the records as JSON lines, plain or .gz
 #   --rm FILE          {"instances": [{"positive": ..., "negative": ...}]} or the records as JSON lines
-#   --test FILE        pairs to evaluate on; without it the last 10 % of --rm are held out and evaluated in training
+#   --test FILE        pairs to evaluate on; without it 10 % of --rm are held out, by conversation, and evaluated in training
 #   --out DIR          where everything goes (default runs/hh_rlhf)
 #   --nproc N          processes on this machine, one per GPU (default: the GPUs there are, or 1)
 #   --sft_epochs E     passes over the SFT texts (default 2; the recipe found more than one to matter)

@@ -284,5 +284,6 @@ def _sights(examples: Examples, share_prefix: bool) -> np.ndarray:
 
 def _labels(examples: Examples) -> np.ndarray:
     """(n,) labelled tokens of each example; a text's first token is predicted by nothing."""
-    first = examples.loss[examples.starts]  # a prefix carries none
-    return np.add.reduceat(examples.loss, examples.starts, dtype=np.int64) - first
+    loss, first, last = examples.loss, examples.starts, examples.starts + examples.lengths - 1
+    before_last = np.add.reduceat(loss, np.stack([first, last], axis=1).ravel(), dtype=np.int64)[::2]
+    return np.where(examples.lengths > 1, before_last + loss[last] - loss[first], 0)  # a prefix carries none

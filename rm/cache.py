@@ -16,7 +16,7 @@ from pathlib import Path
 from rm import dist
 from rm.examples import Examples
 
-FORMAT = 3  # of an entry; a new number leaves old entries alone
+FORMAT = 4  # of an entry; a new number leaves old entries alone
 
 
 def default_folder() -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rm import cache
+from rm import cache, conversation, split
 from rm.config import REQUIRED, require_positive, setting
 from rm.examples import Example, Examples
 from rm.formats import conversations as conversations
@@ -34,18 +34,6 @@ class DataSettings:
 
     def check(self) -> None:
         require_positive(self, "max_length")
-
-
-@dataclass(frozen=True, kw_only=True)
-class SplitSettings:
-    """Held-out data"""
-
-    eval_dataset_path: tuple[str, ...] = setting((), "files to evaluate on, in the same format")
-    validation_split_percentage: float = setting(0.0, "or hold out this last part of the data, in percent")
-
-    def check(self) -> None:
-        if self.eval_dataset_path and self.validation_split_percentage:
-            raise ValueError("--eval_dataset_path and --validation_split_percentage exclude each other: give one")
 
 
 @dataclass(frozen=True)
@@ -68,8 +56,8 @@ def load(
 
     Args:
         read: `texts` or `pairs`.
-        settings: DataSettings and SplitSettings.
-        say: told what was read, and what was dropped.
+        settings: DataSettings and `rm.split`'s SplitSettings.
+        say: told what was read, what was dropped, and whether the held-out data leaks.
     """
     train, report = read_once(read, settings.dataset_path, settings, tokenizer)
     say(f"data: {report}")
@@ -78,7 +66,9 @@ def load(
         held_out, report = read_once(read, settings.eval_dataset_path, settings, tokenizer)
         say(f"held out: {report}")
     else:
-        train, held_out = split(train, settings.validation_split_percentage)
+        train, held_out = split.split(train, settings.validation_split_percentage, settings.validation_split_by)
+    if leak := split.leak(train, held_out):
+        say(f"warning: {leak}")
     return train, held_out, {"data": facts | {"held_out": {"kept": len(held_out), "sha256": held_out.hash}}}
 
 
@@ -107,15 +97,6 @@ def pairs(paths: Sequence[str | Path], tokenizer: Tokenizer, max_length: int) ->
     keys = [("positive", "negative"), ("chosen", "rejected")]
     expected = 'expected "positive" and "negative", or "chosen" and "rejected" (plain texts: train_sft.py)'
     return _encode(paths, _strings(paths, keys, expected, None), tokenizer, max_length)
-
-
-def split(examples: Examples, percentage: float) -> tuple[Examples, Examples]:
-    """(to train on, held out): the last `percentage` percent are held out."""
-    cut = int((1 - percentage / 100) * len(examples)) if 0 <= percentage < 100 else 0
-    if cut == 0:
-        got = f"got {percentage:g} with {len(examples)} examples"
-        raise ValueError(f"--validation_split_percentage must be 0 or more and leave some to train on; {got}")
-    return examples[:cut], examples[cut:]
 
 
 def common_prefix(rows: Sequence[np.ndarray]) -> int:
@@ -167,7 +148,7 @@ def _encode(
                     dropped[f"longer than --max_length {max_length}"] += 1
                 else:
                     kept.append(number)
-                    yield _example(rows)
+                    yield _example(rows, conversation.key(strings[0]))
 
     examples = Examples.build(fitting(), kept)
     report = Report(len(examples), dict(dropped))
@@ -177,7 +158,8 @@ def _encode(
     return examples, report
 
 
-def _example(rows: list[np.ndarray]) -> Example:
+def _example(rows: list[np.ndarray], conversation: int) -> Example:
     shared = common_prefix(rows) if len(rows) > 1 else 0  # a document has nothing to share with
     replies = tuple(row[shared:] for row in rows)
-    return Example(rows[0][:shared], replies, tuple(np.ones(len(reply), bool) for reply in replies))
+    loss = tuple(np.ones(len(reply), bool) for reply in replies)
+    return Example(rows[0][:shared], replies, loss, conversation=conversation)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from rm import batch
 from rm.batch import BatchSettings, InOrder, Loader, RowSettings, pack, plan
+from rm.examples import Example, Examples
 from tests.made import pair_examples, ranking_examples, text_examples, token_pairs
 from tests.ranks import run_ranks
 
@@ -43,12 +44,20 @@ def test_every_token_of_a_text_but_its_first_is_a_target_and_none_crosses_a_text
 
 
 def test_loss_only_where_the_example_says_so_counts_from_the_token_before():
-    from rm.examples import Example, Examples
-
     answer = Example(np.array([1, 2], np.int32), (np.array([3, 4, 5], np.int32),), (np.array([True, False, True]),))
     row = pack(Examples.build([answer]), np.array([0]))
     assert (row.labelled.tolist(), row.targets.tolist()) == ([1, 3], [3, 5])
     assert batch._labels(Examples.build([answer])).tolist() == [2]
+
+
+@given(lengths=st.lists(st.integers(1, 5), min_size=1, max_size=9), data=st.data())
+def test_labels_of_a_selection_are_its_rows_targets(lengths, data):
+    draw = np.random.default_rng(sum(lengths))
+    texts = [Example(np.zeros(0, np.int32), (np.arange(n, dtype=np.int32),), (draw.random(n) < 0.5,)) for n in lengths]
+    numbers = np.array(sorted(data.draw(st.sets(st.integers(0, len(texts) - 1), min_size=1))))
+    selected = Examples.build(texts).select(numbers)
+    rows = [pack(selected, np.array([i])) for i in range(len(selected))]
+    assert batch._labels(selected).tolist() == [len(row.targets) for row in rows]
 
 
 def test_an_empty_row_is_one_token_that_nobody_reads():

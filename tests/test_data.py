@@ -291,19 +291,6 @@ def test_the_hash_tells_any_change_of_content():
     assert Examples.build(made[0]).hash == Examples.build(made[0], record=[7]).hash
 
 
-@pytest.mark.parametrize("n, percentage, held", [(100, 0, 0), (100, 5, 5), (3, 5, 1), (7, 50, 4), (1000, 0.1, 1)])
-def test_the_last_percents_are_held_out(n, percentage, held):
-    train, held_out = data.split(Examples.build(example([], [i]) for i in range(n)), percentage)
-    assert train.record.tolist() + held_out.record.tolist() == list(range(n))
-    assert len(held_out) == held and len(train) == int((1 - percentage / 100) * n)
-
-
-@pytest.mark.parametrize("percentage", [-1, 100, 101, float("nan"), 99])
-def test_a_split_that_leaves_nothing_to_train_on_is_an_error(percentage):
-    with pytest.raises(ValueError, match="--validation_split_percentage must be .* with 5 examples"):
-        data.split(Examples.build(example([], [i]) for i in range(5)), percentage)
-
-
 # Bad input
 
 

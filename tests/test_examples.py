@@ -38,3 +38,18 @@ def test_judgements_come_back_from_storage_and_from_a_view(made, first, last, tm
 def test_the_hash_tells_a_changed_judgement():
     made = [{}, {"grade": [0, 1]}, {"grade": [0, 0]}, {"label": 0.5}, {"margin": 1.0}]
     assert len({Examples.build([example(2, **judged)]).hash for judged in made}) == len(made)
+
+
+@given(counts=st.lists(st.integers(1, 4), min_size=1), data=st.data())
+def test_a_selection_is_those_examples_wherever_their_tokens_lie(counts, data, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("selected")
+    made = [example(n, label=1 / n, margin=float(i), conversation=-i) for i, n in enumerate(counts)]
+    numbers = sorted(data.draw(st.lists(st.integers(0, len(made) - 1))))
+    selected, alone = Examples.build(made).select(np.array(numbers, np.int64)), Examples.build(made[i] for i in numbers)
+    selected.save(folder)
+    for examples in (selected, Examples.open(folder)):
+        assert [[r.tolist() for r in e.replies] for e in examples] == [[r.tolist() for r in e.replies] for e in alone]
+        assert [(e.label, e.margin, e.conversation) for e in examples] == [
+            (e.label, e.margin, e.conversation) for e in alone
+        ]
+        assert examples.record.tolist() == numbers and examples.hash == alone.hash

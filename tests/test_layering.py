@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 LAYERS = [
     {"config", "dist", "attention", "examples", "records", "formats", "lean"},
-    {"tokenizer", "log", "model", "parallel", "cache", "lora", "losses"},
+    {"tokenizer", "log", "model", "parallel", "cache", "lora", "losses", "conversation", "split"},
     {"chat", "families", "folder"},
     {"data", "weights"},
     {"batch", "optim", "lisa", "adapter"},
