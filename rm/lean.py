@@ -2,7 +2,7 @@
 
 Each keeps its inputs alone and recomputes what is cheap. `tests/test_lean.py` holds them to the plain formulas.
 
-Shapes: T tokens in a row, D width, F hidden width of the MLP.
+Shapes: T tokens in a row (or tokens and heads: any leading dimensions), D width, F hidden width of the MLP.
 """
 
 import torch
@@ -25,11 +25,11 @@ class RMSNormFunction(torch.autograd.Function):
         x, weight, scale = ctx.saved_tensors
         unit = x * scale  # (T, D) fp32: rms 1
         slope = upstream * weight if ctx.needs_input_grad[0] else None
-        weight_grad = (upstream * unit).sum(0).to(weight.dtype) if ctx.needs_input_grad[1] else None
+        weight_grad = (upstream * unit).flatten(0, -2).sum(0).to(weight.dtype) if ctx.needs_input_grad[1] else None
         if slope is None:
             return None, weight_grad, None
         slope = slope.to(unit.dtype)
-        along = torch.linalg.vecdot(slope, unit)[:, None] / x.shape[-1]  # (T, 1): the part that only rescales x
+        along = torch.linalg.vecdot(slope, unit)[..., None] / x.shape[-1]  # (T, 1): the part that only rescales x
         return slope.addcmul_(unit, along, value=-1).mul_(scale).to(x.dtype), weight_grad, None
 
 

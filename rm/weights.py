@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from rm import dist, families, lora
-from rm.families import Family
+from rm.families.layout import Layout
+from rm.families.rules import Family
 from rm.folder import describe, read_json, write_json
 from rm.model import ModelConfig
 from rm.parallel import local_slices, whole
@@ -62,38 +63,49 @@ def load(model: nn.Module, folder: str | Path) -> set[str]:
         The parameters that the folder lacks and the caller has to initialise: {"score.weight"} or nothing.
     """
     parameters = dict(model.named_parameters())
-    stored = _match({name: tuple(p.shape) for name, p in parameters.items()}, Path(folder))
-    for file in sorted({tensor.file for tensor in stored.values()}):
+    shapes = {name: tuple(p.shape) for name, p in parameters.items()}
+    config, family, _ = read_config(folder)
+    found = _match(shapes, Path(folder), family)
+    for file in sorted({tensor.file for tensor in found}):
         with _open(file) as tensors, torch.no_grad():
-            for name, tensor in stored.items():
-                parameter = parameters[name]
-                local = parameter.to_local() if isinstance(parameter, DTensor) else parameter
-                if tensor.file == file and local.numel():  # with more ranks than rows, some have none
-                    local.copy_(tensors.get_slice(tensor.name)[local_slices(parameter)])
-    return parameters.keys() - stored.keys()
+            for tensor in (tensor for tensor in found if tensor.file == file):
+                parts = [parameters[name] for name in found[tensor]]
+                _copy(tensors.get_slice(tensor.name), family.layout(tensor.name), parts, config.n_kv_heads)
+    return parameters.keys() - {name for names in found.values() for name in names}
 
 
-def _match(shapes: dict[str, tuple[int, ...]], folder: Path) -> dict[str, Stored]:
-    """Where each of our parameters is stored, in a folder that holds all of them and nothing else."""
-    _, family, _ = read_config(folder)
+def _copy(held, layout: Layout, parts: list[Tensor], kv_heads: int) -> None:
+    """Fill this rank's share of the parameters that a tensor of a file holds; no more of it is read."""
+    shapes = [tuple(parameter.shape) for parameter in parts]
+    for number, parameter in enumerate(parts):
+        local = parameter.to_local() if isinstance(parameter, DTensor) else parameter
+        if local.numel():  # with more ranks than rows, some have none
+            for rows, values in layout.read(held, number, local_slices(parameter), shapes, kv_heads):
+                local[rows].copy_(values)
+
+
+def _match(shapes: dict[str, tuple[int, ...]], folder: Path, family: Family) -> dict[Stored, list[str]]:
+    """Every tensor of a folder that holds all of our parameters and nothing else -> what is ours in it, in order."""
     found, unknown = {}, []
     for tensor in _stored(folder):
         ours = family.ours(tensor.name)
-        if ours in shapes:
-            found[ours] = tensor
-        elif ours == SCORE:
+        if ours and shapes.keys() >= set(ours):
+            found[tensor] = ours
+        elif ours == [SCORE]:
             raise ValueError(f"{folder} holds a reward model ({tensor.name}), not a language model")
         # A language model's head may lie unneeded: below a reward model, or beside a tied embedding.
-        elif ours != "lm_head.weight" and not family.ignores(tensor.name):
+        elif ours != ["lm_head.weight"] and not family.ignores(tensor.name):
             unknown.append(tensor.name)
 
-    absent = [family.theirs(name) for name in shapes if not (name in found or name == SCORE or lora.is_adapter(name))]
-    unlike = [(tensor, shapes[name]) for name, tensor in found.items() if tensor.shape != shapes[name]]
+    there = {SCORE, *(name for ours in found.values() for name in ours)}
+    absent = [family.theirs(name) for name in shapes if not (name in there or lora.is_adapter(name))]
+    expected = {tensor: family.layout(tensor.name).shape([shapes[n] for n in ours]) for tensor, ours in found.items()}
+    unlike = [(tensor, shape) for tensor, shape in expected.items() if tensor.shape != shape]
     problems = {
-        "missing": absent,
+        "missing": list(dict.fromkeys(absent)),
         "unknown": unknown,
         "of another shape": [f"{tensor.name} {tensor.shape} instead of {shape}" for tensor, shape in unlike],
-        "of another kind": [f"{t.name} {t.dtype}" for t in found.values() if t.dtype not in FLOATS],
+        "of another kind": [f"{t.name} {t.dtype}" for t in found if t.dtype not in FLOATS],
     }
     listed = [f"{len(names)} {problem}: {_some(names)}" for problem, names in problems.items() if names]
     if listed:
@@ -153,32 +165,35 @@ def save(
 ) -> None:
     """Write a Hugging Face folder, whole or not at all, in place of the one that is there. All ranks call it.
 
-    Adapters are merged into their layers, in fp32. Rank 0 holds as much as one file will, the others one tensor.
+    Adapters are merged into their layers, in fp32. Rank 0 holds as much as one file will, the others one tensor of it.
 
     Args:
         source: the folder that the model came from: its config.json and its tokenizer go along.
         dtype: of the weights in the files, except the score head, which is fp32 everywhere.
     """
-    _, family, hf = read_config(source)
+    config, family, hf = read_config(source)
     parameters = {name: p for name, p in model.named_parameters() if not lora.is_adapter(name)}
     adapted = {f"{name}.weight": layer for name, layer in model.named_modules() if isinstance(layer, lora.LoRALinear)}
     head = "reward" if SCORE in parameters else "lm"
-    dtypes = {name: torch.float32 if name == SCORE else dtype for name in parameters}
-    sizes = {name: p.numel() * dtypes[name].itemsize for name, p in parameters.items()}
+    tensors = {theirs: family.ours(theirs) for theirs in map(family.theirs, parameters)}
+    dtypes = {theirs: torch.float32 if ours == [SCORE] else dtype for theirs, ours in tensors.items()}
+    count = {theirs: sum(parameters[name].numel() for name in ours) for theirs, ours in tensors.items()}
+    sizes = {theirs: count[theirs] * dtypes[theirs].itemsize for theirs in tensors}
     shards = _plan(sizes, max_shard_bytes)
 
     with _published(Path(out)) as folder:
         for file, names in shards.items():
             held = {}
-            for name in names:
-                tensor = _merged(parameters[name], adapted.get(name))
+            for theirs in names:
+                parts = [_merged(parameters[name], adapted.get(name)) for name in tensors[theirs]]
                 if dist.is_main():
-                    held[family.theirs(name)] = tensor.to("cpu", dtypes[name]).contiguous()
+                    parts = [part.to("cpu", dtypes[theirs]) for part in parts]
+                    held[theirs] = family.layout(theirs).join(parts, config.n_kv_heads).contiguous()
             if dist.is_main():
                 save_file(held, folder / file, metadata={"format": "pt"})
         if dist.is_main():
             if len(shards) > 1:
-                weight_map = {family.theirs(name): file for file, names in shards.items() for name in names}
+                weight_map = {theirs: file for file, names in shards.items() for theirs in names}
                 index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map}
                 write_json(folder / "model.safetensors.index.json", index)
             describe(folder, Path(source), hf, family.classes[head], head, dtype)

@@ -6,16 +6,17 @@ import torch
 from rm.attention import SplitAttention
 from rm.examples import Example, Examples
 from rm.heads import LanguageModel, RewardModel
-from rm.model import ModelConfig
+from rm.model import ModelConfig, Rope
 
 LLAMA = ModelConfig(
     vocab_size=61, dim=32, n_layers=3, n_heads=4, n_kv_heads=2, head_dim=8, hidden_dim=48,
-    norm="rms", norm_eps=1e-5, mlp="swiglu", positions="rope", max_positions=512, rope_theta=10000.0,
+    norm="rms", norm_eps=1e-5, mlp="swiglu", positions="rope", max_positions=512,
+    ropes=(Rope((1.0, 0.1, 0.01, 0.001)),) * 3,
     qkv_bias=False, out_bias=False, mlp_bias=False, attn_scale=8**-0.5, windows=(0, 0, 0), tie_embeddings=False,
 )  # fmt: skip
 GPT_NEO = ModelConfig(
     vocab_size=61, dim=32, n_layers=4, n_heads=4, n_kv_heads=4, head_dim=8, hidden_dim=64,
-    norm="layer", norm_eps=1e-5, mlp="gelu_tanh", positions="learned", max_positions=128, rope_theta=0.0,
+    norm="layer", norm_eps=1e-5, mlp="gelu_tanh", positions="learned", max_positions=128, ropes=(None,) * 4,
     qkv_bias=False, out_bias=True, mlp_bias=True, attn_scale=1.0, windows=(0, 6, 0, 6), tie_embeddings=True,
 )  # fmt: skip
 CONFIGS = {"llama": LLAMA, "gpt_neo": GPT_NEO}

@@ -1,56 +1,99 @@
 """Every family computes what transformers computes, and refuses what it does not implement."""
 
+import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
+from torch.nn.functional import cross_entropy, logsigmoid
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from rm import families
+from rm import dist, families, lora, weights
 from rm.attention import SplitAttention
-from rm.heads import LanguageModel
-from tests import tiny
+from rm.batch import pack
+from rm.heads import LanguageModel, RewardModel
+from tests import made, tiny
 
+FAMILIES = sorted(tiny.SETTINGS)
 LLAMA_HF = tiny.LLAMA | {"model_type": "llama"}
+QWEN3_HF = tiny.LLAMA | {"model_type": "qwen3"}
 GPT_NEO_HF = tiny.GPT_NEO | {"model_type": "gpt_neo"}
+LLAMA3_ROPE = {
+    "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 16, "rope_theta": 5e5,
+}  # fmt: skip
+YARN_ROPE = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16, "rope_theta": 1e4}
+LINEAR_ROPE = {"rope_type": "linear", "factor": 4.0, "rope_theta": 1e4}
+CASES = [
+    ("llama", "grouped queries", {"num_key_value_heads": 2}),
+    ("llama", "one kv head, tied", {"num_key_value_heads": 1, "tie_word_embeddings": True}),
+    ("llama", "biases", {"attention_bias": True, "mlp_bias": True}),
+    ("llama", "wide heads", {"head_dim": 24}),
+    ("llama", "other frequencies", {"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}),
+    ("llama", "epsilon", {"rms_norm_eps": 1e-2}),
+    ("llama", "llama 3 rope", {"rope_parameters": LLAMA3_ROPE, "head_dim": 32}),
+    ("llama", "linear rope", {"rope_parameters": LINEAR_ROPE}),
+    ("llama", "yarn rope", {"rope_parameters": YARN_ROPE, "head_dim": 32}),
+    ("gpt_neo", "untied, narrow", {"tie_word_embeddings": False, "intermediate_size": 40}),
+    ("gpt_neo", "other windows", {"attention_types": [[["global"], 1], [["local"], 3]], "window_size": 7}),
+    ("mistral", "no window, wide heads", {"sliding_window": None, "head_dim": 24}),
+    ("qwen2", "no window, tied", {"use_sliding_window": False, "tie_word_embeddings": True}),
+    ("qwen2", "every layer a window", {"max_window_layers": 0}),
+    ("qwen3", "biases, windows", {"attention_bias": True, "use_sliding_window": True, "sliding_window": 5}
+     | {"max_window_layers": 1, "tie_word_embeddings": False}),
+]  # fmt: skip
+CASES = [(family, "plain", {}) for family in FAMILIES] + CASES
+in_every_case = pytest.mark.parametrize(
+    "family, settings",
+    [(family, settings) for family, _, settings in CASES],
+    ids=[f"{f} {name}" for f, name, _ in CASES],
+)
+in_every_family = pytest.mark.parametrize("family", FAMILIES)
 
 
 def read(hf):
     return families.find(hf).config(hf)
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {},
-        {"num_key_value_heads": 2},
-        {"num_key_value_heads": 1, "tie_word_embeddings": True},
-        {"attention_bias": True, "mlp_bias": True},
-        {"head_dim": 24},
-        {"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}, "rms_norm_eps": 1e-2},
-    ],
-    ids=["plain", "grouped queries", "one kv head, tied", "biases", "wide heads", "other frequencies"],
-)
-def test_llama_gives_the_logits_of_transformers(tmp_path, settings):
-    theirs = tiny.llama(**settings)
-    model = tiny.ours(tiny.save_with(theirs, tmp_path / "m"))
-    for length in (1, 64):
-        tokens = tiny.tokens(length)
-        torch.testing.assert_close(tiny.logits(model, tokens), tiny.their_logits(theirs, tokens), atol=1e-5, rtol=0)
+def same(ours, theirs):
+    """To 1e-5, of the largest where that is more than one."""
+    gap, largest = (ours - theirs).abs().max().item(), theirs.abs().max().item()
+    assert gap <= 1e-5 * max(1, largest), (gap, largest)
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {},
-        {"tie_word_embeddings": False, "intermediate_size": 40},
-        {"attention_types": [[["global"], 1], [["local"], 3]], "window_size": 7},
-    ],
-    ids=["plain", "untied, narrow", "other windows"],
-)
-def test_gpt_neo_gives_the_logits_of_transformers_within_and_beyond_its_window(tmp_path, settings):
-    theirs = tiny.gpt_neo(**settings)
+@torch.no_grad()
+def their_reward(model, tokens):
+    return model(torch.as_tensor(tokens)[None]).logits[0, 0]
+
+
+# What it computes
+
+
+@in_every_case
+def test_logits_are_those_of_transformers_within_and_beyond_every_window(tmp_path, family, settings):
+    theirs = tiny.causal_lm(family, **settings)
     model = tiny.ours(tiny.save_with(theirs, tmp_path / "m"))
-    for length in (1, 50, 400):
+    for length in (1, 50, 300):
         tokens = tiny.tokens(length)
-        torch.testing.assert_close(tiny.logits(model, tokens), tiny.their_logits(theirs, tokens), atol=1e-5, rtol=0)
+        same(tiny.logits(model, tokens), tiny.their_logits(theirs, tokens))
+
+
+@in_every_case
+def test_rewards_of_packed_pairs_are_those_that_transformers_gives_each_text(tmp_path, family, settings):
+    theirs = tiny.reward_model(family, **settings)
+    model = tiny.ours(tiny.save_with(theirs, tmp_path / "m"), RewardModel)
+    pairs = made.token_pairs(6, longest=40)
+    with torch.no_grad():
+        ours = model.rewards(pack(made.pair_examples(pairs), np.arange(6)))
+    same(ours, torch.stack([their_reward(theirs, text) for pair in pairs for text in pair]))
+
+
+def test_positions_far_out_turn_as_those_of_transformers():
+    """Angles are fp32 products there: at position 100,000 the last bit of a frequency would show."""
+    for rope in ({"rope_type": "default", "rope_theta": 5e5}, LLAMA3_ROPE, YARN_ROPE, LINEAR_ROPE):
+        theirs = tiny.llama(rope_parameters=dict(rope), head_dim=64).model.rotary_emb
+        (ours, *_) = read(LLAMA_HF | {"rope_parameters": rope, "head_dim": 64}).ropes
+        assert torch.equal(torch.tensor(ours.frequencies), theirs.inv_freq)
+        assert ours.scale == theirs.attention_scaling
 
 
 def test_the_window_of_gpt_neo_is_what_makes_the_difference_beyond_it(tmp_path):
@@ -63,17 +106,107 @@ def test_the_window_of_gpt_neo_is_what_makes_the_difference_beyond_it(tmp_path):
     assert gap[:256].max() < 1e-5 < 1e-2 < gap[260:].min()
 
 
-@pytest.mark.parametrize("hf", [LLAMA_HF | {"attention_bias": True, "mlp_bias": True}, GPT_NEO_HF])
-@pytest.mark.parametrize("tied", [True, False])
-def test_the_key_table_reads_the_same_in_both_directions(hf, tied):
+# What it learns
+
+
+def assert_same_gradients(folder, model, theirs):
+    """Every parameter of transformers' model, by its name, against ours put together in its layout."""
+    config, family, _ = weights.read_config(folder)
+    ours = {name: parameter.grad for name, parameter in model.named_parameters()}
+    seen = set()
+    for name, parameter in theirs.named_parameters():
+        parts = family.ours(name)
+        seen.update(parts)
+        joined = family.layout(name).join([ours[part] for part in parts], config.n_kv_heads)
+        assert (joined - parameter.grad).norm() <= 1e-5 * parameter.grad.norm() + 1e-6, name
+    assert seen == ours.keys()
+
+
+@in_every_family
+def test_packed_texts_give_the_gradients_that_transformers_gives_text_by_text(tmp_path, family):
+    theirs = tiny.causal_lm(family)
+    model = tiny.ours(tiny.save_with(theirs, tmp_path / "m"))
+    texts = [chosen for chosen, _ in made.token_pairs(4, longest=30)]
+    loss = model(pack(made.text_examples(texts), np.arange(4)))["loss"]
+    reference = torch.zeros(())
+    for text in map(torch.tensor, texts):
+        reference = reference + cross_entropy(theirs(text[None]).logits[0, :-1], text[1:], reduction="sum")
+    same(loss, reference)
+    loss.backward()
+    reference.backward()
+    assert_same_gradients(tmp_path / "m", model, theirs)
+
+
+@in_every_family
+def test_packed_pairs_give_the_gradients_that_transformers_gives_text_by_text(tmp_path, family):
+    theirs = tiny.reward_model(family)
+    model = tiny.ours(tiny.save_with(theirs, tmp_path / "m"), RewardModel)
+    pairs = made.token_pairs(4, longest=30)
+    loss = model(pack(made.pair_examples(pairs), np.arange(4)))["loss"]
+    rewards = [[theirs(torch.tensor(text)[None]).logits[0, 0] for text in pair] for pair in pairs]
+    reference = sum(-logsigmoid(chosen - rejected) for chosen, rejected in rewards)
+    same(loss, reference)
+    loss.backward()
+    reference.backward()
+    assert_same_gradients(tmp_path / "m", model, theirs)
+
+
+@in_every_family
+def test_adapters_reach_the_layers_people_name_and_merge_into_what_transformers_opens(tmp_path, family):
+    source = tiny.save_with(tiny.causal_lm(family), tmp_path / "m")
+    config, *_ = weights.read_config(source)
+    model = LanguageModel(config, SplitAttention)
+    settings = lora.LoraSettings(use_lora=True, lora_r=4, lora_target_modules=("all-linear",))
+    lora.adapt(model, settings, torch.float32)
+    targets = {name.rpartition(".")[2] for name, m in model.named_modules() if isinstance(m, lora.LoRALinear)}
+    assert targets >= {"q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj"}
+    weights.load(model, source)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if lora.is_adapter(name):
+                parameter.normal_(std=0.1, generator=torch.Generator().manual_seed(0))
+    with dist.session(seed=0):
+        weights.save(model, tmp_path / "out", source, torch.float32)
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
+    tokens = tiny.tokens(50)
+    same(tiny.logits(model.eval(), tokens), tiny.their_logits(merged, tokens))
+
+
+# What is in its files
+
+
+@in_every_case
+@pytest.mark.parametrize("head", [LanguageModel, RewardModel])
+def test_what_is_loaded_and_saved_is_the_same_file_and_opens_in_transformers(tmp_path, family, settings, head):
+    make, auto = {
+        LanguageModel: (tiny.causal_lm, AutoModelForCausalLM),
+        RewardModel: (tiny.reward_model, AutoModelForSequenceClassification),
+    }[head]
+    source = tiny.save_with(make(family, **settings), tmp_path / "m")
+    with dist.session(seed=0):
+        weights.save(tiny.ours(source, head), tmp_path / "out", source, torch.float32)
+    before, after = (load_file(folder / "model.safetensors") for folder in (source, tmp_path / "out"))
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    opened, info = auto.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not any(info.values())
+    assert opened.config.architectures == [type(make(family, **settings)).__name__]
+
+
+@in_every_case
+def test_the_key_table_reads_the_same_in_both_directions(family, settings):
+    hf = tiny.transformers.AutoConfig.for_model(family, **(tiny.SETTINGS[family] | settings)).to_dict()
     family = families.find(hf)
-    config = family.config(hf | {"tie_word_embeddings": tied})
     with torch.device("meta"):
-        names = [name for name, _ in LanguageModel(config, SplitAttention).named_parameters()]
-    assert [family.ours(family.theirs(name)) for name in names] == names
-    assert family.ours(family.theirs("score.weight")) == "score.weight"
-    bare = [family.theirs(name).removeprefix(family.prefix) for name in names]
-    assert [family.ours(name) for name in bare] == names  # as a model without a head calls them
+        names = {
+            name
+            for head in (LanguageModel, RewardModel)
+            for name, _ in head(read(hf), SplitAttention).named_parameters()
+        }
+    for name in names:
+        assert name in family.ours(family.theirs(name))
+        bare = family.theirs(name).removeprefix(family.prefix)  # as a model without a head calls it
+        assert name in family.ours(bare)
 
 
 @pytest.mark.parametrize(
@@ -86,20 +219,38 @@ def test_the_key_table_reads_the_same_in_both_directions(hf, tied):
 )
 def test_tables_that_old_checkpoints_hold_are_ignored(hf, name):
     assert families.find(hf).ignores(name)
-    assert families.find(hf).ours(name) is None
+    assert families.find(hf).ours(name) == []
     assert not families.find(hf).ignores(name + "es")
 
 
-def test_both_spellings_of_the_rotary_base_are_read():
-    assert read(LLAMA_HF).rope_theta == 10000
-    assert read(LLAMA_HF | {"rope_theta": 5e5, "rope_scaling": None}).rope_theta == 5e5
-    assert read(LLAMA_HF | {"rope_theta": 5e5, "rope_scaling": {"type": "default"}}).rope_theta == 5e5
-    assert read(LLAMA_HF | {"rope_parameters": {"rope_type": "default", "rope_theta": 7.0}}).rope_theta == 7
+# How its config.json reads
+
+
+def test_both_spellings_of_rope_are_read():
+    def rope(**settings):
+        return read(LLAMA_HF | settings).ropes[0]
+
+    plain, slower = rope(), rope(rope_parameters={"rope_type": "default", "rope_theta": 5e5})
+    assert plain == rope(rope_theta=1e4) == rope(rope_parameters=None, rope_scaling=None) != slower
+    assert slower == rope(rope_theta=5e5, rope_scaling=None) == rope(rope_theta=5e5, rope_scaling={"type": "default"})
+    scaling = {name: value for name, value in LLAMA3_ROPE.items() if name != "rope_theta"}
+    assert rope(rope_theta=5e5, rope_scaling=scaling) == rope(rope_parameters=LLAMA3_ROPE) != slower
 
 
 def test_attention_types_say_how_far_each_layer_sees():
     assert read(GPT_NEO_HF).windows == (0, 256, 0, 256)
     assert read(GPT_NEO_HF | {"attention_types": [[["local"], 4]], "window_size": 8}).windows == (8,) * 4
+
+
+@pytest.mark.parametrize("model_type", ["qwen2", "qwen3"])
+def test_the_windows_of_qwen_are_off_unless_asked_for(model_type):
+    hf = LLAMA_HF | {"model_type": model_type, "sliding_window": 8, "max_window_layers": 1}
+    assert read(hf).windows == (0, 0)
+    assert read(hf | {"use_sliding_window": True}).windows == (0, 8)
+    assert read(hf | {"use_sliding_window": True, "layer_types": ["sliding_attention", "full_attention"]}).windows == (
+        8,
+        0,
+    )
 
 
 def test_dropout_settings_change_nothing():
@@ -110,16 +261,22 @@ def test_dropout_settings_change_nothing():
 @pytest.mark.parametrize(
     "hf, message",
     [
-        ({"model_type": "gpt2"}, "model_type 'gpt2' is not supported, only gpt_neo, llama"),
+        ({"model_type": "bert"}, "model_type 'bert' is not supported, only gpt_neo, llama"),
         ({}, "model_type None is not supported"),
         (LLAMA_HF | {"hidden_act": "gelu"}, "hidden_act 'gelu' is not implemented, only 'silu'"),
-        (LLAMA_HF | {"rope_scaling": {"type": "linear", "factor": 2}}, "rope_scaling of type 'linear'"),
-        (LLAMA_HF | {"rope_scaling": {"rope_type": "llama3"}}, "rope_scaling of type 'llama3'"),
-        (LLAMA_HF | {"rope_parameters": {"rope_type": "yarn"}}, "rope_scaling of type 'yarn'"),
+        (LLAMA_HF | {"rope_scaling": {"type": "dynamic", "factor": 2}}, "rope_scaling of type 'dynamic'"),
+        (LLAMA_HF | {"rope_scaling": {"rope_type": "llama3"}}, "rope_scaling of type 'llama3' lacks 'factor'"),
+        (LLAMA_HF | {"rope_parameters": {"rope_type": "longrope"}}, "rope_scaling of type 'longrope'"),
+        (LLAMA_HF | {"rope_parameters": YARN_ROPE | {"mscale": 1.0}}, "'yarn' with mscale"),
         (LLAMA_HF | {"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5"),
         (LLAMA_HF | {"num_key_value_heads": 3}, "num_attention_heads 4 is not a multiple of num_key_value"),
         (LLAMA_HF | {"num_attention_heads": 5}, "hidden_size 32 is not a multiple of num_attention_heads 5"),
-        (LLAMA_HF | {"head_dim": 7}, "head_dim 7 is odd"),
+        (LLAMA_HF | {"head_dim": 7}, "7 of head_dim 7 would rotate"),
+        (
+            LLAMA_HF | {"model_type": "qwen3", "layer_types": ["full_attention", "chunked"]},
+            r"layer_types \['chunked'\]",
+        ),
+        (LLAMA_HF | {"model_type": "qwen3", "layer_types": ["full_attention"]}, "layer_types describe 1 layers"),
         (GPT_NEO_HF | {"activation_function": "relu"}, "activation_function 'relu'"),
         (GPT_NEO_HF | {"attention_types": [[["global", "sparse"], 2]]}, r"attention_types \['sparse'\]"),
         (GPT_NEO_HF | {"num_layers": 6}, "attention_types describe 4 layers, num_layers says 6"),

@@ -1,5 +1,6 @@
 """Tiny Hugging Face models with random weights, made in place, and ours beside them."""
 
+import functools
 from pathlib import Path
 
 import pytest
@@ -34,14 +35,31 @@ GPT_NEO = dict(
 )
 
 
-def llama(**settings):
-    """A LlamaForCausalLM."""
-    return spread(transformers.LlamaForCausalLM(transformers.LlamaConfig(**(LLAMA | settings))))
+WINDOW = 7
+# model_type -> a config.json that uses what is special about the family
+SETTINGS = {
+    "gpt_neo": GPT_NEO,
+    "llama": LLAMA,
+    "mistral": LLAMA | dict(num_key_value_heads=2, sliding_window=WINDOW),
+    "qwen2": LLAMA | dict(num_key_value_heads=2, use_sliding_window=True, sliding_window=WINDOW, max_window_layers=1),
+    "qwen3": LLAMA | dict(num_key_value_heads=2, head_dim=16, tie_word_embeddings=True),
+}
 
 
-def gpt_neo(**settings):
-    """A GPTNeoForCausalLM."""
-    return spread(transformers.GPTNeoForCausalLM(transformers.GPTNeoConfig(**(GPT_NEO | settings))))
+def causal_lm(family: str, **settings):
+    """A language model of transformers."""
+    config = transformers.AutoConfig.for_model(family, **(SETTINGS[family] | settings))
+    return spread(transformers.AutoModelForCausalLM.from_config(config))
+
+
+def reward_model(family: str, **settings):
+    """A reward model of transformers."""
+    config = transformers.AutoConfig.for_model(family, **(SETTINGS[family] | {"num_labels": 1} | settings))
+    return spread(transformers.AutoModelForSequenceClassification.from_config(config))
+
+
+llama = functools.partial(causal_lm, "llama")
+gpt_neo = functools.partial(causal_lm, "gpt_neo")
 
 
 @torch.no_grad()

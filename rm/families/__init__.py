@@ -3,12 +3,15 @@
 A new family is a file of its own and a line in the registry.
 """
 
-from rm.families import gpt_neo, llama
+from rm.families import gpt_neo, llama, mistral, qwen2, qwen3
 from rm.families.rules import Family
 
 FAMILIES: dict[str, Family] = {
     "gpt_neo": gpt_neo.FAMILY,
     "llama": llama.FAMILY,
+    "mistral": mistral.FAMILY,
+    "qwen2": qwen2.FAMILY,
+    "qwen3": qwen3.FAMILY,
 }
 
 

@@ -24,7 +24,7 @@ def config(hf: dict) -> ModelConfig:
         mlp="gelu_tanh",
         positions="learned",
         max_positions=hf["max_position_embeddings"],
-        rope_theta=0.0,  # no rope
+        ropes=(None,) * hf["num_layers"],
         qkv_bias=False,
         out_bias=True,
         mlp_bias=True,
@@ -64,7 +64,6 @@ FAMILY = Family(
         "transformer.h.{}.mlp.c_proj": "layers.{}.mlp.down_proj",
         "transformer.ln_f": "norm",
         "lm_head": "lm_head",
-        "score": "score",
     },
     prefix="transformer.",
     ignored=frozenset({"transformer.h.{}.attn.attention.bias", "transformer.h.{}.attn.attention.masked_bias"}),

@@ -7,10 +7,14 @@ two cannot disagree.
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
+from rm.families.layout import Layout
 from rm.model import ModelConfig
 
 LAYER_NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
+# What reward models call their head: transformers, OpenRLHF (of old), TRL.
+HEADS = {"score": "score", "value_head": "score", "v_head": "score", "v_head.summary": "score"}
 
 
 @dataclass(frozen=True)
@@ -19,38 +23,52 @@ class Family:
 
     Attributes:
         config: reads a config.json; ValueError for a setting that the model does not implement.
-        modules: their module -> ours, {} for the layer's number. A tensor keeps its leaf, weight or bias.
+        modules: their module -> ours, or a Layout of ours, {} for the layer's number. A tensor keeps its leaf, weight
+            or bias. Where several of theirs stand for one of ours, the first is what we write.
         prefix: what their models with a head put before the names of those without.
         ignored: their tensors that are not weights: masks and tables that old versions saved along.
         classes: "lm" or "reward" -> their class, for those who open what we save.
     """
 
     config: Callable[[dict], ModelConfig]
-    modules: dict[str, str]
+    modules: dict[str, str | Layout]
     prefix: str
     ignored: frozenset[str]
     classes: dict[str, str]
 
-    def ours(self, name: str) -> str | None:
-        """Our name of their tensor, None if it has no place here."""
+    def ours(self, name: str) -> list[str]:
+        """Our names of what their tensor holds, in order; none if it has no place here."""
         module, leaf, number = self._parse(name)
-        return f"{self.modules[module].format(number)}.{leaf}" if module in self.modules else None
+        return [f"{part.format(number)}.{leaf}" for part in self._layouts.get(module, Layout(())).parts]
 
     def theirs(self, name: str) -> str:
-        """Their name of our tensor."""
+        """Their name of the tensor that ours is, or is a part of."""
         module, leaf, number = _split(name)
-        back = {ours: theirs for theirs, ours in self.modules.items()}
-        return f"{back[module].format(number)}.{leaf}"
+        return f"{self._back[module].format(number)}.{leaf}"
+
+    def layout(self, name: str) -> Layout:
+        """How their tensor holds ours."""
+        return self._layouts[self._parse(name)[0]]
 
     def ignores(self, name: str) -> bool:
         """Whether their tensor is none of the weights."""
         module, leaf, _ = self._parse(name)
         return f"{module}.{leaf}" in self.ignored
 
+    @cached_property
+    def _layouts(self) -> dict[str, Layout]:
+        table = self.modules | HEADS
+        return {theirs: Layout((ours,)) if isinstance(ours, str) else ours for theirs, ours in table.items()}
+
+    @cached_property
+    def _back(self) -> dict[str, str]:
+        """Our module -> theirs."""
+        return {part: theirs for theirs, layout in reversed(self._layouts.items()) for part in layout.parts}
+
     def _parse(self, name: str) -> tuple[str, str, str]:
         """`_split` of their tensor, with the prefix that a model saved without its head has not."""
         module, leaf, number = _split(name)
-        known = module in self.modules or f"{module}.{leaf}" in self.ignored
+        known = module in self._layouts or f"{module}.{leaf}" in self.ignored
         return module if known else self.prefix + module, leaf, number
 
 
@@ -73,3 +91,14 @@ def divides(hf: dict, whole: str, parts: str) -> int:
     if hf[whole] % hf[parts]:
         raise ValueError(f"{whole} {hf[whole]} is not a multiple of {parts} {hf[parts]}")
     return hf[whole] // hf[parts]
+
+
+def windows(hf: dict, layers: int) -> tuple[int, ...]:
+    """How far each layer sees, by `layer_types` and `sliding_window`; 0 = everything."""
+    kinds = hf.get("layer_types") or ["full_attention"] * layers
+    sees = {"full_attention": 0, "sliding_attention": hf.get("sliding_window") or 0}
+    if unknown := sorted(set(kinds) - sees.keys()):
+        raise ValueError(f"layer_types {unknown} are not implemented, only {' and '.join(sees)}")
+    if len(kinds) != layers:
+        raise ValueError(f"layer_types describe {len(kinds)} layers, num_hidden_layers says {layers}")
+    return tuple(sees[kind] for kind in kinds)
