@@ -157,11 +157,7 @@ def _open(file: Path) -> Iterator[safe_open]:
 
 
 def save(
-    model: nn.Module,
-    out: str | Path,
-    source: str | Path,
-    dtype: torch.dtype,
-    max_shard_bytes: int = 5 * 10**9,
+    model: nn.Module, out: str | Path, source: str | Path, dtype: torch.dtype, max_shard_bytes: int = 5 * 10**9
 ) -> None:
     """Write a Hugging Face folder, whole or not at all, in place of the one that is there. All ranks call it.
 
