@@ -63,6 +63,18 @@ def score(model: nn.Module, rows: InOrder) -> Tensor:
     return dist.concat_over_ranks(torch.cat(rewards))[numbers.argsort()]
 
 
+def reward_statistics(model: nn.Module, rows: InOrder) -> dict[str, float]:
+    """{"reward_mean", "reward_std"} of a set's best replies: of a pair the chosen one, of a demonstration its text.
+
+    Preferences leave open where zero is; minus this mean, rewards are 0 on average over the set, as InstructGPT's are
+    over its demonstrations (arXiv 2203.02155, section 3.5). Tied best replies all count. Exact over ranks, in fp64.
+    """
+    examples = rows.examples
+    best = np.maximum.reduceat(examples.grade, examples.reply_offsets[:-1])
+    rewards = score(model, rows).double().numpy()[examples.grade == best.repeat(np.diff(examples.reply_offsets))]
+    return {"reward_mean": float(rewards.mean()), "reward_std": float(rewards.std())}
+
+
 def means(sums: dict[str, float]) -> dict[str, float]:
     """The one division."""
     return {name: value / sums["count"] for name, value in sums.items() if name != "count"}

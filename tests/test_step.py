@@ -182,6 +182,21 @@ def test_scores_of_rankings_come_in_the_order_of_the_stored_replies():
         torch.testing.assert_close(got, alone, rtol=1e-5, atol=1e-5)
 
 
+def statistics(examples):
+    return step.reward_statistics(sharded(RewardModel, made.LLAMA, SETTINGS), batch.InOrder(examples, SETTINGS))
+
+
+def test_reward_statistics_are_those_of_best_replies_or_texts():
+    model = made.model(RewardModel)
+    rankings = [[[1, 2], [1, 3], [1, 4, 5]], [[6, 7], [8]], [[9], [10, 11]]]
+    texts = [[1, 4, 5], [6, 7], [9], [10, 11]]  # the best ones, and both of a tie
+    alone = torch.stack([reference.reward_of(model, text) for text in texts]).double()
+    expected = {"reward_mean": alone.mean().item(), "reward_std": alone.std(correction=0).item()}
+    for examples in (made.ranking_examples(rankings, [[0, 1, 2], [3, 1], [5, 5]]), made.text_examples(texts)):
+        for got in run_ranks(2, statistics, examples):
+            assert got == pytest.approx(expected, rel=1e-5)
+
+
 def peak_of_row(global_batch_size: int) -> int:
     settings = Settings(global_batch_size=global_batch_size, max_tokens=45)
     loader = batch.Loader(examples_of(RewardModel, 64), settings, seed=0, attention_cost=0.0)
