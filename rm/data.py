@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rm import cache, conversation, split
+from rm import cache, conversation, losses, split
 from rm.config import REQUIRED, require_positive, setting
 from rm.examples import Example, Examples
 from rm.formats import conversations as conversations
@@ -67,6 +67,9 @@ def load(
         say(f"held out: {report}")
     else:
         train, held_out = split.split(train, settings.validation_split_percentage, settings.validation_split_by)
+    if isinstance(settings, losses.LossSettings):  # train_sft.py has none
+        for examples in (train, held_out):
+            losses.check_fits(examples, settings)
     if leak := split.leak(train, held_out):
         say(f"warning: {leak}")
     return train, held_out, {"data": facts | {"held_out": {"kept": len(held_out), "sha256": held_out.hash}}}

@@ -11,11 +11,13 @@ V vocabulary.
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from rm.config import setting
+from rm.examples import Examples
 
 LOGITS_AT_ONCE = 2**24  # logits held at a time, whatever L and V: 64 MiB in fp32
 
@@ -42,6 +44,21 @@ class LossSettings:
             raise ValueError("--label_smoothing is of pairs: use it with --loss bradley_terry, or leave it at 0")
         if not self.center_rewards_coefficient >= 0:
             raise ValueError(f"--center_rewards_coefficient must be 0 or more, got {self.center_rewards_coefficient}")
+
+
+def check_fits(examples: Examples, settings: LossSettings) -> None:
+    """Raise ValueError where an example has nothing to compare, or says what the loss cannot hear."""
+    alone = np.diff(examples.reply_offsets) < 2
+    if alone.any():
+        raise ValueError(
+            f"record {examples.record[alone][0] + 1} of the data has a single reply; a preference needs two or more"
+        )
+    judged = (examples.label != 1) | (examples.margin != 0)
+    if settings.loss == "plackett_luce" and judged.any():
+        raise ValueError(
+            f"record {examples.record[judged][0] + 1} of the data has a 'label' or a 'margin', which --loss "
+            f"plackett_luce has no place for: use --loss bradley_terry, or remove them"
+        )
 
 
 def preference(rewards: Tensor, grade: Tensor, label: Tensor, margin: Tensor, settings: LossSettings) -> Tensor:

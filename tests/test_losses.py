@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from rm import losses
 from rm.losses import LossSettings
+from tests import made
 from tests.reference import cross_entropy_sum, preference_loss
 
 
@@ -145,6 +146,19 @@ def test_agreement_is_the_mean_over_the_pairs_that_are_no_tie():
 def test_settings_that_make_no_sense_are_refused(wrong, message):
     with pytest.raises(ValueError, match=message):
         LossSettings(**wrong).check()
+
+
+def test_examples_that_a_loss_cannot_learn_from_are_refused():
+    alone, pair = made.ranking_examples([[[1]]], [[0]]), made.pair_examples([([1], [2]), ([3], [4])])
+    unsure = made.pair_examples([([1], [2]), ([3], [4])])
+    unsure.label[1] = 0.7
+    luce = LossSettings(loss="plackett_luce")
+    for fits in ((pair, luce), (pair, LossSettings()), (unsure, LossSettings())):
+        losses.check_fits(*fits)
+    with pytest.raises(ValueError, match="record 1 of the data has a single reply; a preference needs two or more"):
+        losses.check_fits(alone, LossSettings())
+    with pytest.raises(ValueError, match="record 2 of the data has a 'label' or a 'margin'.*use --loss bradley_terry"):
+        losses.check_fits(unsure, luce)
 
 
 @pytest.mark.parametrize("logits_at_once", [1, 40, 10**6])
