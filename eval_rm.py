@@ -1,19 +1,19 @@
-"""Evaluate a reward model on preference pairs.
+"""Evaluate a reward model on preference pairs and rankings.
 
     python eval_rm.py --model_name_or_path runs/rm/model --dataset_path test.jsonl --output_dir runs/eval
+    python eval_rm.py ... --dataset_path base=a.jsonl online=b.jsonl    two named sets
     torchrun --nproc_per_node 8 eval_rm.py ...       the same numbers from eight GPUs
 
-Writes report.json (accuracy with its 95 % interval, loss, margins) and scores.jsonl (one line a pair, in file
-order, chosen first).
+Writes report.json (accuracy with its 95 % intervals, calibration, accuracy by subset, turns and length; every number is
+defined in docs/evaluation.md), scores.jsonl (one line a record, in file order, scores in the order of its replies) and
+report.html, one page with figures and the worst mistakes.
 """
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-import numpy as np
-
-from rm import batch, data, dist, heads, log, metrics, parallel
+from rm import batch, data, dist, evaluation, heads, log, parallel, report_eval
 from rm.config import REQUIRED, parse, setting
 from rm.step import score
 from rm.tokenizer import Tokenizer
@@ -21,38 +21,52 @@ from rm.tokenizer import Tokenizer
 
 @dataclass(frozen=True, kw_only=True)
 class Settings(heads.ModelSettings, data.DataSettings, batch.RowSettings, parallel.ParallelSettings):
-    output_dir: str = setting(REQUIRED, "folder for report.json and scores.jsonl")
+    dataset_path: tuple[str, ...] = setting(REQUIRED, "files, or NAME=FILE: files of one name are one set")
+    baseline_model_name_or_path: str | None = setting(None, "another reward model, for a paired test on the same pairs")
+    output_dir: str = setting(REQUIRED, "folder for report.json, report.html and scores.jsonl")
 
 
 def main(settings: Settings) -> None:
     log.check_free(settings.output_dir, ("report.json", "run.json"))
-    tokenizer = Tokenizer(settings.model_name_or_path)
-    pairs, counts = data.read_once(data.pairs, settings.dataset_path, settings, tokenizer)
-    log.say(str(counts))
-    model = heads.load(heads.RewardModel, settings, new_head=False)
-
-    scores = score(model, batch.InOrder(pairs, settings)).numpy().reshape(-1, 2)
-    bad = np.flatnonzero(~np.isfinite(scores).all(1))
-    if len(bad):
-        raise ValueError(
-            f"{settings.dataset_path}: record {pairs.record[bad[0]]} has a score that is not finite: {scores[bad[0]]}"
-        )
-
-    report = metrics.pair_metrics(scores)
+    sets = evaluation.named_sets(settings.dataset_path)
+    ours, counts = score_sets(settings, sets)
+    theirs = {}
+    if settings.baseline_model_name_or_path:
+        theirs, _ = score_sets(replace(settings, model_name_or_path=settings.baseline_model_name_or_path), sets)
     if dist.is_main():
-        write(Path(settings.output_dir), settings, report | {"data": asdict(counts)}, pairs.record, scores)
-    low, high = report["accuracy_ci95"]
-    log.say(f"accuracy {report['accuracy']:.4f}  (95 % interval {low:.4f} to {high:.4f}, {report['n']:,} pairs)")
-    log.say(f"loss {report['loss']:.4f}  margin {report['margin_mean']:.4f}  ties {report['ties']}")
+        write(settings, ours, theirs, counts)
 
 
-def write(folder: Path, settings: Settings, report: dict, records: np.ndarray, scores: np.ndarray) -> None:
+def score_sets(settings: Settings, sets: dict[str, list[str]]) -> tuple[dict[str, evaluation.Result], dict]:
+    """(every set's rewards, what became of its records), on every rank."""
+    tokenizer = Tokenizer(settings.model_name_or_path)
+    read = {name: data.read_once(data.pairs, paths, settings, tokenizer) for name, paths in sets.items()}
+    for name, (_, counts) in read.items():
+        log.say(f"{name}: {counts}")
+    model = heads.load(heads.RewardModel, settings, new_head=False)
+    results = {}
+    for name, (examples, _) in read.items():
+        results[name] = evaluation.Result(sets[name], examples, score(model, batch.InOrder(examples, settings)).numpy())
+        results[name].check_finite()
+    return results, {name: asdict(counts) for name, (_, counts) in read.items()}
+
+
+def write(
+    settings: Settings, ours: dict[str, evaluation.Result], theirs: dict[str, evaluation.Result], counts: dict
+) -> None:
+    """All files, and the table on the terminal. Of the main process alone."""
+    folder = Path(settings.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "scores.jsonl", "w") as out:
-        for record, pair in zip(records.tolist(), scores.tolist(), strict=True):
-            out.write(json.dumps({"record": record, "scores": pair}) + "\n")
-    whole = report | log.provenance(settings)
-    (folder / "report.json").write_text(json.dumps(whole, indent=2) + "\n")
+    with open(folder / "scores.jsonl", "w", encoding="utf-8") as out:
+        for name, result in ours.items():
+            for line in result.lines():
+                out.write(json.dumps({"set": name} | line, ensure_ascii=False) + "\n")
+    report = evaluation.report(ours, theirs) | {"data": counts} | log.provenance(settings)
+    (folder / "report.json").write_text(json.dumps(report, indent=2, allow_nan=False) + "\n")
+    page = report_eval.evaluation_page(report, ours)
+    (folder / "report.html").write_text(page, encoding="utf-8")
+    log.say(report_eval.terminal(report))
+    log.say(f"report: {folder / 'report.html'}")
 
 
 if __name__ == "__main__":

@@ -27,7 +27,10 @@ setup(
             "hypothesis",
             "transformers>=5",
             "peft",
-        ],  # transformers and peft are oracles, never imported by rm/
+            "scipy",
+            "scikit-learn",
+            "matplotlib",
+        ],  # transformers, peft, scipy and scikit-learn are oracles, never imported by rm/
         "bench": [
             "trl",
             "datasets",

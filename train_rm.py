@@ -11,7 +11,7 @@ is appended to every text.
 
 from dataclasses import dataclass
 
-from rm import adapter, batch, data, dist, heads, log, lora, losses, optim, parallel, split, weights
+from rm import adapter, batch, data, dist, heads, log, lora, losses, optim, parallel, report, split, weights
 from rm.config import parse, setting
 from rm.step import evaluate, train_step
 from rm.tokenizer import Tokenizer
@@ -64,6 +64,7 @@ def main(settings: Settings) -> None:
             adapter.save(model, run.folder / "adapter", settings)
         weights.save(model, run.folder / "model", settings.model_name_or_path, dtype)
         log.say(f"saved {run.folder / 'model'}")
+    report.write_for(settings.output_dir)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ Loss: cross entropy of the whole text, which ends in an end-of-text token; packe
 
 from dataclasses import dataclass
 
-from rm import adapter, batch, data, dist, heads, log, lora, optim, parallel, split, weights
+from rm import adapter, batch, data, dist, heads, log, lora, optim, parallel, report, split, weights
 from rm.config import parse, setting
 from rm.step import evaluate, train_step
 from rm.tokenizer import Tokenizer
@@ -62,6 +62,7 @@ def main(settings: Settings) -> None:
             adapter.save(model, run.folder / "adapter", settings)
         weights.save(model, run.folder / "model", settings.model_name_or_path, dtype)
         log.say(f"saved {run.folder / 'model'}")
+    report.write_for(settings.output_dir)
 
 
 if __name__ == "__main__":

@@ -8,13 +8,14 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 LAYERS = [
-    {"config", "dist", "attention", "examples", "records", "formats", "lean"},
-    {"tokenizer", "log", "model", "parallel", "cache", "lora", "losses", "conversation", "split"},
-    {"chat", "families", "folder"},
+    {"config", "dist", "attention", "examples", "records", "formats", "lean", "stats", "figures", "page"},
+    {"metrics", "tokenizer", "log", "model", "parallel", "cache", "lora", "losses", "conversation", "split"},
+    {"rewardbench", "chat", "families", "folder"},
     {"data", "weights"},
     {"batch", "optim", "lisa", "adapter"},
     {"heads", "resume", "scoring"},
-    {"step", "metrics", "report", "audit", "plan", "bench", "demo"},
+    {"step", "evaluation", "report", "audit", "plan", "bench", "demo"},
+    {"report_eval"},
 ]
 LEVEL = {module: level for level, modules in enumerate(LAYERS) for module in modules}
 SCRIPTS = ["train_sft.py", "train_rm.py", "eval_rm.py"]

@@ -1,0 +1,104 @@
+"""Pieces of a self-contained HTML page: no script, no font, nothing from elsewhere; what comes from data is escaped."""
+
+from collections.abc import Callable, Iterable
+from html import escape
+
+PAGE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title>
+<style>
+body {{ font: 15px/1.5 system-ui, sans-serif; color: #1b1f24; background: #fff; max-width: 1080px; margin: 0 auto;
+       padding: 1rem; overflow-wrap: anywhere; }}
+h1 {{ font-size: 1.5rem; margin: 0.5rem 0; }} h2 {{ font-size: 1.2rem; margin: 2.2rem 0 0.4rem; }}
+h3 {{ font-size: 1rem; margin: 1.4rem 0 0.3rem; }}
+.note {{ color: #5b626c; }}
+.wide {{ overflow-x: auto; }}
+table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; overflow-wrap: normal; }}
+th, td {{ padding: 0.25rem 0.7rem; border-bottom: 1px solid #e4e6ea; text-align: right; white-space: nowrap; }}
+th {{ font-weight: 600; }} th:first-child, td:first-child {{ text-align: left; padding-left: 0; }}
+.grid {{ display: grid; gap: 1rem 1.5rem; margin: 1rem 0;
+        grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); }}
+.grid > *, .pair > * {{ min-width: 0; }}
+svg {{ width: 100%; height: auto; font-family: system-ui, sans-serif; }}
+details {{ border-top: 1px solid #e4e6ea; padding: 0.5rem 0; }} summary {{ cursor: pointer; }}
+.pair {{ display: grid; gap: 1rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 22rem), 1fr)); }}
+.turn {{ white-space: pre-wrap; margin: 0.5rem 0; padding: 0.4rem 0.7rem; background: #f3f4f6; border-radius: 6px;
+        max-height: 24rem; overflow-y: auto; }}
+.better {{ background: #e8f1fb; }} .worse {{ background: #fbecea; }}
+.who {{ font-size: 0.8rem; font-weight: 600; color: #5b626c; display: block; }}
+</style>
+</head>
+<body>
+{body}
+</body>
+</html>
+"""
+NO_FIGURES = (
+    '<p class="note">Figures need matplotlib: <code>pip install matplotlib</code> (the extra <code>report</code>), '
+    "then make this page again.</p>"
+)
+
+
+def page(title: str, parts: Iterable[str]) -> str:
+    """A whole page of parts that are HTML already."""
+    return PAGE.format(title=escape(title), body="\n".join([f"<h1>{escape(title)}</h1>", *parts]))
+
+
+def heading(text: str, level: int = 2) -> str:
+    return f"<h{level}>{escape(text)}</h{level}>"
+
+
+def note(text: str) -> str:
+    return f'<p class="note">{escape(text)}</p>'
+
+
+def table(headers: list[str], rows: list[list]) -> str:
+    """A table that scrolls sideways where the screen is narrow; cells as `shown` writes them."""
+    cells = ["".join(f"<td>{escape(shown(cell))}</td>" for cell in row) for row in rows]
+    head = "".join(f"<th>{escape(name)}</th>" for name in headers)
+    body = "".join(f"<tr>{row}</tr>" for row in cells)
+    return f'<div class="wide"><table><tr>{head}</tr>{body}</table></div>'
+
+
+def figures(*drawn: Callable[[], str]) -> str:
+    """Figures side by side where there is room; or how to get them, where matplotlib is absent."""
+    try:
+        return '<div class="grid">' + "".join(f"<div>{draw()}</div>" for draw in drawn) + "</div>"
+    except ImportError:
+        return NO_FIGURES
+
+
+def details(summary: str, body: str) -> str:
+    """What opens when its line is clicked."""
+    return f"<details><summary>{escape(summary)}</summary>{body}</details>"
+
+
+def turn(who: str, text: str, kind: str = "") -> str:
+    """One message of a dialogue; of an endless one, the beginning and the end."""
+    if len(text) > 6000:
+        text = f"{text[:4000]}\n[... {len(text) - 6000:,} characters left out ...]\n{text[-2000:]}"
+    return f'<div class="turn {kind}"><span class="who">{escape(who)}</span>{escape(text)}</div>'
+
+
+def shown(value) -> str:
+    """A value as people read it: four digits, intervals as a to b, a dash for what is not defined."""
+    if value is None:
+        return "–"
+    if isinstance(value, (tuple, list)):
+        return f"{shown(value[0])} to {shown(value[1])}"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:.2e}" if 0 < abs(value) < 5e-4 or abs(value) >= 1e6 else f"{value:.4f}"
+    return str(value)
+
+
+def text_table(headers: list[str], rows: list[list]) -> str:
+    """The same for a terminal: columns lined up, the first to the left."""
+    lines = [headers, *([shown(cell) for cell in row] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    padded = ([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])] for line in lines)
+    return "\n".join(map("  ".join, padded))

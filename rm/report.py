@@ -1,0 +1,90 @@
+"""The page of a training run: its curves, drawn from metrics.jsonl.
+
+python -m rm.report runs/rm        writes runs/rm/report.html; at any time, of a run that goes on too
+"""
+
+import json
+import sys
+from functools import partial
+from pathlib import Path
+
+from rm import dist, figures, log, page
+from rm.folder import read_json
+
+CURVES = [  # (title, axis, name in metrics.jsonl; of the held-out data it begins with eval_)
+    ("Loss", "loss", "loss"),
+    ("Accuracy", "accuracy", "accuracy"),
+    ("Margin", "reward", "margin"),
+    ("Learning rate", "learning rate", "learning_rate"),
+    ("Gradient norm before clipping", "norm", "grad_norm"),
+    ("Throughput", "tokens per second", "tokens_per_second"),
+]
+
+
+def write_for(folder: str | Path) -> None:
+    """report.html at the end of a run, on the main process. A run that trained well never ends badly for want of it."""
+    if not dist.is_main():
+        return
+    try:
+        log.say(f"report: {write(folder)}")
+    except Exception as error:  # whatever it is, the model is worth more
+        log.say(f"report.html was not written: {type(error).__name__}: {error}")
+
+
+def write(folder: str | Path) -> Path:
+    """Read metrics.jsonl and run.json of a training run and write report.html beside them."""
+    folder = Path(folder)
+    lines = read_metrics(folder / "metrics.jsonl")
+    if not lines:
+        raise ValueError(f"{folder / 'metrics.jsonl'} holds no metrics: name the output_dir of a training run")
+    out = folder / "report.html"
+    out.write_text(training_page(str(folder), lines, read_json(folder / "run.json")), encoding="utf-8")
+    return out
+
+
+def read_metrics(file: Path) -> list[dict]:
+    """The lines of a metrics.jsonl, without a last one that is being written."""
+    lines = []
+    for text in file.read_text(encoding="utf-8").splitlines() if file.is_file() else []:
+        try:
+            lines.append(json.loads(text))
+        except ValueError:
+            continue
+    return [line for line in lines if isinstance(line, dict) and "step" in line]
+
+
+def training_page(name: str, lines: list[dict], run: dict) -> str:
+    """The page: last values, curves, and what it takes to say which run this was."""
+    drawn, last = [], {}
+    for title, axis, metric in CURVES:
+        both = {"training": _points(lines, metric), "held out": _points(lines, f"eval_{metric}")}
+        found = {label: points for label, points in both.items() if points}
+        if found:
+            drawn.append(partial(figures.curves, title, axis, found))
+    for line in lines:
+        last |= {key: value for key, value in line.items() if isinstance(value, (int, float))}
+    settings = run.get("settings", {})
+    facts = [[key, json.dumps(value, ensure_ascii=False)] for key, value in settings.items()]
+    about = [run.get("started"), run.get("device"), f"{run['processes']} processes" if "processes" in run else None]
+    parts = [
+        page.note(" · ".join(filter(None, about))),
+        page.figures(*drawn),
+        page.heading("Last values"),
+        page.table(["metric", "value"], [*last.items()]),
+        page.heading("Settings"),
+        page.table(["setting", "value"], facts),
+    ]
+    return page.page(f"Training run {name}", parts)
+
+
+def _points(lines: list[dict], name: str) -> tuple[list, list] | None:
+    """(steps, values) of one metric. Of a step that was computed again after a resume, the later value."""
+    values = {line["step"]: line[name] for line in lines if isinstance(line.get(name), (int, float))}
+    return (sorted(values), [values[step] for step in sorted(values)]) if values else None
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
+        sys.exit(__doc__)
+    with dist.one_line_errors():
+        print(write(sys.argv[1]))

@@ -1,0 +1,49 @@
+"""rm.rewardbench on sets made here: the weights of sections, best of four, and Ties worked out by hand."""
+
+import numpy as np
+import pytest
+
+from rm import rewardbench
+from tests.test_metrics import pairs, scored
+
+
+def test_version_1_weighs_subsets_by_the_published_counts():
+    subset = ["alpacaeval-easy"] * 4 + ["mt-bench-med"] * 2 + ["math-prm"] * 2 + ["hep-cpp"]
+    wins = [1, 1, 1, 0, 1, 0, 1, 1, 0]
+    got = rewardbench.scores(pairs([[win, 0.5] for win in wins], subset=subset), [""] * 9)
+    assert got["version"] == 1
+    assert got["sections"]["Chat"] == pytest.approx((100 * 0.75 + 40 * 0.5) / 140)
+    assert got["sections"]["Reasoning"] == pytest.approx(984 / (984 + 164))
+    assert got["score"] == pytest.approx(np.mean([*got["sections"].values()]))
+    assert len(got["absent"]) == 23 - 4 and "donotanswer" in got["absent"]
+
+
+def test_math_weighs_as_much_as_code():
+    reasoning = rewardbench.SECTIONS["Reasoning"]
+    assert reasoning["math-prm"] == sum(n for name, n in reasoning.items() if name != "math-prm")
+    assert [len(section) for section in rewardbench.SECTIONS.values()] == [5, 6, 5, 7]
+
+
+def test_version_2_is_best_of_four_with_a_tie_shared():
+    data = scored([[3, 1, 2, 0], [3, 3, 2, 0], [0, 1, 2, 3]], [[1, 0, 0, 0]] * 3, subset=["Math", "Math", "Precise IF"])
+    got = rewardbench.scores(data, ["1", "2", "3"])
+    assert got["version"] == 2 and got["sections"] == {"Precise IF": 0.0, "Math": 0.75} and got["score"] == 0.375
+    assert got["absent"] == ["Factuality", "Focus", "Safety", "Ties"]
+
+
+def test_ties_rewards_gaps_wider_than_the_spread_of_right_replies():
+    rewards = [[5, 1, 0, 0], [2, 1, 0, 0], [4, 3.5, 1, 0], [2, 1, 1.5, 0]]  # ref gaps 4, 1; tied gaps 2.5, -0.5
+    grades = [[1, 0, 0, 0], [1, 0, 0, 0], [1, 1, 0, 0], [1, 1, 0, 0]]  # spreads 0.5, 1
+    data = scored(rewards, grades, subset=["Ties"] * 4)
+    smooth = (np.tanh(2.5 / 0.5 - 1) + np.tanh(-0.5 / 1 - 1)) / 2
+    expected = 0.3 * 0.5 + 0.3 * 1.0 + 0.2 * 0.5 + 0.2 * 0.5 + 0.01 * smooth
+    got = rewardbench.scores(data, ["ref:0", "ref:1", "tied:0", "tied:1"])
+    assert got["sections"]["Ties"] == pytest.approx(expected)
+    assert rewardbench.ties_score(data, ["ref:0", "ref:1", "tied:7", "tied:8"]) == pytest.approx(0.3 * 1.5)
+
+
+def test_any_other_set_is_not_taken_for_the_benchmark():
+    assert rewardbench.scores(pairs([[1, 0]], subset=["Math"]), [""]) is None  # pairs, not best of four
+    assert rewardbench.scores(pairs([[1, 0]] * 2, subset=["hep-cpp", "mine"]), [""] * 2) is None
+    assert rewardbench.scores(pairs([[1, 0]]), [""]) is None
+    assert rewardbench.scores(scored([], []), []) is None
