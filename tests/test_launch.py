@@ -125,15 +125,15 @@ def slurm(tmp_path) -> Slurm:
 
 
 def test_the_exit_marker_decides_and_not_the_code_of_torchrun(slurm):
-    slurm.training("finished", step=9, code=1)
-    code, said, requeued = slurm.run()
-    assert code == 0 and said.endswith(": finished") and not requeued
     slurm.training("failed", step=9, code=0)
     code, said, requeued = slurm.run()
     assert code == 1 and said.endswith(": failed") and not requeued
     slurm.training("stopped", step=12, code=1)
     code, said, requeued = slurm.run()
     assert code == 0 and said.endswith(": requeue") and requeued
+    slurm.training("finished", step=15, code=1)
+    code, said, requeued = slurm.run()
+    assert code == 0 and said.endswith(": finished") and not requeued
 
 
 def test_a_job_that_is_killed_without_a_word_goes_on_only_if_it_had_saved_something_new(slurm):
@@ -142,11 +142,15 @@ def test_a_job_that_is_killed_without_a_word_goes_on_only_if_it_had_saved_someth
     assert slurm.run(restart=1)[::2] == (137, False)
 
 
-def test_a_marker_from_an_earlier_run_is_not_believed(slurm):
-    slurm.training("finished", step=0, code=0)
+@pytest.mark.parametrize("before", ["finished", "stopped"])
+def test_a_marker_from_an_earlier_run_is_not_believed(slurm, before):
+    slurm.training(before, step=9, code=0)
     slurm.run()
     slurm.training("", step=0, code=1)
     assert slurm.run()[::2] == (1, False)
+    slurm.training("", step=0, code=0)
+    assert slurm.run()[::2] == (0, False)
+    assert (slurm.out / "exit.json").exists() == (before == "finished"), "the script itself looks whether it is done"
 
 
 def test_two_runs_in_a_row_without_progress_are_the_last(slurm):
@@ -169,7 +173,7 @@ def test_a_job_is_queued_again_a_limited_number_of_times(slurm):
 def test_a_cancelled_job_is_not_brought_back(slurm):
     slurm.training("stopped", step=10, code=1)
     code, said, requeued = slurm.run(state="CANCELLED")
-    assert code == 1 and said.endswith(": cancelled") and not requeued
+    assert code == 1 and said.endswith(": left to SLURM") and not requeued
 
 
 def test_evaluation_leaves_no_marker_and_is_judged_by_its_code(slurm):
