@@ -10,7 +10,7 @@ Loss: cross entropy of the whole text, which ends in an end-of-text token; packe
 
 from dataclasses import dataclass
 
-from rm import adapter, batch, data, dist, heads, log, lora, optim, parallel, report, split, weights
+from rm import adapter, batch, data, dist, heads, log, lora, optim, parallel, report, resume, saving, split, weights
 from rm.config import parse, setting
 from rm.step import evaluate, train_step
 from rm.tokenizer import Tokenizer
@@ -27,12 +27,13 @@ class Settings(
     lora.LoraSettings,
     parallel.ParallelSettings,
     log.RunSettings,
+    resume.ResumeSettings,
 ):
     learning_rate: float = setting(2e-5, "peak learning rate")
 
 
 def main(settings: Settings) -> None:
-    log.check_free(settings.output_dir)
+    resume.check_folder(settings)
 
     # text: files -> examples
     tokenizer = Tokenizer(settings.model_name_or_path)
@@ -46,16 +47,24 @@ def main(settings: Settings) -> None:
     loader = batch.Loader(train, settings, settings.seed, model.config.attention_cost)
     held_out = batch.InOrder(held_out, settings)
 
-    with log.Run(settings, loader.steps, loader.steps_per_epoch, facts) as run:
+    # the step to begin with: 0, or where this run was stopped
+    start = resume.restore(model, optimizer, settings, facts)
+    with (
+        log.Run(settings, loader.steps, loader.steps_per_epoch, facts, start) as run,
+        saving.Checkpoints(model, optimizer, run) as checkpoints,
+    ):
+        if held_out and run.evaluates(start.step):
+            run.evaluation(start.step, evaluate(model, held_out, checkpoints.poll))
         # ------------------------------------------------------------------ the loop: change me
-        for step in range(loader.steps):
+        for step in range(start.step, loader.steps):
             work = loader.at(step)
             rate = optim.learning_rate(step, loader.steps, settings)
             optim.set_learning_rate(optimizer, rate)
             sums = train_step(model, optimizer, work, settings.max_grad_norm)
             run.train(step + 1, sums, rate, work.examples, work.tokens, "texts")
+            checkpoints.after(step + 1)
             if held_out and run.evaluates(step + 1):
-                run.evaluation(step + 1, evaluate(model, held_out))
+                run.evaluation(step + 1, evaluate(model, held_out, checkpoints.poll))
         # ------------------------------------------------------------------ the loop ends
         dtype = parallel.compute_dtype(settings)
         if settings.use_lora:

@@ -33,8 +33,8 @@ from rm.examples import Examples
 class RowSettings:
     """Rows: bounds on memory that do not change the mathematics"""
 
-    max_tokens: int = setting(4096, "tokens per process and micro-batch")
-    share_prefix: bool = setting(True, "compute what the replies of a pair have in common once")
+    max_tokens: int = setting(4096, "tokens per process and micro-batch", may_change=True)
+    share_prefix: bool = setting(True, "compute what the replies of a pair have in common once", may_change=True)
 
     def check(self) -> None:
         require_positive(self, "max_tokens")

@@ -26,9 +26,13 @@ from pathlib import Path
 REQUIRED = dataclasses.MISSING
 
 
-def setting(default, help: str, choices: tuple | None = None):
-    """One setting: a dataclass field with its help line and, where only some values make sense, those values."""
-    metadata = {"help": help, "choices": choices}
+def setting(default, help: str, choices: tuple | None = None, may_change: bool = False):
+    """One setting: a dataclass field with its help line and, where only some values make sense, those values.
+
+    Args:
+        may_change: whether a run may go on from a checkpoint with another value, since the mathematics stays the same.
+    """
+    metadata = {"help": help, "choices": choices, "may_change": may_change}
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -41,6 +45,23 @@ def require_positive(settings, name: str) -> None:
 def as_dict(settings) -> dict:
     """The flat, JSON-ready form of a run's settings, which `--config` reads back."""
     return dataclasses.asdict(settings)
+
+
+def fixed(settings) -> dict:
+    """The settings, JSON-ready, that make a training what it is: those that may not change while it lasts."""
+    names = [f.name for f in dataclasses.fields(settings) if not f.metadata["may_change"]]
+    return json.loads(json.dumps({name: getattr(settings, name) for name in names}))  # tuples become lists
+
+
+def changed(settings, before: dict) -> dict[str, tuple]:
+    """Which settings make this another training than that of `before` (as in run.json): name -> (there, here).
+
+    A setting that `before` does not know had its default.
+    """
+    defaults = {f.name: f.default for f in dataclasses.fields(settings) if f.default is not REQUIRED}
+    before = json.loads(json.dumps(defaults)) | before
+    here = fixed(settings)
+    return {name: (before.get(name), value) for name, value in here.items() if before.get(name) != value}
 
 
 def parse(cls: type, doc: str, argv: list[str] | None = None):

@@ -27,10 +27,12 @@ from rm.tokenizer import Tokenizer
 class DataSettings:
     """Data"""
 
-    dataset_path: tuple[str, ...] = setting(REQUIRED, "one or more files, .json or .jsonl, may be gzipped")
+    dataset_path: tuple[str, ...] = setting(
+        REQUIRED, "one or more files, .json or .jsonl, may be gzipped", may_change=True
+    )
     max_length: int = setting(512, "leave out what is longer than this many tokens, BOS and EOS included")
 
-    cache_dir: str = setting(cache.default_folder(), "where tokenized data is kept for the next start")
+    cache_dir: str = setting(cache.default_folder(), "where tokenized data is kept for the next start", may_change=True)
 
     def check(self) -> None:
         require_positive(self, "max_length")

@@ -5,6 +5,7 @@ distributed.
 """
 
 import contextlib
+import ctypes
 import datetime
 import os
 import signal
@@ -15,6 +16,14 @@ from collections.abc import Callable, Iterator
 import torch
 import torch.distributed as torch_dist
 from torch import Tensor
+
+
+class Stopped(Exception):
+    """The run was told to stop, on all ranks, and leaves; `signal` is the number of what this process was told by."""
+
+    def __init__(self, reason: str, signal: int = signal.SIGTERM):
+        super().__init__(reason)
+        self.signal = signal
 
 
 @contextlib.contextmanager
@@ -29,10 +38,23 @@ def session(seed: int) -> Iterator[None]:
     else:  # a store in memory: no port, nothing to collide with
         torch_dist.init_process_group(backend, store=torch_dist.HashStore(), rank=0, world_size=1, timeout=timeout)
     torch.manual_seed(seed)
+    _end_with_the_launcher()
     try:
         yield
     finally:
         torch_dist.destroy_process_group()
+
+
+def _end_with_the_launcher() -> None:
+    """Ask Linux for a SIGTERM when torchrun dies: killed, it leaves its processes behind, and they would train on."""
+    if under_torchrun() and sys.platform == "linux":
+        PR_SET_PDEATHSIG = 1
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def under_torchrun() -> bool:
+    """Whether torchrun started this process, and watches how it ends."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
 
 
 @contextlib.contextmanager
@@ -41,9 +63,14 @@ def one_line_errors() -> Iterator[None]:
 
     All ranks meet the same mistake. Rank 0 tells it; the others wait a moment, so that the launcher ends them first,
     and speak only if the mistake was theirs alone (a disk that one machine lacks).
+
+    A run that was told to stop ends with 128 + the signal's number, as a shell has it, but with 0 under torchrun, which
+    would start again whoever left with anything else.
     """
     try:
         yield
+    except Stopped as stopped:
+        sys.exit(0 if under_torchrun() else 128 + stopped.signal)
     except (ValueError, OSError) as error:
         where = ""
         if rank() != 0:
@@ -96,7 +123,31 @@ def concat_over_ranks(x: Tensor) -> Tensor:
 
 def agree(flag: bool) -> bool:
     """Whether `flag` is set on any rank: the same answer everywhere."""
-    return bool(sum_over_ranks(torch.tensor([int(flag)], device=device())).item())
+    return bool(sum_over_ranks(torch.tensor([int(flag)])).item())
+
+
+class LateSum:
+    """A few numbers summed over ranks without waiting: what is sent now arrives at the next turn, on every rank.
+
+    On the CPU (gloo) whatever the device, so that no step waits for the device.
+    """
+
+    def __init__(self):
+        self.sent: tuple | None = None
+
+    def send(self, *numbers: float) -> None:
+        assert self.sent is None, "the sums sent before have to be taken first"
+        values = torch.tensor(numbers, dtype=torch.float64)
+        self.sent = values, torch_dist.all_reduce(values, async_op=True)
+
+    def take(self) -> list[float] | None:
+        """The sums that were sent last; None where nothing was, or it was taken."""
+        if self.sent is None:
+            return None
+        values, work = self.sent
+        work.wait()
+        self.sent = None
+        return values.tolist()
 
 
 def once_per_node(work: Callable[[], object]) -> None:
@@ -112,5 +163,5 @@ def once_per_node(work: Callable[[], object]) -> None:
 
 
 def barrier() -> None:
-    """Wait until every rank is here."""
-    sum_over_ranks(torch.zeros(1, device=device()))
+    """Wait until every rank is here. On the CPU: a sum on a GPU would be waited for by the device alone."""
+    sum_over_ranks(torch.zeros(1))

@@ -25,7 +25,9 @@ Sums = dict[str, Tensor]
 class ModelSettings:
     """Model"""
 
-    model_name_or_path: str = setting(REQUIRED, "Hugging Face folder: config.json, *.safetensors, tokenizer")
+    model_name_or_path: str = setting(
+        REQUIRED, "Hugging Face folder: config.json, *.safetensors, tokenizer", may_change=True
+    )
 
 
 class LanguageModel(Transformer):

@@ -5,32 +5,39 @@ so that no step waits for logging. That is also when a loss that is not finite i
 anything is saved.
 """
 
+import contextlib
 import json
 import math
 import platform
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from rm import dist
 from rm.config import REQUIRED, as_dict, require_positive, setting
+from rm.journal import Journal, replace
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunSettings:
     """The run"""
 
-    output_dir: str = setting(REQUIRED, "new folder for the model, run.json and metrics.jsonl")
+    output_dir: str = setting(
+        REQUIRED,
+        "folder for the model, checkpoints, run.json and metrics.jsonl: new, or of this very run, which then goes on",
+        may_change=True,
+    )
     seed: int = setting(0, "seed of the data order and of new weights")
-    logging_steps: int = setting(10, "write a line of metrics every this many steps")
-    eval_steps: int | None = setting(None, "evaluate every this many steps as well as at the end")
+    logging_steps: int = setting(10, "write a line of metrics every this many steps", may_change=True)
+    eval_steps: int | None = setting(None, "evaluate every this many steps as well as at the end", may_change=True)
 
     def check(self) -> None:
         require_positive(self, "logging_steps")
@@ -48,31 +55,57 @@ def check_free(output_dir: str, names: tuple[str, ...] = ("run.json", "model")) 
     dist.barrier()
 
 
-class Run:
-    """The record of one training run: `train` once a step, `evaluation` when it is due."""
+@dataclass(frozen=True)
+class Start:
+    """Where a run begins: at step 0, or at a checkpoint's step."""
 
-    def __init__(self, settings: RunSettings, steps: int, steps_per_epoch: int, facts: dict):
+    step: int = 0
+    unsaid: tuple[dict, ...] = ()  # the sums, over all ranks, of each step since the last line of metrics
+    identity: dict = field(default_factory=dict)  # what a checkpoint to go on from has to agree in
+
+
+class Run:
+    """The record of one training run: `train` once a step, `evaluation` when it is due.
+
+    How it ended is left in exit.json: "finished", "stopped" (told to, `dist.Stopped`) or "failed". A process that was
+    killed leaves none.
+    """
+
+    def __init__(self, settings: RunSettings, steps: int, steps_per_epoch: int, facts: dict, start: Start = Start()):  # noqa: B008
         """`facts` go into run.json beside the settings and versions: data, whatever else identifies the run."""
-        self.settings, self.steps, self.steps_per_epoch = settings, steps, steps_per_epoch
-        self.folder = Path(settings.output_dir)
-        self.window: list[tuple] = []  # (step, sums, examples, tokens) of each step since the last line
-        self.since = time.perf_counter()
-        self.metrics = None
+        self.settings, self.steps, self.steps_per_epoch, self.start = settings, steps, steps_per_epoch, start
+        self.folder, self.step = Path(settings.output_dir), start.step
+        self.window: list[dict] = []  # this rank's sums of each step since they were last brought to the host
+        self.unsaid = list(start.unsaid)
+        self.noted: dict[str, float] = {}  # goes into the next line
+        self.journal = Journal(self.folder / "metrics.jsonl", start.step)
+        self.evaluated = self.journal.has(start.step, "eval_")  # or was stopped before it could be
         if dist.is_main():
             self.folder.mkdir(parents=True, exist_ok=True)
-            (self.folder / "run.json").write_text(json.dumps(provenance(settings) | facts, indent=2) + "\n")
-            self.metrics = open(self.folder / "metrics.jsonl", "a")
+            (self.folder / "exit.json").unlink(missing_ok=True)
+            described = provenance(settings) | facts | self._history()
+            replace(self.folder / "run.json", json.dumps(described, indent=2) + "\n")
+            self.journal.open()
+        self._begin_line()
         self.bar = tqdm(
-            total=steps, unit="step", disable=not (dist.is_main() and sys.stderr.isatty()), dynamic_ncols=True
+            total=steps,
+            initial=start.step,
+            unit="step",
+            disable=not (dist.is_main() and sys.stderr.isatty()),
+            dynamic_ncols=True,
         )
 
     def __enter__(self):
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, kind, error, _):
         self.bar.close()
-        if self.metrics:
-            self.metrics.close()
+        status = "finished" if kind is None else "stopped" if issubclass(kind, dist.Stopped) else "failed"
+        ended = {"status": status, "step": self.step, "steps": self.steps, "reason": str(error or "all steps are done")}
+        if dist.is_main():
+            self.journal.close()
+            with contextlib.suppress(OSError):  # a full disk: the error that led here is the one to tell
+                replace(self.folder / "exit.json", json.dumps(ended | {"time": _now()}) + "\n")
 
     def train(
         self, step: int, sums: dict[str, Tensor], learning_rate: float, examples: int, tokens: int, unit: str
@@ -82,57 +115,88 @@ class Run:
         Args:
             examples, tokens: of the step, over all ranks; `unit` is what the examples are called ("pairs").
         """
-        self.window.append((step, sums, examples, tokens))
+        self.step = step
+        self.window.append(sums)
+        self.work += np.array([1, tokens, examples])
         self.bar.update()
         if step % self.settings.logging_steps and step != self.steps and not self.evaluates(step):
             return
-        values = self._flush()
+        values = self._means()
         seconds = time.perf_counter() - self.since
-        done = {"tokens": sum(w[3] for w in self.window), unit: sum(w[2] for w in self.window)}
+        trained, *work = self.work.tolist()
         line = self._at(step) | values | {"learning_rate": learning_rate}
-        line |= {f"{name}_per_second": round(n / seconds, 2) for name, n in done.items()}
-        self._write(line, left=seconds / len(self.window) * (self.steps - step))
-        self.window, self.since = [], time.perf_counter()
+        line |= {f"{name}_per_second": round(n / seconds, 2) for name, n in zip(("tokens", unit), work, strict=True)}
+        self._write(line | self.noted, left=seconds / trained * (self.steps - step))
+        self.unsaid = []
+        self._begin_line()
+
+    def note(self, **values: float) -> None:
+        """Something to say with the next line of training; what is noted twice until then is added up."""
+        for name, value in values.items():
+            self.noted[name] = round(self.noted.get(name, 0.0) + value, 4)
 
     def evaluates(self, step: int) -> bool:
-        """Whether an evaluation is due after `step`: every --eval_steps, and at the end."""
-        return step == self.steps or bool(self.settings.eval_steps and step % self.settings.eval_steps == 0)
+        """Whether an evaluation is due after `step`: every --eval_steps, and at the end, unless it is there already."""
+        due = step == self.steps or bool(self.settings.eval_steps and step % self.settings.eval_steps == 0)
+        return due and step > 0 and not (step == self.start.step and self.evaluated)
 
     def evaluation(self, step: int, values: dict[str, float]) -> None:
         """Write the means of an evaluation; its time does not count as training time."""
         self._write(self._at(step) | {f"eval_{name}": value for name, value in values.items()})
         self.since = time.perf_counter()
 
+    def collect(self) -> list[dict]:
+        """The sums, over all ranks, of each step since the last line; raises if any of these steps was not finite."""
+        if self.window:
+            names = list(self.window[0])
+            table = torch.stack([torch.stack([sums[name].double() for name in names]) for sums in self.window])
+            table[:, names.index("grad_norm")] /= dist.world()  # already global: every rank has the same
+            first = self.step - len(self.window) + 1
+            for step, row in enumerate(dist.sum_over_ranks(table).tolist(), first):
+                self.unsaid.append(dict(zip(names, row, strict=True)))
+                _check_finite(step, self.unsaid[-1])
+            self.window = []
+        return self.unsaid
+
+    def _means(self) -> dict[str, float]:
+        """Of the steps since the last line, over all ranks."""
+        steps = self.collect()
+        count = sum(sums["count"] for sums in steps)
+        means = {name: sum(sums[name] for sums in steps) / count for name in steps[0] if name != "count"}
+        return means | {"grad_norm": steps[-1]["grad_norm"]}
+
+    def _begin_line(self) -> None:
+        self.noted, self.since, self.work = {}, time.perf_counter(), np.zeros(3)  # steps, tokens, examples
+
     def _at(self, step: int) -> dict:
         return {"step": step, "epoch": round(step / self.steps_per_epoch, 4)}
 
-    def _flush(self) -> dict[str, float]:
-        """Means over the window and all ranks; raises if any of its steps was not finite."""
-        names = list(self.window[0][1])
-        table = torch.stack([torch.stack([sums[name].double() for name in names]) for _, sums, *_ in self.window])
-        table[:, names.index("grad_norm")] /= dist.world()  # already global: every rank has the same
-        steps = [dict(zip(names, row, strict=True)) for row in dist.sum_over_ranks(table).tolist()]
-        for (step, *_), sums in zip(self.window, steps, strict=True):
-            if not (math.isfinite(sums["loss"]) and math.isfinite(sums["grad_norm"])):
-                raise ValueError(
-                    f"step {step}: the loss is {sums['loss'] / sums['count']}, the gradient norm {sums['grad_norm']}; "
-                    f"stopped, nothing was saved after it. Try a lower --learning_rate or a longer --warmup_ratio"
-                )
-        count = sum(sums["count"] for sums in steps)
-        means = {name: sum(sums[name] for sums in steps) / count for name in names if name != "count"}
-        return means | {"grad_norm": steps[-1]["grad_norm"]}
-
     def _write(self, line: dict, left: float | None = None) -> None:
-        if not self.metrics:
+        if not dist.is_main():
             return
-        self.metrics.write(json.dumps(line) + "\n")
-        self.metrics.flush()
+        self.journal.write(line)
         said = "  ".join(f"{name} {_short(value)}" for name, value in line.items() if name not in ("step", "epoch"))
         if self.bar.disable or left is None:
             remaining = "" if left is None else f"  {tqdm.format_interval(left)} left"
             tqdm.write(f"step {line['step']}/{self.steps}  {said}{remaining}")
         else:
             self.bar.set_postfix_str(said)
+
+    def _history(self) -> dict:
+        """For run.json: each start of this run, the first one and from which step it went on."""
+        try:
+            before = json.loads((self.folder / "run.json").read_text())["starts"]
+        except (OSError, ValueError, KeyError, TypeError):
+            before = []
+        return {"starts": before + [{"step": self.start.step, "time": _now(), "processes": dist.world()}]}
+
+
+def _check_finite(step: int, sums: dict[str, float]) -> None:
+    if not (math.isfinite(sums["loss"]) and math.isfinite(sums["grad_norm"])):
+        raise ValueError(
+            f"step {step}: the loss is {sums['loss'] / sums['count']}, the gradient norm {sums['grad_norm']}; "
+            f"stopped, nothing was saved after it. Try a lower --learning_rate or a longer --warmup_ratio"
+        )
 
 
 def say(text: str) -> None:
@@ -160,8 +224,12 @@ def provenance(settings) -> dict:
         else platform.processor() or platform.machine(),
         "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
         "git_commit": commit or None,
-        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "started": _now(),
     }
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S%z")
 
 
 def _short(value: float) -> str:

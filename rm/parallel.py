@@ -28,17 +28,22 @@ class ParallelSettings:
         "what the model computes in; master weights, score head, loss and reductions are always float32; "
         "auto: bfloat16 on a GPU that has it, else float32",
         choices=("auto", "float32", "bfloat16"),
+        may_change=True,
     )
     gradient_checkpointing: str = setting(
         "none",
         "what the backward recomputes to save memory; selective: all but matrix products; full: every layer",
         choices=("none", "selective", "full"),
+        may_change=True,
     )
-    torch_compile: bool = setting(False, "compile each layer: faster steps after a first one that takes minutes")
+    torch_compile: bool = setting(
+        False, "compile each layer: faster steps after a first one that takes minutes", may_change=True
+    )
     shard_group_size: int | None = setting(
         None,
         "split the model over groups of this many processes (such as a machine's) that each hold all of it, so that "
         "only gradients cross between groups; none: over all processes",
+        may_change=True,
     )
 
     def check(self) -> None:

@@ -17,7 +17,7 @@ from rm.examples import Examples
 class SplitSettings:
     """Held-out data"""
 
-    eval_dataset_path: tuple[str, ...] = setting((), "files to evaluate on, in the same format")
+    eval_dataset_path: tuple[str, ...] = setting((), "files to evaluate on, in the same format", may_change=True)
     validation_split_percentage: float = setting(0.0, "or hold out this part of the data, in percent")
     validation_split_by: str = setting(
         "conversation",

@@ -5,6 +5,8 @@ before the forward. FSDP2 averages gradients over ranks; the visible factor `wor
 same for every split into rows and ranks, up to the order of fp32 additions.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -34,11 +36,12 @@ def train_step(model: nn.Module, optimizer: torch.optim.Optimizer, work: Work, m
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, rows: InOrder) -> dict[str, float]:
-    """Means over all examples, exact whatever the number of ranks."""
+def evaluate(model: nn.Module, rows: InOrder, between_rows: Callable[[], None] = lambda: None) -> dict[str, float]:
+    """Means over all examples, exact whatever the number of ranks. `between_rows` may leave, by raising."""
     model.eval()
     total: Sums = {}
     for row in rows:
+        between_rows()
         _add(total, model(row.to(dist.device())))
     model.train()
     summed = dist.sum_over_ranks(torch.stack([x.double() for x in total.values()]))

@@ -5,6 +5,7 @@ Every tensor is accounted for, both ways, by the key table of the model's family
 """
 
 import contextlib
+import hashlib
 import os
 import shutil
 from collections.abc import Iterator
@@ -54,6 +55,22 @@ def read_config(folder: str | Path) -> tuple[ModelConfig, Family, dict]:
         raise ValueError(f"{file}: the setting {error} is missing") from error
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from error
+
+
+def fingerprint(folder: str | Path) -> str:
+    """A hash of what tells this model from others: config.json and of every weights file its size and samples of it.
+
+    Samples, since to read a large model takes minutes: training changes nearly every value, so they nearly always tell.
+    """
+    digest = hashlib.sha256((Path(folder) / "config.json").read_bytes())
+    for file in _files(Path(folder)):
+        size = file.stat().st_size
+        digest.update(f"{size} ".encode())
+        with open(file, "rb") as content:
+            for place in range(0, size, max(1, size // 64)):
+                content.seek(place)
+                digest.update(content.read(4096))
+    return digest.hexdigest()
 
 
 def load(model: nn.Module, folder: str | Path) -> set[str]:

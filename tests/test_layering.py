@@ -8,11 +8,11 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 LAYERS = [
-    {"config", "dist", "attention", "examples", "records", "formats", "lean", "stats", "figures", "page"},
-    {"metrics", "tokenizer", "log", "model", "parallel", "cache", "lora", "losses", "conversation", "split"},
+    {"config", "dist", "attention", "examples", "records", "formats", "lean", "journal", "stats", "figures", "page"},
+    {"metrics", "tokenizer", "log", "model", "parallel", "cache", "lora", "losses", "conversation", "split", "stop"},
     {"rewardbench", "chat", "families", "folder"},
-    {"data", "weights"},
-    {"batch", "optim", "lisa", "adapter"},
+    {"data", "weights", "checkpoint"},
+    {"batch", "optim", "lisa", "adapter", "saving"},
     {"heads", "resume", "scoring"},
     {"step", "evaluation", "report", "audit", "plan", "bench", "demo"},
     {"report_eval"},

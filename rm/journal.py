@@ -1,0 +1,61 @@
+"""Small files that outlive a killed process: metrics.jsonl, a line at a time, and files replaced as a whole."""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+
+def replace(file: Path, text: str) -> None:
+    """Write a file so that whoever reads it, at any time, finds the old text or the new one."""
+    writing = file.with_name(f".{file.name}.writing")
+    writing.write_text(text, encoding="utf-8")
+    with open(writing, "rb") as written:
+        os.fsync(written.fileno())
+    os.replace(writing, file)
+
+
+class Journal:
+    """Objects with a `step`, one JSON line each. A run that goes on from a step drops the lines after it."""
+
+    def __init__(self, file: Path, step: int):
+        """Read what is there up to `step`; nothing is changed before `open`."""
+        self.file, self.appended = file, None
+        lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+        self.kept = [line for line in lines if (at := _step(line)) is not None and at <= step]
+        self.full = False
+
+    def has(self, step: int, prefix: str) -> bool:
+        """Whether there was a line of this step with a name that begins so."""
+        return any(_step(line) == step and f'"{prefix}' in line for line in self.kept)
+
+    def open(self) -> None:
+        """Cut the file back and begin to append."""
+        replace(self.file, "".join(f"{line}\n" for line in self.kept))
+        self.appended = open(self.file, "a", encoding="utf-8")
+
+    def write(self, line: dict) -> None:
+        """Append a line. A full disk does not end the run: what could not be written is tried again with the next."""
+        try:
+            self.appended.write(json.dumps(line) + "\n")
+            self.appended.flush()
+            self.full = False
+        except OSError as error:
+            if not self.full:
+                print(f"{self.file}: {error}; it will be tried again", file=sys.stderr, flush=True)
+            self.full = True
+
+    def close(self) -> None:
+        if self.appended:
+            try:
+                self.appended.close()
+            except OSError as error:
+                print(f"{self.file}: the last lines are lost: {error}", file=sys.stderr, flush=True)
+
+
+def _step(line: str) -> int | None:
+    """A line's step; None of a line that was cut off."""
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError):
+        return None
