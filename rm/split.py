@@ -12,6 +12,8 @@ import numpy as np
 from rm.config import setting
 from rm.examples import Examples
 
+SPLITS = ("conversation", "order")
+
 
 @dataclass(frozen=True, kw_only=True)
 class SplitSettings:
@@ -20,9 +22,7 @@ class SplitSettings:
     eval_dataset_path: tuple[str, ...] = setting((), "files to evaluate on, in the same format", may_change=True)
     validation_split_percentage: float = setting(0.0, "or hold out this part of the data, in percent")
     validation_split_by: str = setting(
-        "conversation",
-        "hold out whole conversations, drawn by their hash, or the last records",
-        ("conversation", "order"),
+        SPLITS[0], "hold out whole conversations, drawn by their hash, or the last records", SPLITS
     )
 
     def check(self) -> None:

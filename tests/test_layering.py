@@ -10,11 +10,11 @@ ROOT = Path(__file__).parent.parent
 LAYERS = [
     {"config", "dist", "attention", "examples", "records", "formats", "lean", "journal", "stats", "figures", "page"},
     {"metrics", "tokenizer", "log", "model", "parallel", "cache", "lora", "losses", "conversation", "split", "stop"},
-    {"rewardbench", "chat", "families", "folder"},
-    {"data", "weights", "checkpoint"},
+    {"rewardbench", "chat", "families", "folder", "evidence"},
+    {"data", "weights", "checkpoint", "findings"},
     {"batch", "optim", "lisa", "adapter", "saving"},
     {"heads", "resume", "scoring"},
-    {"step", "evaluation", "report", "audit", "plan", "bench", "demo"},
+    {"step", "evaluation", "report", "audit", "plan", "bench", "demo", "prepare_hh"},
     {"report_eval"},
 ]
 LEVEL = {module: level for level, modules in enumerate(LAYERS) for module in modules}
