@@ -83,7 +83,7 @@ def read_texts(paths: Sequence[str | Path]) -> Texts:
 def read_pairs(paths: Sequence[str | Path]) -> Pairs:
     """The preferences of files; a subset is named by the records' "subset", else by the file."""
     notes, subset, subsets, table = _Notes(), array("q"), {}, array("q")
-    for where, sample, name in _samples(paths, lambda record: _extremes(preference(record))):
+    for where, sample, name in _samples(paths, lambda record: extremes(preference(record))):
         one, other = map(_Side, sample)
         notes.add(where, one, (one.replies & one.before) | (other.replies & other.before))
         for values in (
@@ -146,7 +146,7 @@ def _samples(paths: Sequence[str | Path], read: Callable) -> Iterator[tuple[str,
                 raise ValueError(f"{where}: {error}") from None
 
 
-def _extremes(sample: Sample) -> tuple[Text, Text]:
+def extremes(sample: Sample) -> tuple[Text, Text]:
     """The best text and the worst one; among equals the first and the last."""
     if sample.grade is None:
         raise ValueError("has responses without 'ranks' or 'scores': there is no preference to audit")
