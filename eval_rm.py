@@ -43,7 +43,7 @@ def score_sets(settings: Settings, sets: dict[str, list[str]]) -> tuple[dict[str
     read = {name: data.read_once(data.pairs, paths, settings, tokenizer) for name, paths in sets.items()}
     for name, (_, counts) in read.items():
         log.say(f"{name}: {counts}")
-    model = heads.load(heads.RewardModel, settings, new_head=False)
+    model = heads.load(heads.RewardModel, settings, train=False)
     results = {}
     for name, (examples, _) in read.items():
         results[name] = evaluation.Result(sets[name], examples, score(model, batch.InOrder(examples, settings)).numpy())

@@ -11,23 +11,7 @@ is appended to every text.
 
 from dataclasses import dataclass
 
-from rm import (
-    adapter,
-    batch,
-    data,
-    dist,
-    heads,
-    log,
-    lora,
-    losses,
-    optim,
-    parallel,
-    report,
-    resume,
-    saving,
-    split,
-    weights,
-)
+from rm import batch, data, dist, heads, lisa, log, lora, losses, optim, parallel, report, resume, saving, split
 from rm.config import parse, setting
 from rm.step import evaluate, train_step
 from rm.tokenizer import Tokenizer
@@ -43,6 +27,7 @@ class Settings(
     batch.RowSettings,
     optim.OptimSettings,
     lora.LoraSettings,
+    lisa.LisaSettings,
     parallel.ParallelSettings,
     log.RunSettings,
     resume.ResumeSettings,
@@ -75,6 +60,7 @@ def main(settings: Settings) -> None:
             run.evaluation(start.step, evaluate(model, held_out, checkpoints.poll))
         # ------------------------------------------------------------------ the loop: change me
         for step in range(start.step, loader.steps):
+            lisa.switch(model, optimizer, step, settings)
             work = loader.at(step)
             rate = optim.learning_rate(step, loader.steps, settings)
             optim.set_learning_rate(optimizer, rate)
@@ -84,11 +70,7 @@ def main(settings: Settings) -> None:
             if held_out and run.evaluates(step + 1):
                 run.evaluation(step + 1, evaluate(model, held_out, checkpoints.poll))
         # ------------------------------------------------------------------ the loop ends
-        dtype = parallel.compute_dtype(settings)
-        if settings.use_lora:
-            adapter.save(model, run.folder / "adapter", settings)
-        weights.save(model, run.folder / "model", settings.model_name_or_path, dtype)
-        log.say(f"saved {run.folder / 'model'}")
+        heads.save(model, run.folder, settings, probe=batch.pack(train, range(min(4, len(train)))))
     report.write_for(settings.output_dir)
 
 

@@ -10,7 +10,7 @@ Loss: cross entropy of the whole text, which ends in an end-of-text token; packe
 
 from dataclasses import dataclass
 
-from rm import adapter, batch, data, dist, heads, log, lora, optim, parallel, report, resume, saving, split, weights
+from rm import batch, data, dist, heads, lisa, log, lora, optim, parallel, report, resume, saving, split
 from rm.config import parse, setting
 from rm.step import evaluate, train_step
 from rm.tokenizer import Tokenizer
@@ -25,6 +25,7 @@ class Settings(
     batch.RowSettings,
     optim.OptimSettings,
     lora.LoraSettings,
+    lisa.LisaSettings,
     parallel.ParallelSettings,
     log.RunSettings,
     resume.ResumeSettings,
@@ -57,6 +58,7 @@ def main(settings: Settings) -> None:
             run.evaluation(start.step, evaluate(model, held_out, checkpoints.poll))
         # ------------------------------------------------------------------ the loop: change me
         for step in range(start.step, loader.steps):
+            lisa.switch(model, optimizer, step, settings)
             work = loader.at(step)
             rate = optim.learning_rate(step, loader.steps, settings)
             optim.set_learning_rate(optimizer, rate)
@@ -66,11 +68,7 @@ def main(settings: Settings) -> None:
             if held_out and run.evaluates(step + 1):
                 run.evaluation(step + 1, evaluate(model, held_out, checkpoints.poll))
         # ------------------------------------------------------------------ the loop ends
-        dtype = parallel.compute_dtype(settings)
-        if settings.use_lora:
-            adapter.save(model, run.folder / "adapter", settings)
-        weights.save(model, run.folder / "model", settings.model_name_or_path, dtype)
-        log.say(f"saved {run.folder / 'model'}")
+        heads.save(model, run.folder, settings, probe=batch.pack(train, range(min(4, len(train)))))
     report.write_for(settings.output_dir)
 
 

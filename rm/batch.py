@@ -167,10 +167,12 @@ class Loader:
     def numbers(self, step: int) -> np.ndarray:
         """Which examples a step takes, over all ranks: the epoch's shuffle is a function of (seed, epoch) alone."""
         epoch, within = divmod(step, self.steps_per_epoch)
-        if self._order is None or self._order[0] != epoch:
-            self._order = (epoch, np.random.default_rng([self.seed, epoch]).permutation(len(self.examples)))
+        order = self._order  # once: the packing thread may be at the next epoch already
+        if order is None or order[0] != epoch:
+            shuffled = np.random.default_rng([self.seed, epoch]).permutation(len(self.examples))
+            order = self._order = (epoch, shuffled)
         size = self.settings.global_batch_size
-        return self._order[1][within * size : (within + 1) * size]
+        return order[1][within * size : (within + 1) * size]
 
     def _make(self, step: int) -> Work:
         numbers = self.numbers(step)

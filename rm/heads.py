@@ -7,18 +7,20 @@ Shapes: T tokens in a row, L labelled tokens, N prompts and R replies in a row, 
 D width.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from rm import dist, lora, losses, parallel, weights
+from rm import adapter, dist, lisa, log, lora, losses, parallel, weights
 from rm.attention import choose_kernel
 from rm.batch import Batch, Work
 from rm.config import REQUIRED, setting
 from rm.model import ModelConfig, Transformer
 
 Sums = dict[str, Tensor]
+MERGE_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.1}  # on rewards of size 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,12 +93,12 @@ def _nothing(hidden: Tensor) -> Tensor:
     return hidden[:1].float().sum() * 0
 
 
-def load(cls: type, settings, new_head: bool = True) -> Transformer:
+def load(cls: type, settings, train: bool = True) -> Transformer:
     """A LanguageModel or RewardModel from `--model_name_or_path`: shapes, then shards, then each rank's numbers.
 
-    A reward model that starts from a language model gets a new score head, N(0, 1/sqrt(D + 1)) (Stiennon et al.,
-    arXiv 2009.01325), from `--seed`, the same for every world size. Where `new_head` is false, a folder without one
-    is refused.
+    To be trained, it gets adapters where LoraSettings ask for them, and a reward model that starts from a language
+    model a new score head, N(0, 1/sqrt(D + 1)) (Stiennon et al., arXiv 2009.01325), from `--seed`, the same for every
+    world size. Otherwise a folder without a score head is refused.
     """
     folder = settings.model_name_or_path
     config, *_ = weights.read_config(folder)
@@ -107,13 +109,16 @@ def load(cls: type, settings, new_head: bool = True) -> Transformer:
     dtype = parallel.compute_dtype(settings)
     with torch.device("meta"):
         model = cls(config, choose_kernel(dist.device(), dtype, config.n_heads, config.n_kv_heads, config.head_dim))
-    if getattr(settings, "use_lora", False):  # eval_rm.py has no such setting
+    if train:
+        lisa.check_depth(config.n_layers, settings)
+    if train and settings.use_lora:
         lora.adapt(model, settings, dtype)
+        settings = settings if settings.shard_base else replace(settings, shard_group_size=1)
     if isinstance(settings, losses.LossSettings):
         model.loss_settings = settings
     parallel.apply(model, settings)
     new = weights.load(model, folder)
-    if weights.SCORE in new and not new_head:
+    if weights.SCORE in new and not train:
         raise ValueError(f"{folder} is not a reward model: it holds no {weights.SCORE}. Train one with train_rm.py")
     if new:
         _draw(model, new, settings.seed)
@@ -130,3 +135,41 @@ def _draw(model: Transformer, new: set[str], seed: int) -> None:
             else:
                 values = lora.drawn(name, parameter.shape, generator)
             parallel.fill(parameter, values)
+
+
+def save(model: Transformer, folder: Path, settings, probe: Batch) -> None:
+    """What a training leaves: `folder/model`, and with LoRA `folder/adapter`, which the model is the merged form of.
+
+    Args:
+        probe: a row of any examples, on which the two forms are compared: their rewards, or a language model's mean
+            loss. Where they differ by more than rounding, the adapter is saved and the merged model is refused.
+    """
+    base, dtype = settings.model_name_or_path, parallel.compute_dtype(settings)
+    if settings.use_lora:
+        adapter.save(model, folder / "adapter", base, settings, weights.read_config(base)[1])
+        before = _reading(model, probe)
+        adapter.merge(model)
+        gap, size = (_reading(model, probe) - before).abs().max().item(), before.abs().max().item()
+        if not gap <= MERGE_TOLERANCE[dtype] * max(1.0, size):
+            raise ValueError(
+                f"merging moves what the model says by {gap:.2g} (of {size:.2g}) in {dtype}, more than rounding does: "
+                f"{folder / 'adapter'} is saved, {folder / 'model'} is not; merge it with --dtype float32"
+            )
+        log.say(f"adapter and merged model differ by at most {gap:.1e}")
+    weights.save(model, folder / "model", base, dtype)
+    log.say(f"saved {folder / 'model'}")
+
+
+@torch.no_grad()
+def _reading(model: Transformer, row: Batch) -> Tensor:
+    """What a model says of a row: its rewards, or the mean loss of a language model."""
+    training = model.training
+    row = row.to(dist.device())
+    model.eval()
+    if isinstance(model, RewardModel):
+        said = model.rewards(row)
+    else:
+        sums = model(row)
+        said = sums["loss"] / sums["count"]
+    model.train(training)
+    return said

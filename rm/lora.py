@@ -1,7 +1,7 @@
 """Low-rank adapters (LoRA, arXiv 2106.09685) as a swap of linear layers, from outside the model.
 
 `adapt` freezes the base and replaces the named layers by ones that share the base's own parameters, so that no
-existing name changes and the base is loaded and sharded as ever; `rm.weights.save` merges, `rm.adapter` saves apart.
+existing name changes and the base is loaded and sharded as ever; `rm.adapter` saves, reads and merges them.
 A frozen base gets no gradient, no weight-gradient product and no optimizer state. A reward model's score head is new
 and stays fully trained, in fp32.
 """
@@ -25,18 +25,32 @@ class LoraSettings:
     use_lora: bool = setting(False, "train low-rank adapters (and a reward model's score head) instead of all weights")
     lora_r: int = setting(16, "rank of the adapters")
     lora_alpha: float = setting(32.0, "their scale is lora_alpha / lora_r")
+    use_rslora: bool = setting(False, "scale by lora_alpha / sqrt(lora_r) instead: better at high ranks (rsLoRA)")
     lora_dropout: float = setting(0.1, "dropout on what goes into an adapter")
     lora_target_modules: tuple[str, ...] = setting(("q_proj", "v_proj"), f"layers to adapt, or {ALL_LINEAR}")
+    shard_base: bool = setting(
+        True, "split the frozen base over the processes; false: each holds all of it, and only adapter gradients travel"
+    )
 
     def check(self) -> None:
         for name in ("lora_r", "lora_alpha"):
             require_positive(self, name)
         if not 0 <= self.lora_dropout < 1:
             raise ValueError(f"--lora_dropout is a share, from 0 to under 1, got {self.lora_dropout}")
+        if not self.shard_base and not self.use_lora:
+            raise ValueError("--shard_base false is for --use_lora true: without it there is no frozen base")
+
+    @property
+    def lora_scale(self) -> float:
+        """What B A x is multiplied with; rsLoRA: arXiv 2312.03732."""
+        return self.lora_alpha / (self.lora_r**0.5 if self.use_rslora else self.lora_r)
 
 
 class LoRALinear(nn.Linear):
-    """y = W x + b + (alpha / r) B A dropout(x), where W and b are the base layer's own and frozen."""
+    """y = W x + b + scale B A dropout(x), where W and b are the base layer's own and frozen.
+
+    Once `merged`, W holds scale B A as well, and the adapter rests (`rm.adapter.merge`).
+    """
 
     def __init__(self, base: nn.Linear, settings: LoraSettings):
         nn.Module.__init__(self)
@@ -44,9 +58,11 @@ class LoRALinear(nn.Linear):
         self.weight, self.bias = base.weight, base.bias
         self.lora_A = nn.Parameter(torch.empty(settings.lora_r, base.in_features, device=base.weight.device))
         self.lora_B = nn.Parameter(torch.empty(base.out_features, settings.lora_r, device=base.weight.device))
-        self.scale, self.dropout = settings.lora_alpha / settings.lora_r, settings.lora_dropout
+        self.scale, self.dropout, self.merged = settings.lora_scale, settings.lora_dropout, False
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.merged:
+            return super().forward(x)
         low = F.linear(F.dropout(x, self.dropout, self.training), self.lora_A)  # (T, r)
         return super().forward(x) + F.linear(low, self.lora_B) * self.scale
 

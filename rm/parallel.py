@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
@@ -112,6 +112,30 @@ _CHECKPOINTED = {
 }
 
 
+def trained_set_changed(model: nn.Module) -> None:
+    """To be called after `requires_grad_` on parameters of a sharded model.
+
+    FSDP2 settles the dtype in which a unit's gradients are reduced at its first forward. A unit that was frozen then
+    has none, and fails when it is to train later (torch 2.13, pytorch#186998).
+    """
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            for group in _groups(module):
+                group._init_mp_dtypes()
+
+
+def _groups(unit: FSDPModule) -> list:
+    state = unit._get_fsdp_state()
+    if hasattr(state, "_fsdp_param_groups"):  # torch 2.13; one group a unit before
+        return state._fsdp_param_groups
+    return [state._fsdp_param_group] if state._fsdp_param_group else []
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This rank's own part of a tensor."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
 def local_slices(parameter: Tensor) -> tuple[slice, ...]:
     """Where this rank's part of a parameter lies in the whole of it."""
     if not isinstance(parameter, DTensor):
@@ -129,5 +153,4 @@ def whole(parameter: Tensor) -> Tensor:
 @torch.no_grad()
 def fill(parameter: Tensor, values: Tensor) -> None:
     """Set a parameter, sharded or not, from its whole values, which every rank has."""
-    local = parameter.to_local() if isinstance(parameter, DTensor) else parameter
-    local.copy_(values[local_slices(parameter)])
+    local(parameter).copy_(values[local_slices(parameter)])

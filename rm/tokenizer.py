@@ -25,8 +25,8 @@ class Tokenizer:
     """
 
     def __init__(self, folder: str | Path):
-        folder = Path(folder)
         kinds = {"tokenizer.json": _JsonModel, "tokenizer.model": _SentencePieceModel}
+        folder = _home(Path(folder), list(kinds))
         file = next((folder / name for name in kinds if (folder / name).is_file()), None)
         if file is None:
             raise ValueError(f"{folder}: no {' or '.join(kinds)} there; give the folder of a model with one")
@@ -106,6 +106,13 @@ class _SentencePieceModel:
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
         return self.model.encode(texts)
+
+
+def _home(folder: Path, kinds: list[str]) -> Path:
+    """An adapter without a tokenizer of its own has that of its base."""
+    base = _read_object(folder / "adapter_config.json").get("base_model_name_or_path")
+    own = any((folder / name).is_file() for name in kinds)
+    return folder if own or not base or not Path(base).is_dir() else _home(Path(base), kinds)
 
 
 def _bos_id(model: _JsonModel | _SentencePieceModel, folder: Path) -> int | None:

@@ -1,6 +1,7 @@
 """Weights in and out: Hugging Face folders, safetensors only (a pickle can run code, safetensors cannot).
 
-`load` gives every rank its own rows: no rank ever holds a whole model. `save` gathers one tensor at a time.
+`load` gives every rank its own rows: no rank ever holds a whole model. `save` gathers one tensor at a time. A folder
+with an adapter reads as the model that it makes of its base (`rm.adapter`).
 Every tensor is accounted for, both ways, by the key table of the model's family (`rm.families`).
 """
 
@@ -16,17 +17,16 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
-from rm import dist, families, lora
+from rm import adapter, dist, families, lora
+from rm.adapter import SCORE
 from rm.families.layout import Layout
 from rm.families.rules import Family
 from rm.folder import describe, read_json, write_json
 from rm.model import ModelConfig
-from rm.parallel import local_slices, whole
+from rm.parallel import local, local_slices, whole
 
 FLOATS = ("F64", "F32", "F16", "BF16")  # what a checkpoint may hold, as safetensors spells it
-SCORE = "score.weight"  # the one tensor that may be absent: a reward model starts from a language model
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,7 @@ class Stored:
 
 def read_config(folder: str | Path) -> tuple[ModelConfig, Family, dict]:
     """The model that a folder's config.json describes, its family, and the file's content."""
+    folder = foundation(folder)
     file = Path(folder) / "config.json"
     if not file.is_file():
         wrong = "has no config.json" if Path(folder).is_dir() else "is not a folder"
@@ -57,13 +58,23 @@ def read_config(folder: str | Path) -> tuple[ModelConfig, Family, dict]:
         raise ValueError(f"{file}: {error}") from error
 
 
+def foundation(folder: str | Path) -> Path:
+    """The folder of the whole model that the adapter in `folder`, if it holds one, stands on."""
+    base = adapter.base_of(folder)
+    return Path(folder) if base is None else foundation(base)
+
+
 def fingerprint(folder: str | Path) -> str:
     """A hash of what tells this model from others: config.json and of every weights file its size and samples of it.
 
     Samples, since to read a large model takes minutes: training changes nearly every value, so they nearly always tell.
     """
-    digest = hashlib.sha256((Path(folder) / "config.json").read_bytes())
-    for file in _files(Path(folder)):
+    folder = Path(folder)
+    if base := adapter.base_of(folder):
+        digest, files = hashlib.sha256(fingerprint(base).encode()), [folder / adapter.CONFIG, folder / adapter.TENSORS]
+    else:
+        digest, files = hashlib.sha256((folder / "config.json").read_bytes()), _files(folder)
+    for file in files:
         size = file.stat().st_size
         digest.update(f"{size} ".encode())
         with open(file, "rb") as content:
@@ -80,6 +91,8 @@ def load(model: nn.Module, folder: str | Path) -> set[str]:
         The parameters that the folder lacks and the caller has to initialise: {"score.weight"} or nothing.
     """
     parameters = dict(model.named_parameters())
+    if base := adapter.base_of(folder):
+        return load(model, base) - adapter.add(parameters, Path(folder), read_config(base)[1])
     shapes = {name: tuple(p.shape) for name, p in parameters.items()}
     config, family, _ = read_config(folder)
     found = _match(shapes, Path(folder), family)
@@ -95,10 +108,9 @@ def _copy(held, layout: Layout, parts: list[Tensor], kv_heads: int) -> None:
     """Fill this rank's share of the parameters that a tensor of a file holds; no more of it is read."""
     shapes = [tuple(parameter.shape) for parameter in parts]
     for number, parameter in enumerate(parts):
-        local = parameter.to_local() if isinstance(parameter, DTensor) else parameter
-        if local.numel():  # with more ranks than rows, some have none
+        if local(parameter).numel():  # with more ranks than rows, some have none
             for rows, values in layout.read(held, number, local_slices(parameter), shapes, kv_heads):
-                local[rows].copy_(values)
+                local(parameter)[rows].copy_(values)
 
 
 def _match(shapes: dict[str, tuple[int, ...]], folder: Path, family: Family) -> dict[Stored, list[str]]:
@@ -178,15 +190,15 @@ def save(
 ) -> None:
     """Write a Hugging Face folder, whole or not at all, in place of the one that is there. All ranks call it.
 
-    Adapters are merged into their layers, in fp32. Rank 0 holds as much as one file will, the others one tensor of it.
+    Rank 0 holds as much as one file will, the others one tensor of it. Adapters have to be merged before.
 
     Args:
         source: the folder that the model came from: its config.json and its tokenizer go along.
         dtype: of the weights in the files, except the score head, which is fp32 everywhere.
     """
     config, family, hf = read_config(source)
+    assert all(layer.merged for layer in model.modules() if isinstance(layer, lora.LoRALinear))
     parameters = {name: p for name, p in model.named_parameters() if not lora.is_adapter(name)}
-    adapted = {f"{name}.weight": layer for name, layer in model.named_modules() if isinstance(layer, lora.LoRALinear)}
     head = "reward" if SCORE in parameters else "lm"
     tensors = {theirs: family.ours(theirs) for theirs in map(family.theirs, parameters)}
     dtypes = {theirs: torch.float32 if ours == [SCORE] else dtype for theirs, ours in tensors.items()}
@@ -198,7 +210,7 @@ def save(
         for file, names in shards.items():
             held = {}
             for theirs in names:
-                parts = [_merged(parameters[name], adapted.get(name)) for name in tensors[theirs]]
+                parts = [whole(parameters[name]) for name in tensors[theirs]]
                 if dist.is_main():
                     parts = [part.to("cpu", dtypes[theirs]) for part in parts]
                     held[theirs] = family.layout(theirs).join(parts, config.n_kv_heads).contiguous()
@@ -209,14 +221,7 @@ def save(
                 weight_map = {theirs: file for file, names in shards.items() for theirs in names}
                 index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map}
                 write_json(folder / "model.safetensors.index.json", index)
-            describe(folder, Path(source), hf, family.classes[head], head, dtype)
-
-
-def _merged(parameter: Tensor, layer: lora.LoRALinear | None) -> Tensor:
-    """The whole of a parameter, with its layer's adapter added. Every rank must ask."""
-    if layer is None:
-        return whole(parameter)
-    return whole(parameter).float() + layer.scale * (whole(layer.lora_B).float() @ whole(layer.lora_A).float())
+            describe(folder, foundation(source), hf, family.classes[head], head, dtype)
 
 
 def _plan(sizes: dict[str, int], limit: int) -> dict[str, list[str]]:

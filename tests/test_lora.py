@@ -1,4 +1,4 @@
-"""rm.lora and rm.adapter against peft: what is trained, what it computes, what is saved."""
+"""rm.lora against peft: what is trained, what it computes, what is saved."""
 
 from dataclasses import dataclass, replace
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from rm import adapter, batch, heads, lora, optim, parallel, step, weights
+from rm import batch, heads, lisa, lora, optim, parallel, step
 from rm.attention import SplitAttention
 from rm.heads import LanguageModel, RewardModel
 from tests import made, text_fixtures, tiny
@@ -18,7 +18,7 @@ peft = pytest.importorskip("peft")
 @dataclass(frozen=True, kw_only=True)
 class Settings(
     heads.ModelSettings, batch.BatchSettings, batch.RowSettings, optim.OptimSettings, lora.LoraSettings,
-    parallel.ParallelSettings,
+    lisa.LisaSettings, parallel.ParallelSettings,
 ):  # fmt: skip
     seed: int = 0
     max_length: int = 64
@@ -51,25 +51,25 @@ def train(settings: Settings, out, steps: int = 3):
         loss = step.dist.sum_over_ranks(sums["loss"].clone()) / work.examples
         lines.append((loss.item(), sums["grad_norm"].item()))
     if out is not None:
-        adapter.save(model, out / "adapter", settings)
-        weights.save(model, out / "merged", settings.model_name_or_path, torch.float32)
+        heads.save(model, out, settings, batch.pack(made.pair_examples(made.token_pairs(3)), range(3)))
     scores = step.score(model, batch.InOrder(made.pair_examples(made.token_pairs(5, seed=9)), settings))
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
     states = {name for name, p in model.named_parameters() if p in optimizer.state}
     return lines, scores, trained, states
 
 
-def test_peft_loads_the_adapter_and_transformers_the_merged_model_and_both_score_as_we_do(folder, tmp_path):
+@pytest.mark.parametrize("rslora", [False, True])
+def test_peft_loads_the_adapter_and_transformers_the_merged_model_and_both_score_as_we_do(folder, tmp_path, rslora):
     from transformers import AutoModelForSequenceClassification as Classifier
 
-    settings = Settings(model_name_or_path=str(folder))
+    settings = Settings(model_name_or_path=str(folder), use_rslora=rslora)
     ((lines, scores, trained, states),) = run_ranks(1, train, settings, tmp_path)
     assert trained == states and all(lora.is_adapter(n) or n == "score.weight" for n in trained)
     assert lines[-1][0] != lines[0][0]
 
     base = Classifier.from_pretrained(folder, num_labels=1, pad_token_id=0)
     adapted = peft.PeftModel.from_pretrained(base, str(tmp_path / "adapter")).eval()
-    merged = Classifier.from_pretrained(tmp_path / "merged").eval()
+    merged = Classifier.from_pretrained(tmp_path / "model").eval()
     for model in (adapted, merged):
         model.config.pad_token_id = None  # one text at a time: the last token is the last token
         with torch.no_grad():
@@ -143,3 +143,87 @@ def test_an_adapter_starts_as_nothing_and_leaves_all_names_as_they_are():
                 p.copy_(lora.drawn(name, p.shape, torch.Generator().manual_seed(0)))
     row = batch.pack(made.pair_examples(made.token_pairs(3)), np.arange(3))
     assert torch.equal(plain.rewards(row), adapted.rewards(row))
+
+
+def held(settings: Settings):
+    model = heads.load(RewardModel, settings)
+    return {name: (parallel.local(p).numel(), p.numel()) for name, p in model.named_parameters()}
+
+
+def test_a_base_that_is_not_sharded_lies_whole_on_every_rank_and_trains_the_same(folder):
+    settings = Settings(model_name_or_path=str(folder), dtype="float32")
+    copied = replace(settings, shard_base=False)
+    assert all(mine == all_ for ranks in run_ranks(2, held, copied) for mine, all_ in ranks.values())
+    first, second = run_ranks(2, held, settings)
+    assert all(first[name][0] + second[name][0] == all_ for name, (_, all_) in first.items())
+    (one, *_), (sharded, *_), (whole, *_) = (
+        run_ranks(n, train, s, None)[0] for n, s in ((1, settings), (2, settings), (2, copied))
+    )
+    torch.testing.assert_close(torch.tensor(whole), torch.tensor(one), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(torch.tensor(whole), torch.tensor(sharded), rtol=1e-5, atol=1e-5)
+
+
+def matrices(settings: Settings, steps: int):
+    """Our losses, and the adapters and score head before and after."""
+    model = heads.load(RewardModel, settings)
+    optimizer = optim.adamw(model, settings)
+    loader = batch.Loader(made.pair_examples(made.token_pairs(12)), settings, 0, 0.01)
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    before = {name: parallel.whole(p).clone() for name, p in trained.items()}
+    losses, numbers = [], []
+    for s in range(steps):
+        optim.set_learning_rate(optimizer, optim.learning_rate(s, steps, settings))
+        work = loader.at(s)
+        losses.append(step.train_step(model, optimizer, work, 1.0)["loss"].item() / work.examples)
+        numbers.append(loader.numbers(s))
+    return losses, before, {name: parallel.whole(p) for name, p in trained.items()}, numbers
+
+
+def test_ten_steps_give_the_losses_and_the_matrices_that_peft_gives(folder):
+    from transformers import AutoModelForSequenceClassification as Classifier
+
+    settings = Settings(model_name_or_path=str(folder), learning_rate=1e-3, num_train_epochs=5)
+    ((losses, before, after, numbers),) = run_ranks(1, matrices, settings, 10)
+    family = heads.weights.read_config(folder)[1]
+    targets = sorted(
+        {family.theirs(f"{n.rpartition('.')[0]}.weight").split(".")[-2] for n in before if lora.is_adapter(n)}
+    )
+    base = Classifier.from_pretrained(folder, num_labels=1, pad_token_id=0)
+    config = peft.LoraConfig(task_type="SEQ_CLS", r=4, lora_alpha=32, lora_dropout=0.0, target_modules=targets)
+    theirs = peft.get_peft_model(base, config).train()
+    for module in theirs.modules():
+        if isinstance(module, torch.nn.Dropout):  # of GPT-Neo itself
+            module.p = 0.0
+    theirs.config.pad_token_id = None
+    named = {}
+    for name, p in theirs.named_parameters():
+        if p.requires_grad:
+            plain = name.removeprefix("base_model.model.").replace(".default", "").replace(".modules_to_save", "")
+            layer, matrix = plain.removesuffix(".weight").rpartition(".")[::2]
+            ours = "".join(family.ours(f"{layer}.weight"))
+            named[ours.replace("weight", matrix) if "lora" in matrix else plain] = p
+    assert named.keys() == before.keys()
+    with torch.no_grad():
+        for name, p in named.items():
+            p.copy_(before[name])
+    optimizer = torch.optim.AdamW(named.values(), lr=1e-3, weight_decay=0.0)
+    pairs = made.token_pairs(12)
+    for s in range(10):
+        optimizer.param_groups[0]["lr"] = optim.learning_rate(s, 10, settings)
+        rewards = [[theirs(torch.tensor([text])).logits[0, 0] for text in pairs[i]] for i in numbers[s]]
+        loss = -torch.nn.functional.logsigmoid(torch.stack([a - b for a, b in rewards])).mean()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(named.values(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        assert losses[s] == pytest.approx(loss.item(), abs=1e-5)
+    for name, p in named.items():
+        torch.testing.assert_close(after[name], p.detach(), rtol=1e-5, atol=1e-5)
+
+
+def test_a_merge_that_changes_the_scores_is_refused_when_the_adapter_is_saved(folder, tmp_path, monkeypatch):
+    settings = Settings(model_name_or_path=str(folder))
+    monkeypatch.setattr(heads.adapter, "merge", lambda model: [p.mul_(1.1) for p in [model.norm.weight.detach()]])
+    with pytest.raises(RuntimeError, match="merging moves what the model says by"):
+        run_ranks(1, train, settings, tmp_path)
+    assert (tmp_path / "adapter").is_dir() and not (tmp_path / "model").exists()

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from rm.optim import OptimSettings, adamw, learning_rate
+from rm.optim import OptimSettings, adamw, learning_rate, set_learning_rate
 
 
 def rates(steps=10, **kw):
@@ -53,3 +53,12 @@ def test_only_matrices_decay_and_frozen_parameters_are_left_out():
 def test_values_that_make_no_sense_are_refused(wrong, message):
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(OptimSettings(), **wrong).check()
+
+
+def test_an_adapters_b_may_learn_faster_than_its_a():
+    layer = torch.nn.Module()
+    layer.lora_A, layer.lora_B = (torch.nn.Parameter(torch.zeros(2, 2)) for _ in "AB")
+    optimizer = adamw(torch.nn.ModuleDict({"q_proj": layer}), OptimSettings(loraplus_lr_ratio=16.0))
+    set_learning_rate(optimizer, 1e-3)
+    rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    assert (rates[id(layer.lora_A)], rates[id(layer.lora_B)]) == (1e-3, 16e-3)

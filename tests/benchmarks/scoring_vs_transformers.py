@@ -61,7 +61,7 @@ def our_scores(turns: Turns, args: Namespace, model: str, file: str) -> None:
     settings = parse(eval_rm.Settings, "", words)
     with dist.session(args.seed):
         examples, _ = data.pairs([file], Tokenizer(model), args.max_length)
-        loaded = heads.load(heads.RewardModel, settings, new_head=False)
+        loaded = heads.load(heads.RewardModel, settings, train=False)
         while True:
             turns.begin()
             scores = score(loaded, batch.InOrder(examples, settings))
