@@ -1,12 +1,19 @@
 """rm.split: sizes, whole conversations, the recipe's own split, and the warning."""
 
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rm import data, dist
 from rm.examples import Example, Examples
-from rm.split import held_out, leak, split
+from rm.split import SplitSettings, held_out, leak, split
+from rm.tokenizer import Tokenizer
+from tests.text_fixtures import byte_level
 
 conversations = st.lists(st.integers(-(2**63), 2**63 - 1) | st.integers(0, 9), min_size=1, max_size=80)
 percentages = st.integers(0, 990).map(lambda tenths: tenths / 10)
@@ -83,3 +90,34 @@ def test_a_leak_is_told_with_its_number_and_no_leak_is_silent():
     assert leak(train, test).startswith("2 of 3 held-out examples are of conversations that are trained on as well")
     assert leak(*split(examples([1, 2, 2, 3, 4, 4, 5, 2, 4, 9]), 30, "conversation")) is None
     assert leak(train, examples([])) is None
+
+
+LEAKS = {
+    "by order": ({"validation_split_percentage": 30, "validation_split_by": "order"}, ["3 of 3"]),
+    "by conversation": ({"validation_split_percentage": 30}, []),
+    "a file of its own": ({"eval_dataset_path": ("test.json",)}, ["1 of 2"]),
+    "nothing held out": ({}, []),
+}
+
+
+@pytest.mark.parametrize("case", LEAKS)
+def test_training_warns_of_a_leak_when_it_reads_its_data(case, tmp_path, monkeypatch):
+    @dataclass(frozen=True, kw_only=True)
+    class Settings(data.DataSettings, SplitSettings):
+        pass
+
+    def write(name: str, questions: list[int]) -> None:
+        records = [{"chosen": f"###Human: {q}###Assistant: {i}", "rejected": "no"} for i, q in enumerate(questions)]
+        Path(name).write_text(json.dumps(records))
+
+    monkeypatch.chdir(tmp_path)
+    write("pairs.json", [i % 4 for i in range(10)])
+    write("test.json", [3, 4])
+    tokenizer, said = Tokenizer(byte_level(tmp_path / "model")), []
+    flags, expected = LEAKS[case]
+    with dist.session(seed=0):
+        data.load(
+            data.pairs, Settings(dataset_path=("pairs.json",), cache_dir="cache", **flags), tokenizer, said.append
+        )
+    warnings = [line.partition(" held-out")[0] for line in said if "warning" in line]
+    assert warnings == [f"warning: {shares}" for shares in expected]
