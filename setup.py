@@ -17,7 +17,7 @@ setup(
     python_requires=">=3.10",
     packages=find_packages(include=["rm", "rm.*"]),
     py_modules=["train_sft", "train_rm", "eval_rm"],
-    install_requires=["torch>=2.11,<2.14", "sentencepiece", "tokenizers", "safetensors", "numpy", "tqdm"],
+    install_requires=["torch>=2.11,<2.14", "sentencepiece>=0.2.3", "tokenizers", "safetensors", "numpy", "tqdm"],
     extras_require={
         "report": ["matplotlib"],
         "track": ["tensorboard", "wandb"],

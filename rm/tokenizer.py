@@ -3,15 +3,24 @@
 A model's folder decides three things: how a text is cut into ids, whether a document opens with BOS, and
 which id ends it. So a text becomes what it was in pretraining, and text stays text: "</s>" typed by a user is
 four characters, not the end of a document. `rm.data` puts BOS and EOS around the ids.
+
+A chat template writes special tokens of its own. It hands its text over in parts, strings and ids, so that the ids
+are those it means and whatever a user typed is still text.
 """
 
 import hashlib
 import json
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 
 import sentencepiece
 import tokenizers
+
+Parts = Sequence[str | int]  # a text whose special tokens are given as ids
+Spans = list[tuple[int, int]]  # for each token, where its text begins and ends; an id counts as one character.
+# Of a character in several tokens each may have all of it, or, in sentencepiece, the last all and the others nothing.
+MARKS = "\ufdd0\ufdd1\ufdd2\ufdd3"  # stand for special tokens: Unicode keeps these from being characters
 
 
 class Tokenizer:
@@ -21,12 +30,15 @@ class Tokenizer:
         bos_id: the id that opens every document, or None when the model's own settings say there is none.
         eos_id: the id that ends every document.
         vocab_size: the highest id that can occur, plus one: an embedding needs at least this many rows.
+        special: the strings of the special tokens, which only a template may write, and their ids.
+        named: the strings of "bos_token", "eos_token" and so on, by which templates know them.
+        folder: where it came from.
         fingerprint: sha256 of all that decides the ids; it names the tokenizer in caches and contracts.
     """
 
     def __init__(self, folder: str | Path):
         kinds = {"tokenizer.json": _JsonModel, "tokenizer.model": _SentencePieceModel}
-        folder = _home(Path(folder), list(kinds))
+        self.folder = folder = _home(Path(folder), list(kinds))
         file = next((folder / name for name in kinds if (folder / name).is_file()), None)
         if file is None:
             raise ValueError(f"{folder}: no {' or '.join(kinds)} there; give the folder of a model with one")
@@ -36,10 +48,14 @@ class Tokenizer:
             raise ValueError(f"{folder}: names no EOS token; set eos_token in its tokenizer_config.json")
         self.bos_id = _bos_id(model, folder)
         settings = _read_object(folder / "tokenizer_config.json")
-        model.keep_as_text([_content(settings.get(name)) for name in ("bos_token", "eos_token")])
+        names = _special_names(settings)
+        model.keep_as_text(names)
         self.vocab_size = 1 + max(model.highest_id(), self.eos_id, self.bos_id or 0)
+        added = _added_tokens(folder, settings)
+        self.special = model.special() | {token: added[token] for token in names if token in added}
+        self.named = _named(model, settings, {"bos_token": self.bos_id, "eos_token": self.eos_id})
         # Not the settings files: they also hold what changes no id, such as the chat template.
-        ends = f"\nbos {self.bos_id} eos {self.eos_id}".encode()
+        ends = f"\nbos {self.bos_id} eos {self.eos_id} special {sorted(self.special.items())}".encode()
         self.fingerprint = hashlib.sha256(file.read_bytes() + ends).hexdigest()
 
     def encode(self, text: str) -> list[int]:
@@ -49,6 +65,10 @@ class Tokenizer:
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """`encode` of many texts, in parallel."""
         return self._model.encode_batch(list(texts))
+
+    def encode_parts(self, texts: Sequence[Parts]) -> list[tuple[list[int], Spans]]:
+        """(ids, where they are) of texts with special tokens in them: as transformers tokenizes the whole string."""
+        return self._model.encode_parts(texts)
 
 
 class _JsonModel:
@@ -71,16 +91,63 @@ class _JsonModel:
     def id_of(self, token: str) -> int | None:
         return self.model.token_to_id(token)
 
-    def keep_as_text(self, tokens: list[str | None]) -> None:
+    def string_of(self, index: int) -> str | None:
+        return self.model.id_to_token(index)
+
+    def keep_as_text(self, tokens: list[str]) -> None:
         """Some files list BOS or EOS as an added token that is not special; it would be parsed."""
-        self.model.add_special_tokens([token for token in tokens if token and self.id_of(token) is not None])
+        self.model.add_special_tokens([token for token in tokens if self.id_of(token) is not None])
 
     def highest_id(self) -> int:
         special = {i for i, token in self.model.get_added_tokens_decoder().items() if token.special}
         return max(set(self.model.get_vocab().values()) - special, default=0)
 
+    def special(self) -> dict[str, int]:
+        return {token.content: i for i, token in self.model.get_added_tokens_decoder().items() if token.special}
+
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
         return [encoding.ids for encoding in self.model.encode_batch_fast(texts, add_special_tokens=False)]
+
+    def encode_parts(self, texts: Sequence[Parts]) -> list[tuple[list[int], Spans]]:
+        marks, first = self._marks
+        joined = ["".join(part if isinstance(part, str) else marks.get(part, MARKS[0]) for part in p) for p in texts]
+        encodings = self._marked.encode_batch(joined, add_special_tokens=False)
+        return [self._fill(encoding, parts, first) for encoding, parts in zip(encodings, texts, strict=True)]
+
+    @staticmethod
+    def _fill(encoding: tokenizers.Encoding, parts: Parts, first: int) -> tuple[list[int], Spans]:
+        """The ids that the marks (ids from `first` on) stand for, in their places, without the blanks they swallow."""
+        ids, spans, at = encoding.ids, encoding.offsets, 0
+        marks = (i for i, token in enumerate(ids) if token >= first)
+        for part in parts:
+            if isinstance(part, str):
+                at += len(part)
+            else:
+                i = next(marks)
+                ids[i], spans[i], at = part, (at, at + 1), at + 1
+        return ids, spans
+
+    @cached_property
+    def _marked(self) -> tokenizers.Tokenizer:
+        """This tokenizer, but for marks: the library cuts a text at them as it would at the special tokens.
+
+        That two copies of "<s>" in one text can differ, one written by a template and one by a user, is not in the
+        library; but special tokens can be off and these, which are not special, on.
+        """
+        model = tokenizers.Tokenizer.from_str(self.model.to_str())
+        model.encode_special_tokens = True
+        model.post_processor = None  # it may trim spaces from the offsets
+        for i, mark in enumerate(MARKS):
+            lstrip, rstrip = bool(i & 1), bool(i & 2)
+            model.add_tokens([tokenizers.AddedToken(mark, lstrip=lstrip, rstrip=rstrip, normalized=False)])
+        return model
+
+    @cached_property
+    def _marks(self) -> tuple[dict[int, str], int]:
+        """(special id -> the mark that swallows the same spaces around it, the lowest id of a mark)"""
+        added = self.model.get_added_tokens_decoder().items()
+        marks = {i: MARKS[token.lstrip + 2 * token.rstrip] for i, token in added}
+        return marks, self._marked.token_to_id(MARKS[0])
 
 
 class _SentencePieceModel:
@@ -98,14 +165,37 @@ class _SentencePieceModel:
         index = self.model.piece_to_id(token)  # the id of <unk> when there is no such piece
         return index if self.model.id_to_piece(index) == token else None
 
-    def keep_as_text(self, tokens: list[str | None]) -> None:
+    def string_of(self, index: int) -> str | None:
+        return self.model.id_to_piece(index) if index < self.model.vocab_size() else None
+
+    def keep_as_text(self, tokens: list[str]) -> None:
         pass
 
     def highest_id(self) -> int:
         return self.model.vocab_size() - 1
 
+    def special(self) -> dict[str, int]:
+        return {self.model.id_to_piece(i): i for i in range(self.model.vocab_size()) if self.model.is_control(i)}
+
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
         return self.model.encode(texts)
+
+    def encode_parts(self, texts: Sequence[Parts]) -> list[tuple[list[int], Spans]]:
+        """The strings between special tokens are encoded each on its own, as the first LLaMAs were trained."""
+        found = []
+        for parts in texts:
+            ids, spans, at = [], [], 0
+            for part in parts:
+                if isinstance(part, str):
+                    encoding = self.model.encode(part, out_type="offset_mapping")
+                    ids += encoding["ids"]
+                    spans += [(at + start, at + end) for start, end in encoding["offsets"]]
+                else:
+                    ids.append(part)
+                    spans.append((at, at + 1))
+                at += len(part) if isinstance(part, str) else 1
+            found.append((ids, spans))
+        return found
 
 
 def _home(folder: Path, kinds: list[str]) -> Path:
@@ -148,6 +238,20 @@ def _added_tokens(folder: Path, settings: dict) -> dict[str, int]:
     """What a fine-tune added beside a tokenizer.model, in either of the two places that are in use."""
     listed = {_content(token): int(i) for i, token in settings.get("added_tokens_decoder", {}).items()}
     return listed | _read_object(folder / "added_tokens.json")
+
+
+def _named(model: _JsonModel | _SentencePieceModel, settings: dict, ids: dict[str, int | None]) -> dict[str, str]:
+    """The special tokens that tokenizer_config.json names, and those of `ids` that it does not name."""
+    found = {name: model.string_of(i) for name, i in ids.items() if i is not None}
+    found |= {name: _content(settings.get(name)) for name in settings if name.endswith("_token")}
+    return {name: string for name, string in sorted(found.items()) if string is not None}
+
+
+def _special_names(settings: dict) -> list[str]:
+    """The tokens that tokenizer_config.json calls special, whatever the tokenizer's own file says."""
+    found = [settings.get("bos_token"), settings.get("eos_token"), *(settings.get("additional_special_tokens") or [])]
+    found += [token for token in settings.get("added_tokens_decoder", {}).values() if token.get("special")]
+    return [name for name in map(_content, found) if name is not None]
 
 
 def _content(token) -> str | None:
