@@ -6,10 +6,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rm import heads
 from rm.batch import pack
 from rm.heads import LanguageModel, RewardModel
-from rm.losses import LossSettings
+from rm.losses import LossSettings, preference
 from tests import made, reference
+from tests.ranks import run_ranks
 
 FAMILIES = pytest.mark.parametrize("config", made.CONFIGS.values(), ids=made.CONFIGS.keys())
 
@@ -91,3 +93,23 @@ def test_an_empty_row_has_zero_loss_with_a_graph_through_every_parameter(cls):
 def test_a_tied_model_has_no_head_of_its_own():
     names = dict(made.model(LanguageModel, made.GPT_NEO).named_parameters())
     assert "lm_head.weight" not in names and "lm_head.weight" in dict(made.model(LanguageModel).named_parameters())
+
+
+def test_a_run_trains_with_the_loss_of_its_settings(tmp_path):
+    import train_rm
+    from tests import tiny
+
+    tiny.llama().save_pretrained(tmp_path)
+    settings = train_rm.Settings(
+        model_name_or_path=str(tmp_path), dataset_path=(), output_dir="", loss="plackett_luce",
+        center_rewards_coefficient=0.1,
+    )  # fmt: skip
+    row = pack(made.ranking_examples(*made.token_rankings(4, seed=1)), np.arange(4))
+
+    def losses_of_settings():
+        model = heads.load(RewardModel, settings)
+        table = model.rewards(row).detach()[row.replies]
+        return model(row)["loss"].item(), preference(table, row.grade, row.label, row.margin, settings).sum().item()
+
+    ((found, expected),) = run_ranks(1, losses_of_settings)
+    assert found == pytest.approx(expected)
