@@ -5,8 +5,8 @@
     what it is
 
 Data: {"positive": text, "negative": text} or {"chosen": ..., "rejected": ...}, as JSON lines or {"instances":
-[...]}, plain or .gz. Loss: -log sigmoid(r_chosen - r_rejected), the reward read at an end-of-text token that
-is appended to every text.
+[...]}, plain or .gz. Loss: -log sigmoid(r_better - r_worse), the mean over a prompt's pairs of replies, or another
+(--loss, docs/losses.md); the reward is read at an end-of-text token that is appended to every text.
 """
 
 from dataclasses import dataclass

@@ -47,7 +47,7 @@ class LossSettings:
 
 
 def check_fits(examples: Examples, settings: LossSettings) -> None:
-    """Raise ValueError where an example has nothing to compare, or says what the loss cannot hear."""
+    """Raise ValueError where an example has nothing to compare, or is judged in a way that the loss would pass over."""
     alone = np.diff(examples.reply_offsets) < 2
     if alone.any():
         raise ValueError(
