@@ -78,7 +78,15 @@ def one_line_errors() -> Iterator[None]:
             time.sleep(3)
             where = f" [rank {rank()}]"
         print(f"error{where}: {error}", file=sys.stderr, flush=True)
+        if isinstance(error, ValueError):
+            _no_other_attempt()
         sys.exit(2)
+
+
+def _no_other_attempt() -> None:
+    """Have torchrun end: a mistake does not get better by starting everything again, which --max-restarts asks for."""
+    if under_torchrun() and int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)):
+        os.kill(os.getppid(), signal.SIGTERM)
 
 
 def rank() -> int:

@@ -19,6 +19,7 @@ from rm import dist
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 STALLED = 86  # the exit status of a process that its watchdog ended
 FIRST_STEP = 3  # times the patience, since the first step compiles and loads
+SUSPENDED = 5  # seconds between two looks of a thread that looks four times a second: the whole process stood still
 STACKS_AFTER = 20  # seconds without progress after a signal; torchrun kills at 30 by default
 
 
@@ -66,8 +67,12 @@ class Watch:
         os.close(self.reader)
 
     def _look(self) -> None:
+        looked = time.monotonic()
         while True:
             ready, *_ = select.select([self.reader], [], [], 0.25)
+            looked, before = time.monotonic(), looked
+            if looked - before > SUSPENDED:  # by SIGSTOP or a scheduler; that was nobody's fault
+                self.beat(self.patience)
             received = os.read(self.reader, 64) if ready else b""
             if ready and not received:
                 return
