@@ -47,12 +47,18 @@ class Job:
         lab.wait_for(lambda: len(self.steps()) >= done + step, seconds, f"job {self.id} has done {step} steps")
 
     def wait(self, *states: str, seconds: float = 400) -> str:
-        """Until the job is in one of these states; never made to wait in the queue."""
+        """Until the job is in one of these states; it waits ten seconds in the queue, not SLURM's two minutes."""
+        queued = None
 
         def reached():
+            nonlocal queued
             state = self.field("JobState")
-            if state == "PENDING" and state not in states and self.field("Reason") == "BeginTime":
-                run("scontrol", "update", f"JobId={self.id}", "StartTime=now")
+            if state != "PENDING" or state in states:
+                queued = None
+            elif self.field("Reason") == "BeginTime":
+                queued = queued or time.monotonic()
+                if time.monotonic() > queued + 10:  # earlier, the nodes may still refuse it
+                    run("scontrol", "update", f"JobId={self.id}", "StartTime=now")
             return state in states and state
 
         return lab.wait_for(reached, seconds, f"job {self.id} is {' or '.join(states)}, was {self.field('JobState')}")
@@ -81,7 +87,7 @@ class Lab:
 
     def time_limit(self) -> Job:
         """the time limit of one minute comes, several times"""
-        job = self.job("time_limit", "--time", 1, "--signal", "B:USR1@30", steps=STEPS)
+        job = self.job("time_limit", "--time", 1, "--signal", "B:USR1@40")
         assert job.wait("COMPLETED", "FAILED", "TIMEOUT") == "COMPLETED", job.said()
         assert int(job.field("Restarts")) >= 1 and "SIGUSR1" in job.said()
         return job
