@@ -11,7 +11,7 @@ Data: {"positive": text, "negative": text} or {"chosen": ..., "rejected": ...}, 
 
 from dataclasses import dataclass
 
-from rm import batch, data, dist, heads, lisa, log, lora, losses, optim, parallel, report, resume, saving, split
+from rm import batch, data, dist, heads, lisa, log, lora, losses, optim, parallel, plan, report, resume, saving, split
 from rm.config import parse, setting
 from rm.step import evaluate, train_step
 from rm.tokenizer import Tokenizer
@@ -31,11 +31,14 @@ class Settings(
     parallel.ParallelSettings,
     log.RunSettings,
     resume.ResumeSettings,
+    plan.PlanSettings,
 ):
     learning_rate: float = setting(1e-5, "peak learning rate")
 
 
 def main(settings: Settings) -> None:
+    if settings.plan:
+        return plan.show(heads.RewardModel, data.pairs, settings)
     resume.check_folder(settings)
 
     # text: files -> examples

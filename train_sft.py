@@ -10,7 +10,7 @@ Loss: cross entropy of the whole text, which ends in an end-of-text token; packe
 
 from dataclasses import dataclass
 
-from rm import batch, data, dist, heads, lisa, log, lora, optim, parallel, report, resume, saving, split
+from rm import batch, data, dist, heads, lisa, log, lora, optim, parallel, plan, report, resume, saving, split
 from rm.config import parse, setting
 from rm.step import evaluate, train_step
 from rm.tokenizer import Tokenizer
@@ -29,11 +29,14 @@ class Settings(
     parallel.ParallelSettings,
     log.RunSettings,
     resume.ResumeSettings,
+    plan.PlanSettings,
 ):
     learning_rate: float = setting(2e-5, "peak learning rate")
 
 
 def main(settings: Settings) -> None:
+    if settings.plan:
+        return plan.show(heads.LanguageModel, data.texts, settings)
     resume.check_folder(settings)
 
     # text: files -> examples

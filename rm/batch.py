@@ -174,13 +174,21 @@ class Loader:
         size = self.settings.global_batch_size
         return order[1][within * size : (within + 1) * size]
 
-    def _make(self, step: int) -> Work:
+    def deal(self, step: int) -> list[list[np.ndarray]]:
+        """The numbers of the examples in each row of each rank."""
         numbers = self.numbers(step)
-        lengths = self.lengths[numbers]
-        dealt = plan(lengths, self.costs[numbers], self.settings.max_tokens, dist.world())
-        rows = [pack(self.examples, numbers[row], self.settings.share_prefix) for row in dealt[dist.rank()]]
+        dealt = plan(self.lengths[numbers], self.costs[numbers], self.settings.max_tokens, dist.world())
+        return [[numbers[row] for row in rows] for rows in dealt]
+
+    def work(self, step: int, rows: list[np.ndarray]) -> Work:
+        """A step's work for the rank that these rows were dealt to."""
+        numbers = self.numbers(step)
+        packed = [pack(self.examples, row, self.settings.share_prefix) for row in rows]
         (seed,) = np.random.SeedSequence([self.seed, step, dist.rank()]).generate_state(1).tolist()
-        return Work(rows, len(numbers), int(self.labels[numbers].sum()), int(lengths.sum()), seed)
+        return Work(packed, len(numbers), int(self.labels[numbers].sum()), int(self.lengths[numbers].sum()), seed)
+
+    def _make(self, step: int) -> Work:
+        return self.work(step, self.deal(step)[dist.rank()])
 
 
 class InOrder:

@@ -42,6 +42,24 @@ def session(seed: int) -> Iterator[None]:
     try:
         yield
     finally:
+        if torch_dist.is_initialized():  # `on_paper` takes its place
+            torch_dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def on_paper(processes: int) -> Iterator[None]:
+    """A group of processes of which only this one, rank 0, exists: its collectives return at once and move nothing.
+
+    It takes the place of the group that there is, and everything is on the CPU.
+    """
+    from torch.testing._internal.distributed.fake_pg import FakeStore  # here and not above: also makes the backend
+
+    if torch_dist.is_initialized():
+        torch_dist.destroy_process_group()
+    torch_dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=processes)
+    try:
+        yield
+    finally:
         torch_dist.destroy_process_group()
 
 
@@ -106,7 +124,8 @@ def is_main() -> bool:
 
 def device() -> torch.device:
     """This process's GPU, or the CPU."""
-    if torch.cuda.is_available():
+    on_paper = torch_dist.is_initialized() and torch_dist.get_backend() == "fake"
+    if torch.cuda.is_available() and not on_paper:
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
     return torch.device("cpu")
 

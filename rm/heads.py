@@ -100,6 +100,22 @@ def load(cls: type, settings, train: bool = True) -> Transformer:
     model a new score head, N(0, 1/sqrt(D + 1)) (Stiennon et al., arXiv 2009.01325), from `--seed`, the same for every
     world size. Otherwise a folder without a score head is refused.
     """
+    model, folder = arrange(cls, settings, train), settings.model_name_or_path
+    model.to_empty(device=dist.device())
+    new = weights.load(model, folder)
+    if weights.SCORE in new and not train:
+        raise ValueError(f"{folder} is not a reward model: it holds no {weights.SCORE}. Train one with train_rm.py")
+    if new:
+        _draw(model, new, settings.seed)
+    return model
+
+
+def arrange(cls: type, settings, train: bool = True, kernel: type | None = None) -> Transformer:
+    """The model that `load` fills: shapes, adapters if it is to be trained, and shards, on the meta device.
+
+    Args:
+        kernel: of `rm.attention`; None: the fastest here.
+    """
     folder = settings.model_name_or_path
     config, *_ = weights.read_config(folder)
     if config.positions == "learned" and settings.max_length > config.max_positions:
@@ -107,8 +123,9 @@ def load(cls: type, settings, train: bool = True) -> Transformer:
             f"--max_length {settings.max_length} is more than the {config.max_positions} positions of {folder}"
         )
     dtype = parallel.compute_dtype(settings)
+    fastest = (dist.device(), dtype, config.n_heads, config.n_kv_heads, config.head_dim)
     with torch.device("meta"):
-        model = cls(config, choose_kernel(dist.device(), dtype, config.n_heads, config.n_kv_heads, config.head_dim))
+        model = cls(config, kernel or choose_kernel(*fastest))
     if train:
         lisa.check_depth(config.n_layers, settings)
     if train and settings.use_lora:
@@ -116,12 +133,7 @@ def load(cls: type, settings, train: bool = True) -> Transformer:
         settings = settings if settings.shard_base else replace(settings, shard_group_size=1)
     if isinstance(settings, losses.LossSettings):
         model.loss_settings = settings
-    parallel.apply(model, settings)
-    new = weights.load(model, folder)
-    if weights.SCORE in new and not train:
-        raise ValueError(f"{folder} is not a reward model: it holds no {weights.SCORE}. Train one with train_rm.py")
-    if new:
-        _draw(model, new, settings.seed)
+    parallel.arrange(model, settings)
     return model
 
 

@@ -61,13 +61,18 @@ def compute_dtype(settings: ParallelSettings) -> torch.dtype:
 
 def apply(model: nn.Module, settings: ParallelSettings) -> None:
     """Recompute, compile and shard a meta-built model, and give every rank's shard memory, without values."""
+    arrange(model, settings)
+    model.to_empty(device=dist.device())
+
+
+def arrange(model: nn.Module, settings: ParallelSettings) -> None:
+    """Recompute, compile and shard a meta-built model, which stays on the meta device."""
     for layer in model.layers:
         if settings.gradient_checkpointing != "none":
             layer.forward = functools.partial(_CHECKPOINTED[settings.gradient_checkpointing], layer.forward)
         if settings.torch_compile:
             layer.compile(dynamic=True)
     _shard(model, _mesh(settings.shard_group_size or dist.world()), compute_dtype(settings))
-    model.to_empty(device=dist.device())
 
 
 def _mesh(group: int) -> DeviceMesh:

@@ -13,7 +13,7 @@ LAYERS = [
     {"rewardbench", "chat", "families", "folder", "evidence"},
     {"data", "adapter", "checkpoint", "findings"},
     {"batch", "optim", "lisa", "weights", "saving"},
-    {"heads", "resume", "scoring"},
+    {"heads", "resume", "scoring", "memory"},
     {"step", "evaluation", "report", "audit", "plan", "bench", "demo", "prepare_hh"},
     {"report_eval"},
 ]
