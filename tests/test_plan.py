@@ -24,7 +24,7 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("plan")
     text_fixtures.byte_level(folder)
     (folder / "config.json").write_text(json.dumps(HF))
-    texts = [f"###Human: what is {a} and {b}?###Assistant: it is {a + b}" for a in range(8) for b in range(6)]
+    texts = [f"###Human: what is {a} and {b}?###Assistant: it is {a + b}" for a in range(4) for b in range(4)]
     pairs = [{"positive": text + ".", "negative": text + " or no" * (i % 3 + 1)} for i, text in enumerate(texts)]
     (folder / "pairs.jsonl").write_text("\n".join(map(json.dumps, pairs)))
     (folder / "texts.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in texts))
@@ -34,7 +34,7 @@ def folder(tmp_path_factory):
 def settings_of(folder, script=train_rm, **changes):
     data = folder / ("pairs.jsonl" if script is train_rm else "texts.jsonl")
     names = {"model_name_or_path": folder, "dataset_path": data, "output_dir": folder / "out", "dtype": "float32",
-             "global_batch_size": 16, "max_tokens": 200} | changes  # fmt: skip
+             "global_batch_size": 8, "max_tokens": 200} | changes  # fmt: skip
     return parse(script.Settings, "", [word for name, value in names.items() for word in (f"--{name}", str(value))])
 
 
@@ -44,7 +44,7 @@ def main(script, settings) -> None:
 
 
 def planned(settings, processes: int = 2) -> plan.Plan:
-    examples = made.pair_examples(made.token_pairs(48, longest=40))
+    examples = made.pair_examples(made.token_pairs(24, longest=40))
     with dist.on_paper(processes):
         return plan.Plan(RewardModel, settings, examples, VarlenAttention)
 
@@ -74,7 +74,7 @@ def test_what_does_not_fit_is_refused_with_advice_that_fits(folder, monkeypatch)
 
 
 def test_the_largest_max_tokens_fits_and_a_little_more_does_not(folder):
-    plan_ = planned(settings_of(folder, device_memory_gb=3.003, global_batch_size=48))
+    plan_ = planned(settings_of(folder, device_memory_gb=3.003, global_batch_size=24))
     with dist.on_paper(2):
         best = plan_.largest_max_tokens(plan_.heaviest)
         assert plan_.fits(plan_.simulate(max_tokens=best))
@@ -109,7 +109,7 @@ def test_operations_are_those_that_torch_counts(folder, how, near):
 
 
 def test_a_language_model_adds_three_products_with_its_head(folder):
-    settings, examples = settings_of(folder), made.text_examples([a for a, _ in made.token_pairs(9)])
+    settings, examples = settings_of(folder), made.text_examples([a for a, _ in made.token_pairs(8)])
     with dist.on_paper(1):
         said = [
             plan.step_flops(p.model, p.loader, settings)
