@@ -41,17 +41,18 @@ def held_out(conversation: np.ndarray, percentage: float, by: str) -> np.ndarray
 
     Args:
         conversation: (N,) of each record, by `rm.conversation.key`.
-        percentage: of the records; to the record by order, to the nearest conversation by conversation.
+        percentage: of the records; exactly by order; by conversation as near as whole ones come.
         by: "order" takes the last records; "conversation" takes conversations in the order of their hashes, which is
             a random one, until they hold as many.
     """
     n = len(conversation)
     wanted = n - int((1 - percentage / 100) * n) if 0 <= percentage < 100 else n
     mask = np.arange(n) >= n - wanted
-    if by == "conversation" and wanted:
+    if by == "conversation" and 0 < wanted < n:
         last = np.sort(conversation)[wanted - 1]
         whole, less = conversation <= last, conversation < last
-        mask = less if less.any() and wanted - less.sum() < whole.sum() - wanted else whole
+        nearer = whole.all() or wanted - less.sum() < whole.sum() - wanted
+        mask = less if nearer and less.any() else whole
     if mask.all():
         got = f"got {percentage:g} with {n} examples of {len(np.unique(conversation))} conversations"
         raise ValueError(f"--validation_split_percentage must be 0 or more and leave some to train on; {got}")

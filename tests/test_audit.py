@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from rm import audit
 from tests.text_fixtures import byte_level
 
+KEYS = ["positive", "negative", "chosen", "rejected", "prompt", "responses", "scores", "role", "content", "subset"]
 COUNTER = itertools.count()
 
 
@@ -130,7 +131,10 @@ def test_every_flaw_is_counted_as_often_as_it_was_planted_and_no_other_is(flaw, 
 def test_a_pair_one_side_of_which_goes_on_from_the_other_does_not_give_itself_away(tmp_path, file):
     _, got = report(tmp_path, file(goes_on_from_its_other_side()))
     assert counts(got["sets"][0]["findings"]) == {"prompts differ": 1}
-    _, got = report(tmp_path, file(goes_on_from_its_other_side() * 2))  # but it does give away its duplicate
+    path = file(goes_on_from_its_other_side() * 2)  # but it does give away its duplicate
+    _, got = report(tmp_path, path)
+    where = [f"{path} record 1 (in {path} record 2)", f"{path} record 2 (in {path} record 1)"]
+    assert got["sets"][0]["findings"][0]["where"] == where
     assert counts(got["sets"][0]["findings"]) == {"label revealed": 2, "duplicated": 1, "prompts differ": 2}
 
 
@@ -191,6 +195,8 @@ def test_the_recipes_own_split_leaks_where_a_split_by_conversation_does_not(tmp_
     path = file(json.loads(open(path).read())["instances"][::-1])
     status, got = report(tmp_path, path, "--split", "25", "--split_by", "order")
     assert status == 1 and counts(got["across"]) == {"label in training": 10, "conversation in training": 10}
+    (label,) = [f for f in got["across"] if f["name"] == "label in training"]
+    assert label["where"] == [f"{path} record {n} (in {path} record {n - 20})" for n in range(31, 36)]
     status, got = report(tmp_path, path, "--split", "25")
     assert status == 0 and counts(got["across"]) == {} and got["held_out"] == 10
 
@@ -219,16 +225,17 @@ def test_with_a_tokenizer_lengths_are_tokens_and_what_a_cut_would_void_is_found(
         {"positive": long + "yes", "negative": long + "no"},  # void when cut on the right
         {"positive": "yes" + long, "negative": "no" + long},  # on the left
         {"positive": "yes" + long + "yes", "negative": "no" + long + "no"},
+        {"positive": long + "yes" + long, "negative": long + "no" + long},  # on either
     ]
     _, got = report(tmp_path, file(records), "--tokenizer", folder, "--max_length", "100")
     found = counts(got["sets"][0]["findings"])
-    assert {name: found[name] for name in ("cut right", "cut left")} == {"cut right": 1, "cut left": 1}
+    assert {name: found[name] for name in ("cut right", "cut left")} == {"cut right": 2, "cut left": 2}
     (right,) = [f for f in got["sets"][0]["findings"] if f["name"] == "cut right"]
     assert right["where"][0].endswith("record 4")
     lengths = got["sets"][0]["lengths"]
     longest = 1 + max(len(Tokenizer(folder).encode(text)) for record in records for text in record.values())
-    assert (lengths["unit"], lengths["q100"], lengths["longer"]) == ("tokens", longest, 3)
-    assert sum(lengths["counts"]) == 6 and lengths["edges"][-1] >= longest > lengths["edges"][-2]
+    assert (lengths["unit"], lengths["q100"], lengths["longer"]) == ("tokens", longest, 4)
+    assert sum(lengths["counts"]) == 7 and lengths["edges"][-1] >= longest > lengths["edges"][-2]
 
 
 # A slow twin
@@ -270,6 +277,25 @@ def test_counts_are_those_of_comparing_every_text_with_every_other(made, tmp_pat
 
 
 # Bad input
+
+anything = st.recursive(
+    st.none() | st.booleans() | st.floats() | st.integers() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(KEYS) | st.text(max_size=3), inner),
+    max_leaves=12,
+)
+
+
+@settings(max_examples=150)
+@given(records=st.lists(anything, max_size=4), flags=st.sampled_from([[], ["--split", "50"]]))
+def test_any_json_gives_a_report_or_one_line(records, flags, tmp_path_factory):
+    path = tmp_path_factory.getbasetemp() / "any.json"
+    path.write_text(json.dumps(records))
+    try:
+        assert audit.shown(audit.audit(audit.parser().parse_args([str(path), *flags])))
+    except ValueError as error:
+        assert str(path) in str(error) or "--validation_split" in str(error)
+        assert "\n" not in str(error)
+
 
 BAD = {
     "no such file": (["missing.json"], "missing.json: no such file"),

@@ -42,9 +42,10 @@ def texts(document: dict) -> list[str]:
 
 
 @pytest.mark.parametrize("record", [ANTHROPIC, DAHOAS])
-def test_the_json_is_the_recipes_to_the_letter(record, prepare):
+def test_the_json_is_the_recipes_to_the_letter(record, prepare, tmp_path):
     files = prepare([record], "--sft", 1, "--rm", 0)
     assert files == {"sft": {"type": "text_only", "instances": [{"text": BEFORE + "Yes."}]}}
+    assert "Can’t" in (tmp_path / "out" / "sft.json").read_text(encoding="utf-8")  # to be read by people, too
     files = prepare([record], "--sft", 0, "--rm", 1, "--test", 0, out="rm")
     assert files == {"rm": {"instances": [{"positive": BEFORE + "Yes.", "negative": BEFORE + "No"}]}}
     assert prepare([record], "--sft", 0, "--rm", 0, "--test", "all", out="test") == {"test": files["rm"]}

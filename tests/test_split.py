@@ -44,11 +44,13 @@ def test_by_order_the_last_percents_are_held_out(n, percentage, held):
 def test_by_conversation_no_conversation_is_on_both_sides_and_the_size_is_the_nearest(conversation, percentage):
     mask = attempt(conversation, percentage, "conversation")
     if mask is None:
+        assert len(set(conversation)) == 1 or percentage > 100 * (1 - 1 / len(conversation))
         return
     conversation = np.array(conversation)
     assert not set(conversation[mask]) & set(conversation[~mask])
-    wanted, largest = percentage / 100 * len(mask), np.unique(conversation, return_counts=True)[1].max()
-    assert mask.any() == (percentage > 0) and abs(mask.sum() - wanted) < largest + 1
+    wanted = len(mask) - int((1 - percentage / 100) * len(mask))
+    sizes = np.cumsum(np.unique(conversation, return_counts=True)[1])[:-1]
+    assert abs(mask.sum() - wanted) == (abs(sizes - wanted).min() if wanted else 0)
 
 
 @given(n=st.integers(2, 80), percentage=percentages)
