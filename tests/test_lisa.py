@@ -127,7 +127,9 @@ def test_moments_are_forgotten_kept_or_parked_and_kept_ones_are_used_again():
 def state_bytes(intervals: int):
     """Bytes of Adam's moments after each step."""
     settings = replace(SETTINGS, lisa_interval_steps=1, num_train_epochs=100)
-    model = sharded(RewardModel, replace(made.LLAMA, n_layers=6, windows=(0,) * 6), settings)
+    model = sharded(
+        RewardModel, replace(made.LLAMA, n_layers=6, windows=(0,) * 6, ropes=made.LLAMA.ropes * 2), settings
+    )
     loader = batch.Loader(examples_of(RewardModel, 12), settings, settings.seed, attention_cost=0.01)
     optimizer, found = optim.adamw(model, settings), []
     for s in range(intervals):

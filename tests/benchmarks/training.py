@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 import train_rm
 from rm import batch, data, dist, heads, log, weights
 from rm.config import parse
+from rm.parallel import local
 from rm.records import read_records
 from rm.step import parameters_trained, train_step
 from rm.tokenizer import Tokenizer
@@ -108,11 +109,14 @@ def ours(turns: Turns, name: str, flags: list[str]) -> None:
             rows = [sum(map(sum, row)) for row in documents]
             sights = sum(_sights(d) for row in documents for d in row)
             loss = float(sums["loss"]) / float(sums["count"])
-            turns.end(loss=loss, tokens=tokens, rows=rows, sights=sights, trained=Told.trained)
+            facts = {"trained": Told.trained, "states": Told.states}
+            turns.end(loss=loss, tokens=tokens, rows=rows, sights=sights, **facts)
 
-    def counting(model: torch.nn.Module, *rest) -> dict:
+    def counting(model: torch.nn.Module, optimizer: torch.optim.Optimizer, *rest) -> dict:
+        sums = train_step(model, optimizer, *rest)
         Told.trained = parameters_trained(model)
-        return train_step(model, *rest)
+        Told.states = sum(local(x).nbytes for state in optimizer.state.values() for x in state.values())
+        return sums
 
     script.batch.Loader, script.log.Run, script.train_step = InTurns, Told, counting
     settings = parse(script.Settings, script.__doc__, flags)
