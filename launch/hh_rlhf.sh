@@ -7,6 +7,7 @@
 #   --sft FILE         {"type": "text_only", "instances": [{"text": ...}]} or the records as JSON lines, plain or .gz
 #   --rm FILE          {"instances": [{"positive": ..., "negative": ...}]} or the records as JSON lines
 #   --test FILE        pairs to evaluate on; without it 10 % of --rm are held out, by conversation, and evaluated in training
+#                      (python -m rm.prepare_hh makes all three from Anthropic's or Dahoas' files)
 #   --out DIR          where everything goes (default runs/hh_rlhf)
 #   --nproc N          processes on this machine, one per GPU (default: the GPUs there are, or 1)
 #   --sft_epochs E     passes over the SFT texts (default 2; the recipe found more than one to matter)

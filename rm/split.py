@@ -33,6 +33,8 @@ class SplitSettings:
 def split(examples: Examples, percentage: float, by: str) -> tuple[Examples, Examples]:
     """(to train on, held out), both in the order of `examples`."""
     mask = held_out(examples.conversation, percentage, by)
+    if not mask.any():  # nothing but arrays mapped from disk, then
+        return examples, examples[:0]
     return examples.select(np.flatnonzero(~mask)), examples.select(np.flatnonzero(mask))
 
 

@@ -85,6 +85,8 @@ def test_both_sides_keep_the_order_of_the_file_and_share_its_tokens():
     train, test = split(whole, 33, "conversation")
     assert (train.record.tolist(), test.record.tolist()) == ([0, 2, 3, 5], [1, 4])
     assert train.tokens is whole.tokens and test.tokens is whole.tokens
+    train, test = split(whole, 0, "conversation")
+    assert train is whole and not len(test)
 
 
 def test_a_leak_is_told_with_its_number_and_no_leak_is_silent():
