@@ -32,6 +32,8 @@ def audit(args: argparse.Namespace) -> dict:
         raise ValueError("--eval and --split exclude each other: give one")
     if args.max_length is not None and not args.tokenizer:
         raise ValueError("--max_length counts tokens: give the --tokenizer")
+    if args.max_length is not None and args.max_length < 1:
+        raise ValueError(f"--max_length must be positive, got {args.max_length}")
     if args.sft and not (args.eval or args.split):
         raise ValueError("--sft is compared with pairs held out: name them by --eval, or hold some out by --split")
     pairs = train = read_pairs(args.files)
@@ -92,17 +94,12 @@ def shown(report: dict) -> str:
     lines = []
     for part in report["sets"]:
         lines += [f"{part['n']:,} pairs of {part['conversations']:,} conversations: {', '.join(part['files'])}", ""]
-        lines += [
-            *_findings(part["findings"], part["files"]),
-            *_subsets(part["subsets"]),
-            "",
-            *_lengths(part["lengths"]),
-            "",
-        ]
+        lines += _findings(part["findings"], part["files"])
+        lines += [*_subsets(part["subsets"]), "", *_lengths(part["lengths"]), ""]
     if report["across"]:
         lines += [f"{report['held_out']:,} pairs held out", "", *_findings(report["across"], part["files"])]
-    kinds = (f"{len(_found(report, [severity]))} kinds of {severity}" for severity in SEVERITIES[1:])
-    return "\n".join([*lines, ", ".join(kinds)])
+    errors, warnings = (len(_found(report, [severity])) for severity in SEVERITIES[1:])
+    return "\n".join([*lines, f"checks with findings: {errors} of errors, {warnings} of warnings"])
 
 
 def _findings(found: list[dict], files: list[str]) -> list[str]:

@@ -6,6 +6,7 @@ An *error* makes an evaluation worthless for the pairs concerned, a *warning* ma
 Shapes: N pairs.
 """
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -98,7 +99,8 @@ def subsets(pairs: Pairs) -> list[dict]:
     """Of each subset its size, its depth, and how far one gets by preferring the longer reply."""
     longer = np.sign(pairs.reply_length[:, 0] - pairs.reply_length[:, 1])
     _, group, size = np.unique(pairs.conversation, return_inverse=True, return_counts=True)
-    groups = {name: pairs.subset == i for i, name in enumerate(pairs.subsets)}
+    groups = ((name, pairs.subset == i) for i, name in enumerate(pairs.subsets))
+    everyone = [("(all)", np.ones(len(pairs), bool))] if len(pairs.subsets) > 1 else []
     return [
         {
             "subset": name,
@@ -109,7 +111,7 @@ def subsets(pairs: Pairs) -> list[dict]:
             "shorter is better": float((longer[mine] < 0).mean()),
             "accuracy of the longer": float((longer[mine] / 2 + 0.5).mean()),
         }
-        for name, mine in (groups | ({"(all)": np.ones(len(pairs), bool)} if len(groups) > 1 else {})).items()
+        for name, mine in itertools.chain(groups, everyone)
     ]
 
 

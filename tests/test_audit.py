@@ -59,7 +59,7 @@ def test_sound_pairs_have_no_findings(tmp_path, file, capsys):
     status, got = report(tmp_path, file(sound(20)), "--fail_on", "warning", "--split", "20")
     assert status == 0 and not counts(got["sets"][0]["findings"]) and not counts(got["across"])
     assert (got["sets"][0]["n"], got["sets"][0]["conversations"], got["held_out"]) == (20, 20, 4)
-    assert capsys.readouterr().out.endswith("0 kinds of error, 0 kinds of warning\n")
+    assert capsys.readouterr().out.endswith("checks with findings: 0 of errors, 0 of warnings\n")
 
 
 def continued(side: str) -> list[dict]:
@@ -302,6 +302,7 @@ BAD = {
     "sft with nothing held out": (["good.json", "--sft", "good.json"], "--sft is compared with pairs held out"),
     "two ways to hold out": (["good.json", "--eval", "good.json", "--split", "5"], "exclude each other"),
     "a length without a tokenizer": (["good.json", "--max_length", "5"], "--max_length counts tokens"),
+    "no length": (["good.json", "--tokenizer", "model", "--max_length", "0"], "--max_length must be positive, got 0"),
     "texts": (["sft.json"], "sft.json record 1: has the keys 'text'"),
     "pairs as texts": (["good.json", "--split", "50", "--sft", "good.json"], "good.json record 1: has the keys"),
     "no preference": (["unranked.json"], "unranked.json record 1: has responses without 'ranks' or 'scores'"),
