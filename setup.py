@@ -25,6 +25,7 @@ setup(
         "test": [
             "pytest",
             "hypothesis",
+            "pyarrow",
             "transformers>=5",
             "peft",
             "scipy",

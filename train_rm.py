@@ -22,6 +22,7 @@ class Settings(
     heads.ModelSettings,
     losses.LossSettings,
     data.DataSettings,
+    data.MixtureSettings,
     split.SplitSettings,
     batch.BatchSettings,
     batch.RowSettings,

@@ -20,6 +20,7 @@ from rm.tokenizer import Tokenizer
 class Settings(
     heads.ModelSettings,
     data.DataSettings,
+    data.MixtureSettings,
     split.SplitSettings,
     batch.BatchSettings,
     batch.RowSettings,

@@ -1,13 +1,6 @@
-"""Records to examples: texts are tokenized once and stored flat; what is dropped is counted.
+"""Files to examples, for the scripts: which files, how their texts are written and shortened, what was dropped."""
 
-The two full texts of a pair are tokenized each on its own, and their prefix is what the tokens share: exact, whatever
-a tokenizer does where prompt and reply meet. This is the one place where BOS and EOS are put on.
-"""
-
-import itertools
-import re
-import reprlib
-from array import array
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -15,9 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from rm import cache, conversation, losses, split
+from rm import cache, chat, conversation, losses, split
 from rm.config import REQUIRED, require_positive, setting
-from rm.examples import Example, Examples
+from rm.encode import Encoder, Item
+from rm.examples import Examples
+from rm.formats import Sample, demonstration, preference
 from rm.formats import conversations as conversations
 from rm.records import read_records
 from rm.tokenizer import Tokenizer
@@ -28,14 +23,34 @@ class DataSettings:
     """Data"""
 
     dataset_path: tuple[str, ...] = setting(
-        REQUIRED, "one or more files, .json or .jsonl, may be gzipped", may_change=True
+        REQUIRED, "one or more files: .json, .jsonl, both also gzipped, or .parquet", may_change=True
     )
-    max_length: int = setting(512, "leave out what is longer than this many tokens, BOS and EOS included")
+    chat_template: str | None = setting(None, "write dialogues by this Jinja file, or as the model in this folder does")
+    dialogue_format: str | None = setting(None, "or in this plain form", tuple(chat.DIALOGUE_FORMATS))
+    max_length: int = setting(512, "the longest text in tokens, BOS and EOS included")
+    overlong: str = setting("filter", "leave out what is longer, or shorten it", ("filter", "truncate"))
+    truncation_side: str = setting("left", "where to shorten: the beginning, or the end", ("left", "right"))
 
     cache_dir: str = setting(cache.default_folder(), "where tokenized data is kept for the next start", may_change=True)
 
     def check(self) -> None:
         require_positive(self, "max_length")
+        if self.chat_template is not None and self.dialogue_format is not None:
+            raise ValueError("--chat_template and --dialogue_format exclude each other: give one")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixtureSettings:
+    """Mixture"""
+
+    dataset_weights: tuple[float, ...] = setting((), "how often to take each file of --dataset_path, such as 1 0.5 2")
+
+    def check(self) -> None:
+        if self.dataset_weights and len(self.dataset_weights) != len(self.dataset_path):
+            got = f"{len(self.dataset_weights)} for {len(self.dataset_path)} files"
+            raise ValueError(f"--dataset_weights must be one number for each file of --dataset_path, got {got}")
+        if not all(0 < weight < math.inf for weight in self.dataset_weights):
+            raise ValueError(f"--dataset_weights must be positive, got {' '.join(map(str, self.dataset_weights))}")
 
 
 @dataclass(frozen=True)
@@ -44,11 +59,17 @@ class Report:
 
     kept: int
     dropped: dict[str, int]  # reason -> records
+    formats: dict[str, int]  # name -> records
+    files: list[int]  # records of each
+    shortened: int  # of those kept
 
     def __str__(self) -> str:
         total = self.kept + sum(self.dropped.values())
+        names = [name if count == total else f"{name} ({count:,})" for name, count in self.formats.items()]
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in self.dropped.items())
-        return f"{total:,} records: " + (f"{self.kept:,} kept; dropped {reasons}" if reasons else "all kept")
+        kept = f"{self.kept:,} kept; dropped {reasons}" if reasons else "all kept"
+        shortened = f"; {self.shortened:,} shortened" if self.shortened else ""
+        return f"{total:,} records of {' and '.join(names)}: {kept}{shortened}"
 
 
 def load(
@@ -58,17 +79,20 @@ def load(
 
     Args:
         read: `texts` or `pairs`.
-        settings: DataSettings and `rm.split`'s SplitSettings.
+        settings: DataSettings, MixtureSettings and `rm.split`'s SplitSettings, and a `seed`.
         say: told what was read, what was dropped, and whether the held-out data leaks.
     """
     train, report = read_once(read, settings.dataset_path, settings, tokenizer)
     say(f"data: {report}")
     facts = {"tokenizer": tokenizer.fingerprint, "train": asdict(report) | {"sha256": train.hash}}
     if settings.eval_dataset_path:
-        held_out, report = read_once(read, settings.eval_dataset_path, settings, tokenizer)
-        say(f"held out: {report}")
+        held_out, other = read_once(read, settings.eval_dataset_path, settings, tokenizer)
+        say(f"held out: {other}")
     else:
         train, held_out = split.split(train, settings.validation_split_percentage, settings.validation_split_by)
+    if settings.dataset_weights:
+        train = train.select(weighted(train.record, report.files, settings.dataset_weights, settings.seed))
+        say(f"weights {' '.join(f'{weight:g}' for weight in settings.dataset_weights)}: {len(train):,} examples")
     if isinstance(settings, losses.LossSettings):  # train_sft.py has none
         for examples in (train, held_out):
             losses.check_fits(examples, settings)
@@ -81,90 +105,91 @@ def read_once(
     read: Callable[..., tuple[Examples, Report]], paths: tuple[str, ...], settings: DataSettings, tokenizer: Tokenizer
 ) -> tuple[Examples, Report]:
     """`read(paths)` by one process of each machine and once for all starts: see `rm.cache`."""
+    template = chat.choose(settings.chat_template, settings.dialogue_format, tokenizer)
+    cut = settings.truncation_side if settings.overlong == "truncate" else None
 
     def make() -> tuple[Examples, dict]:
-        examples, report = read(paths, tokenizer, settings.max_length)
+        examples, report = read(paths, tokenizer, settings.max_length, template, cut)
         return examples, asdict(report)
 
-    name = [read.__name__, tokenizer.fingerprint, str(settings.max_length)]
+    written = template and f"{template.fingerprint} {template.asked}"
+    name = [read.__name__, tokenizer.fingerprint, str(settings.max_length), str(written), str(cut)]
     examples, report = cache.open_or_make(settings.cache_dir, name, paths, make)
     return examples, Report(**report)
 
 
-def texts(paths: Sequence[str | Path], tokenizer: Tokenizer, max_length: int) -> tuple[Examples, Report]:
-    """Documents to imitate: [BOS?] text EOS of each record's "text", with loss on every token."""
-    expected = 'expected "text" (preference pairs belong to train_rm.py)'
-    return _encode(paths, _strings(paths, [("text",)], expected, "text_only"), tokenizer, max_length)
+def texts(
+    paths: Sequence[str | Path],
+    tokenizer: Tokenizer,
+    max_length: int,
+    template: chat.ChatTemplate | None = None,
+    cut: str | None = None,
+) -> tuple[Examples, Report]:
+    """Texts to imitate: loss on all of a document, on the output of text2text, on the assistant's turns of a dialogue.
+
+    Args:
+        max_length: of a text in tokens.
+        template: writes the dialogues, and also text2text if it was asked for.
+        cut: "left" or "right" shortens what is longer; None drops it.
+    """
+    return _encode(paths, demonstration, tokenizer, max_length, template, cut)
 
 
-def pairs(paths: Sequence[str | Path], tokenizer: Tokenizer, max_length: int) -> tuple[Examples, Report]:
-    """Preferences: [BOS?] text EOS of the chosen and the rejected full text, cut where their tokens part."""
-    keys = [("positive", "negative"), ("chosen", "rejected")]
-    expected = 'expected "positive" and "negative", or "chosen" and "rejected" (plain texts: train_sft.py)'
-    return _encode(paths, _strings(paths, keys, expected, None), tokenizer, max_length)
+def pairs(
+    paths: Sequence[str | Path],
+    tokenizer: Tokenizer,
+    max_length: int,
+    template: chat.ChatTemplate | None = None,
+    cut: str | None = None,
+) -> tuple[Examples, Report]:
+    """Preferences: the full texts of the replies, cut where their tokens part. Arguments as for `texts`."""
+    return _encode(paths, preference, tokenizer, max_length, template, cut)
 
 
-def common_prefix(rows: Sequence[np.ndarray]) -> int:
-    """How many first tokens all rows share, where each keeps at least its last token for itself."""
-    most = min(map(len, rows)) - 1
-    differs = np.zeros(most, bool)
-    for row in rows[1:]:
-        differs |= row[:most] != rows[0][:most]
-    return int(differs.argmax()) if differs.any() else most
+def weighted(record: np.ndarray, files: Sequence[int], weights: Sequence[float], seed: int) -> np.ndarray:
+    """Which examples to take, some more than once, some not: for an example of weight 2.3 two, or three by chance.
 
-
-def _strings(
-    paths: Sequence[str | Path], keysets: list[tuple[str, ...]], expected: str, document_type: str | None
-) -> Iterator[tuple[str, ...]]:
-    """The texts of each record, under the first of the sets of keys that it has."""
-    for where, record in itertools.chain.from_iterable(read_records(path, document_type) for path in paths):
-        keys = next((keys for keys in keysets if record.keys() >= set(keys)), None)
-        if keys is None:
-            raise ValueError(f"{where}: has the keys {', '.join(map(repr, record)) or 'none'}; {expected}")
-        if "prompt" in record:  # its replies would be trained without it
-            raise ValueError(f"{where}: has a 'prompt' apart; put it in front of both texts")
-        for key in keys:
-            text = record[key]
-            if not isinstance(text, str):
-                raise ValueError(f"{where}: {key!r} is {reprlib.repr(text)}; expected its text, a string")
-            if not text.isascii() and re.search("[\ud800-\udfff]", text):  # JSON can write it, UTF-8 cannot
-                raise ValueError(f"{where}: {key!r} has half of a surrogate pair, no character; remove it")
-        yield tuple(record[key] for key in keys)
+    Args:
+        record: (N,) number of each example's record.
+        files: records of each file.
+        weights: of each file.
+    """
+    weight = np.asarray(weights, float)[np.searchsorted(np.cumsum(files), record, side="right")]
+    whole = np.floor(weight)
+    copies = whole + (np.random.default_rng(seed).random(len(record)) < weight - whole)
+    return np.repeat(np.arange(len(record)), copies.astype(int))
 
 
 def _encode(
-    paths: Sequence[str | Path], found: Iterator[tuple[str, ...]], tokenizer: Tokenizer, max_length: int
+    paths: Sequence[str | Path],
+    canonical: Callable[..., Sample],
+    tokenizer: Tokenizer,
+    max_length: int,
+    template: chat.ChatTemplate | None,
+    cut: str | None,
 ) -> tuple[Examples, Report]:
-    """Tokenize the texts of each record in batches, and keep the records that fit."""
-    bos = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
-    dropped, kept = Counter(), array("q")
+    formats, files = Counter(), [0] * len(paths)
+    encoder = Encoder(tokenizer, canonical is demonstration, template, max_length, cut)
 
-    def fitting() -> Iterator[Example]:
-        records = enumerate(found)
-        while batch := list(itertools.islice(records, 1024)):  # enough for every core, soon forgotten
-            ids = iter(tokenizer.encode_batch([text for _, strings in batch for text in strings]))
-            for number, strings in batch:
-                rows = [np.array([*bos, *next(ids), tokenizer.eos_id], np.int32) for _ in strings]
-                if strings == ("",):
-                    dropped["empty text"] += 1
-                elif len(strings) == 2 and strings[0] == strings[1]:  # nothing to learn, and no ranking can be right
-                    dropped["with two equal sides"] += 1
-                elif max(map(len, rows)) > max_length:
-                    dropped[f"longer than --max_length {max_length}"] += 1
-                else:
-                    kept.append(number)
-                    yield _example(rows, conversation.key(strings[0]))
+    def items() -> Iterator[Item]:
+        as_messages = template is not None and template.asked
+        for n, path in enumerate(paths):
+            for where, record in read_records(path):
+                try:
+                    sample = canonical(record, as_messages)
+                    # A bare prompt tells which records are of one conversation; in front of an answer it is lost.
+                    known = preference(record, True) if "prompt" in record and canonical is preference else sample
+                except ValueError as error:
+                    raise ValueError(f"{where}: {error}") from None
+                if canonical is preference and sample.grade is None:
+                    raise ValueError(f"{where}: has no 'ranks' and no 'scores', so nothing says which answer is better")
+                yield Item(sum(files), where, conversation.key(known.texts[0]), sample)
+                formats[sample.format] += 1
+                files[n] += 1
 
-    examples = Examples.build(fitting(), kept)
-    report = Report(len(examples), dict(dropped))
-    if not kept:
+    examples = Examples.build(encoder.encode(items()), encoder.kept)
+    report = Report(len(examples), dict(encoder.dropped), dict(formats), files, encoder.shortened)
+    if not len(examples):
         names = ", ".join(map(str, paths)) or "no file given"
         raise ValueError(f"{names}: {report}; none is left: raise --max_length, or give other records")
     return examples, report
-
-
-def _example(rows: list[np.ndarray], conversation: int) -> Example:
-    shared = common_prefix(rows) if len(rows) > 1 else 0  # a document has nothing to share with
-    replies = tuple(row[shared:] for row in rows)
-    loss = tuple(np.ones(len(reply), bool) for reply in replies)
-    return Example(rows[0][:shared], replies, loss, conversation=conversation)

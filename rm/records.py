@@ -1,4 +1,4 @@
-"""Files to records: {"instances": [record, ...]}, a list of records, or JSON lines; plain or gzipped.
+"""Files to records: {"instances": [record, ...]}, a list of records, or JSON lines, plain or gzipped; or Parquet.
 
 A file's content decides which, not its name. Messages count lines and records from 1.
 """
@@ -14,11 +14,14 @@ from pathlib import Path
 SHAPES = 'expected {"instances": [...]}, a list of records, or JSON lines with one record a line'
 
 
-def read_records(path: str | Path, document_type: str | None = None) -> Iterator[tuple[str, dict]]:
+def read_records(path: str | Path) -> Iterator[tuple[str, dict]]:
     """(where, record) for each record; `where` is "file.jsonl line 12" or "file.json record 3".
 
-    A document that states its "type" must state `document_type`. JSON lines are read as they are consumed.
+    JSON lines and Parquet are read as they are consumed.
     """
+    if _is_parquet(path):
+        yield from _read_parquet(path)
+        return
     lines = _lines(path)
     number, line = next((pair for pair in lines if pair[1].strip()), (0, ""))
     if number == 0:
@@ -35,7 +38,7 @@ def read_records(path: str | Path, document_type: str | None = None) -> Iterator
             document = _parse("".join(text for _, text in lines), path, number)
         except ValueError as error:
             raise (broken if broken and ".jsonl" in str(path) else error) from None
-        records = _instances(document, path, document_type)
+        records = _instances(document, path)
         found = ((f"record {n}", record) for n, record in enumerate(records, start=1))
     for place, record in found:
         if not isinstance(record, dict):
@@ -43,11 +46,39 @@ def read_records(path: str | Path, document_type: str | None = None) -> Iterator
         yield f"{path} {place}", record
 
 
-def _instances(document, path: str | Path, document_type: str | None) -> list:
+def _is_parquet(path: str | Path) -> bool:
+    try:
+        with open(path, "rb") as file:
+            return file.read(4) == b"PAR1"
+    except (OSError, ValueError):  # which `_lines` will meet, too, and explain
+        return False
+
+
+def _read_parquet(path: str | Path) -> Iterator[tuple[str, dict]]:
+    """Every row, as JSON would have it: a column that is null in a row is a key that its record lacks."""
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise ValueError(f'{path}: Parquet needs pyarrow: pip install "rm-trainer[parquet]"') from None
+    number = 0
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches(1024):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield f"{path} record {number}", {key: value for key, value in row.items() if value is not None}
+    except (OSError, ValueError, pyarrow.ArrowException) as error:
+        problem = " ".join(str(error).split())[:200]
+        raise ValueError(
+            f"{path}: cannot be read beyond record {number} ({problem}); give a file that is whole"
+        ) from None
+    if number == 0:
+        raise ValueError(f"{path}: the file has no records")
+
+
+def _instances(document, path: str | Path) -> list:
     if isinstance(document, dict):
-        found = document.get("type", document_type)
-        if document_type is not None and found != document_type:
-            raise ValueError(f'{path}: "type" is {reprlib.repr(found)}; expected {document_type!r}')
         document = document.get("instances", document)
     if not isinstance(document, list) or not document:
         raise ValueError(f"{path}: its records are {reprlib.repr(document)}; {SHAPES}")

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rm import data, records
+from rm import data, dist, encode, records, split
 from rm.examples import Example, Examples
 from rm.tokenizer import Tokenizer
 from tests.text_fixtures import byte_level, llama_like, sentencepiece_model
@@ -92,7 +93,7 @@ def row(tokenizer, text):
 def test_every_form_under_every_name_gives_the_same_records(form, name, file):
     content = FORMS[form](TEXTS).encode()
     path = file(gzip.compress(content) if name.endswith(".gz") else content, name)
-    assert [record for _, record in records.read_records(path, "text_only")] == TEXTS
+    assert [record for _, record in records.read_records(path)] == TEXTS
 
 
 def test_gzip_is_known_by_its_content(file):
@@ -121,7 +122,7 @@ def test_a_text_is_one_document_with_loss_on_every_token(tokenizer, file):
     examples, report = data.texts([file(lines(TEXTS))], tokenizer, 512)
     rows = [row(tokenizer, record["text"]) for record in TEXTS]
     assert as_lists(examples) == [([], [ids], [[True] * len(ids)]) for ids in rows]
-    assert str(report) == "3 records: all kept"
+    assert str(report) == "3 records of text_only: all kept"
 
 
 def test_a_text_of_max_length_is_kept_and_a_longer_one_dropped_and_counted(tokenizer, file):
@@ -130,14 +131,14 @@ def test_a_text_of_max_length_is_kept_and_a_longer_one_dropped_and_counted(token
     assert len(data.texts([path], tokenizer, longest)[0]) == 3
     examples, report = data.texts([path], tokenizer, longest - 1)
     assert len(examples) == 2 and examples.lengths.max() < longest
-    assert str(report) == f"3 records: 2 kept; dropped 1 longer than --max_length {longest - 1}"
+    assert str(report) == f"3 records of text_only: 2 kept; dropped 1 longer than --max_length {longest - 1}"
 
 
 def test_an_empty_text_is_dropped_and_counted(plain, file):
     path = file(lines([{"text": ""}, {"text": " "}, {"text": ""}, {"text": "the cat " * 600}]))
     examples, report = data.texts([path], plain, 512)
     assert examples.record.tolist() == [1]
-    assert str(report) == "4 records: 1 kept; dropped 2 empty text, 1 longer than --max_length 512"
+    assert str(report) == "4 records of text_only: 1 kept; dropped 2 empty text, 1 longer than --max_length 512"
 
 
 def test_an_eos_string_in_a_text_is_text(plain, file):
@@ -156,7 +157,7 @@ def test_a_pair_is_two_full_texts_cut_where_their_tokens_part(tokenizer, file):
         first = [reply[0] for reply in got.replies]
         assert first[0] != first[1] or min(map(len, got.replies)) == 1
         assert [mask.all() and len(mask) for mask in got.loss] == [len(reply) for reply in got.replies]
-    assert str(report) == "4 records: all kept"
+    assert str(report) == "4 records of positive/negative: all kept"
 
 
 def test_a_pair_of_two_equal_sides_is_dropped_and_counted(tokenizer, file):
@@ -168,11 +169,6 @@ def test_a_pair_of_two_equal_sides_is_dropped_and_counted(tokenizer, file):
 def test_an_empty_side_is_its_eos(plain, file):
     (pair,), report = data.pairs([file(lines([{"chosen": "", "rejected": "a"}]))], plain, 512)
     assert pair.replies[0].tolist() == [plain.eos_id] and not report.dropped
-
-
-def test_a_prompt_apart_is_an_error_since_its_replies_would_be_trained_without_it(plain, file):
-    path = file(lines([{"prompt": "p", "chosen": "a", "rejected": "b"}]))
-    fails(lambda: data.pairs([path], plain, 512), f"{path} line 1", "'prompt' apart; put it in front of both")
 
 
 def test_chosen_and_rejected_are_positive_and_negative(plain, file):
@@ -207,7 +203,7 @@ def test_records_are_numbered_over_all_files(plain, file):
 def test_more_records_than_one_batch_stay_in_order(plain, file):
     records = [{"text": f"number {i}"} for i in range(2500)]
     examples, report = data.texts([file(lines(records))], plain, 512)
-    assert str(report) == "2,500 records: all kept"
+    assert str(report) == "2,500 records of text_only: all kept"
     assert examples.record.tolist() == list(range(2500))
     assert [examples[i].replies[0].tolist() for i in (0, 1023, 1024, 2499)] == [
         row(plain, f"number {i}") for i in (0, 1023, 1024, 2499)
@@ -219,7 +215,7 @@ ids = st.lists(st.integers(0, 3), min_size=1, max_size=8)
 
 @given(rows=st.lists(ids, min_size=2, max_size=4))
 def test_the_common_prefix_is_the_longest_that_leaves_every_row_a_token(rows):
-    shared = data.common_prefix([np.array(row) for row in rows])
+    shared = encode.common_prefix([np.array(row) for row in rows])
     fits = [n for n in range(9) if all(len(row) > n and row[:n] == rows[0][:n] for row in rows)]
     assert shared == max(fits)
 
@@ -365,7 +361,10 @@ def test_a_bad_file_is_one_error_that_names_the_place(case, plain, file):
 
 
 BAD_TEXTS = {
-    "other key": ({"content": "a", "id": 1}, ["has the keys 'content', 'id'", 'expected "text"']),
+    "other key": (
+        {"content": "a", "id": 1},
+        ["has the keys 'content', 'id'", "expected 'text', or 'input' + 'output'"],
+    ),
     "no keys": ({}, ["has the keys none"]),
     "a pair": (PAIRS[0], ["has the keys 'positive', 'negative'", "train_rm.py"]),
     "null": ({"text": None}, ["'text' is None; expected its text, a string"]),
@@ -389,10 +388,13 @@ def test_a_bad_record_is_named_by_its_number(case, plain, file):
 
 
 BAD_PAIRS = {
-    "a text": (TEXTS[0], ["has the keys 'text'", 'expected "positive" and "negative", or', "train_sft.py"]),
+    "a text": (TEXTS[0], ["has the keys 'text'", "expected 'positive' + 'negative', or", "train_sft.py"]),
     "one side": ({"chosen": "a", "prompt": "b"}, ["has the keys 'chosen', 'prompt'"]),
     "mixed names": ({"chosen": "a", "negative": "b"}, ["has the keys 'chosen', 'negative'"]),
-    "messages": ({"chosen": [{"role": "user"}], "rejected": []}, ["'chosen' is [{'role': 'user'}]"]),
+    "messages": (
+        {"chosen": [{"role": "user"}], "rejected": []},
+        ["'chosen 1' is {'role': 'user'}; expected an object"],
+    ),
     "second side": ({"chosen": "a", "rejected": 0}, ["'rejected' is 0; expected its text, a string"]),
     "surrogate": ({"chosen": "a", "rejected": "\udc00"}, ["'rejected' has half of a surrogate pair"]),
 }
@@ -403,11 +405,6 @@ def test_a_bad_pair_is_named_by_its_line(case, plain, file):
     record, parts = BAD_PAIRS[case]
     path = file(lines([*PAIRS, record]), "pairs.jsonl")
     fails(lambda: data.pairs([path], plain, 512), f"{path} line 5", *parts)
-
-
-def test_a_document_of_another_type_is_no_text_only_data(plain, file):
-    path = file(json.dumps({"type": "text2text", "instances": [{"input": "a", "output": "b"}]}))
-    fails(lambda: data.texts([path], plain, 512), str(path), "\"type\" is 'text2text'; expected 'text_only'")
 
 
 @pytest.mark.parametrize("read", [data.texts, data.pairs])
@@ -425,6 +422,111 @@ def test_nothing_left_says_how_many_were_dropped_and_what_to_change(plain, file)
     path = file(lines([*TEXTS, {"text": ""}]))
     fails(
         lambda: data.texts([path], plain, 1),
-        f"{path}: 4 records: 0 kept; dropped 3 longer than --max_length 1, 1 empty text; none is left",
+        f"{path}: 4 records of text_only: 0 kept; dropped 1 empty text, 3 longer than --max_length 1; none is left",
         "raise --max_length",
     )
+
+
+# Files together
+
+
+def test_formats_may_be_mixed_and_are_told_with_their_numbers(plain, file):
+    other = [{"prompt": "a", "chosen": "b", "rejected": "c"}]
+    examples, report = data.pairs([file(lines(PAIRS), "a"), file(lines(other * 2), "b")], plain, 512)
+    assert len(examples) == 6 and report.files == [4, 2]
+    assert str(report) == "6 records of positive/negative (4) and prompt/chosen/rejected (2): all kept"
+
+
+def test_parquet_gives_the_records_of_json_lines_and_null_is_no_key(plain, file, tmp_path):
+    pyarrow, parquet = (pytest.importorskip(name) for name in ("pyarrow", "pyarrow.parquet"))
+    chat = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    rows = [
+        *({"prompt": None, "chosen": r["positive"], "rejected": r["negative"], "margin": None} for r in PAIRS * 300),
+        {"prompt": "a", "chosen": "b", "rejected": "c", "margin": 0.5},
+    ]
+    parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "pairs", row_group_size=100)
+    parquet.write_table(pyarrow.Table.from_pylist([{"messages": chat}]), tmp_path / "chat.parquet")
+    found = list(records.read_records(tmp_path / "pairs"))
+    assert [record for _, record in found] == [{k: v for k, v in row.items() if v is not None} for row in rows]
+    assert found[-1][0] == f"{tmp_path / 'pairs'} record 1201"
+    formats = data.pairs([tmp_path / "pairs"], plain, 512)[1].formats
+    assert formats == {"chosen/rejected": 1200, "prompt/chosen/rejected": 1}
+    assert [record for _, record in records.read_records(tmp_path / "chat.parquet")] == [{"messages": chat}]
+
+
+def test_a_broken_parquet_file_is_named(plain, file):
+    pytest.importorskip("pyarrow")
+    path = file(b"PAR1" + b"x" * 99, "a.parquet")
+    fails(lambda: data.texts([path], plain, 512), f"{path}: cannot be read beyond record 0", "a file that is whole")
+
+
+def test_weights_take_a_file_more_or_less_often_the_same_for_a_seed():
+    record, files = np.array([0, 1, 3, *range(4, 2004)]), [2, 2, 2000]
+    taken = data.weighted(record, files, (2, 1, 0.25), seed=1)
+    assert taken[:5].tolist() == [0, 0, 1, 1, 2] and np.unique(taken[5:]).size == len(taken[5:])
+    assert 440 < len(taken[5:]) < 560 and (np.diff(taken) >= 0).all()
+    assert taken.tolist() == data.weighted(record, files, (2, 1, 0.25), seed=1).tolist()
+    assert taken.tolist() != data.weighted(record, files, (2, 1, 0.25), seed=2).tolist()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(data.DataSettings, data.MixtureSettings, split.SplitSettings):
+    seed: int = 0
+
+
+def test_weights_act_on_what_is_trained_on_and_not_on_what_is_held_out(plain, file, tmp_path):
+    paths = tuple(str(file(lines([{"text": f"{name} {i}"} for i in range(20)]), name)) for name in "ab")
+    settings = Settings(
+        dataset_path=paths,
+        dataset_weights=(3.0, 1.0),
+        validation_split_percentage=50,
+        cache_dir=str(tmp_path / "cache"),
+    )
+    said = []
+    with dist.session(0):
+        train, held_out, _ = data.load(data.texts, settings, plain, said.append)
+    assert len(np.unique(held_out.record)) == len(held_out) == 20 and not np.isin(held_out.record, train.record).any()
+    assert np.unique(train.record[train.record < 20], return_counts=True)[1].tolist() == [3] * (
+        20 - (held_out.record < 20).sum()
+    )
+    assert (train.record >= 20).sum() + (held_out.record >= 20).sum() == 20
+    assert said == ["data: 40 records of text_only: all kept", f"weights 3 1: {len(train):,} examples"]
+
+
+@pytest.mark.parametrize(
+    "more, message",
+    [
+        ({"dataset_weights": (1.0,)}, "one number for each file of --dataset_path, got 1 for 2 files"),
+        ({"dataset_weights": (1.0, 0.0)}, "must be positive, got 1.0 0.0"),
+        ({"dataset_weights": (1.0, float("inf"))}, "must be positive"),
+        ({"chat_template": "a", "dialogue_format": "hh"}, "exclude each other"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(more, message):
+    settings = Settings(dataset_path=("a", "b"), **more)
+    with pytest.raises(ValueError, match=message):
+        data.DataSettings.check(settings)
+        data.MixtureSettings.check(settings)
+
+
+def test_the_cache_notices_a_changed_file_template_and_setting(plain, file, tmp_path):
+    path = file(lines([{"messages": [{"role": "assistant", "content": "the cat sat on the mat"}]}, {"text": "a"}]))
+    template = tmp_path / "template"
+
+    def kept(**more):
+        settings = Settings(dataset_path=(str(path),), cache_dir=str(tmp_path / "cache"), **more)
+        return data.read_once(data.texts, settings.dataset_path, settings, plain)[0].tokens.tolist()
+
+    template.write_text("{{ messages[0].content }}")
+    with dist.session(0):
+        known = [kept(chat_template=str(template)), kept(dialogue_format="hh"), kept(dialogue_format="anthropic")]
+        for side in ("left", "right"):
+            known.append(kept(dialogue_format="hh", max_length=9, overlong="truncate", truncation_side=side))
+        known.append(kept(dialogue_format="hh", max_length=9))
+        template.write_text("so: {{ messages[0].content }}")
+        known.append(kept(chat_template=str(template)))
+        file(lines([{"text": "b"}]))
+        known.append(kept(chat_template=str(template)))
+        assert len({str(tokens) for tokens in known}) == len(known) == len(list((tmp_path / "cache").iterdir()))
+        assert kept(chat_template=str(template)) == known[-1]
+        assert len(list((tmp_path / "cache").iterdir())) == len(known)

@@ -8,9 +8,22 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 LAYERS = [
-    {"config", "dist", "attention", "examples", "records", "formats", "lean", "journal", "stats", "figures", "page"},
-    {"metrics", "tokenizer", "log", "model", "parallel", "cache", "lora", "losses", "conversation", "split", "stop"},
-    {"rewardbench", "chat", "families", "folder", "evidence"},
+    {
+        "config",
+        "dist",
+        "attention",
+        "tokenizer",
+        "examples",
+        "records",
+        "formats",
+        "lean",
+        "journal",
+        "stats",
+        "figures",
+        "page",
+    },
+    {"metrics", "chat", "log", "model", "parallel", "cache", "lora", "losses", "conversation", "split", "stop"},
+    {"encode", "rewardbench", "families", "folder", "evidence"},
     {"data", "adapter", "checkpoint", "findings"},
     {"batch", "optim", "lisa", "weights", "saving"},
     {"heads", "resume", "scoring", "memory"},

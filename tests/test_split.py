@@ -107,7 +107,7 @@ LEAKS = {
 @pytest.mark.parametrize("case", LEAKS)
 def test_training_warns_of_a_leak_when_it_reads_its_data(case, tmp_path, monkeypatch):
     @dataclass(frozen=True, kw_only=True)
-    class Settings(data.DataSettings, SplitSettings):
+    class Settings(data.DataSettings, data.MixtureSettings, SplitSettings):
         pass
 
     def write(name: str, questions: list[int]) -> None:
