@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rm import data, dist, findings
+from rm import chat, data, dist, findings
 from rm.evidence import Pairs, read_pairs, read_texts
 from rm.findings import Finding
 from rm.split import SPLITS, held_out
@@ -32,6 +32,8 @@ def audit(args: argparse.Namespace) -> dict:
         raise ValueError("--eval and --split exclude each other: give one")
     if args.max_length is not None and not args.tokenizer:
         raise ValueError("--max_length counts tokens: give the --tokenizer")
+    if args.chat_template and args.dialogue_format:
+        raise ValueError("--chat_template and --dialogue_format exclude each other: give one")
     if args.max_length is not None and args.max_length < 1:
         raise ValueError(f"--max_length must be positive, got {args.max_length}")
     if args.sft and not (args.eval or args.split):
@@ -70,7 +72,9 @@ def about(pairs: Pairs, files: list[str], args: argparse.Namespace) -> dict:
 
 def tokens(pairs: Pairs, files: list[str], args: argparse.Namespace) -> tuple[list[Finding], dict]:
     """Lengths as training counts them, BOS and EOS included, and the pairs that a cut to --max_length would void."""
-    examples, report = data.pairs(files, Tokenizer(args.tokenizer), sys.maxsize)
+    tokenizer = Tokenizer(args.tokenizer)
+    template = chat.choose(args.chat_template, args.dialogue_format, tokenizer)
+    examples, report = data.pairs(files, tokenizer, sys.maxsize, template)
     whole = examples.prefix_lengths + np.maximum.reduceat(examples.reply_lengths, examples.reply_offsets[:-1])
     lengths = findings.histogram(whole) | {"unit": "tokens", "left out": report.dropped}
     if args.max_length is None:
@@ -157,6 +161,8 @@ def parser() -> argparse.ArgumentParser:
     add("--split", metavar="PCT", type=float, default=0.0, help="hold out this part, as --validation_split_percentage")
     add("--split_by", choices=SPLITS, default=SPLITS[0], help="how, as --validation_split_by (default %(default)s)")
     add("--tokenizer", metavar="FOLDER", help="a model's folder: lengths in its tokens instead of characters")
+    add("--chat_template", metavar="FILE", help="with --tokenizer: how dialogues are written, as in training")
+    add("--dialogue_format", choices=tuple(chat.DIALOGUE_FORMATS), help="with --tokenizer: or how, in plain marks")
     add("--max_length", metavar="N", type=int, help="with --tokenizer: what is longer, and what a cut would do to it")
     add("--json", metavar="FILE", type=Path, help="write the report there, too")
     add("--fail_on", choices=SEVERITIES, default="error", help="what ends with status 1 (default %(default)s)")

@@ -238,6 +238,19 @@ def test_with_a_tokenizer_lengths_are_tokens_and_what_a_cut_would_void_is_found(
     assert sum(lengths["counts"]) == 7 and lengths["edges"][-1] >= longest > lengths["edges"][-2]
 
 
+def test_dialogues_are_counted_as_training_writes_them(tmp_path, file):
+    folder = byte_level(tmp_path / "model")
+    asked = [{"role": "user", "content": "the cat?"}]
+    messages = [{"prompt": asked, "chosen": "sat on the mat", "rejected": "the other"}]
+    plain = [pair(["the cat?"], "sat on the mat", "the other")]
+    flags = "--tokenizer", folder, "--dialogue_format", "hh"
+    _, one = report(tmp_path, file(messages), *flags)
+    _, other = report(tmp_path, file(plain), *flags)
+    assert one["sets"][0]["lengths"] == other["sets"][0]["lengths"]
+    with pytest.raises(ValueError, match="has messages, but .* no chat template"):
+        report(tmp_path, file(messages), *flags[:2])
+
+
 # A slow twin
 
 said = st.sampled_from(["a", "b", " a", ""])
