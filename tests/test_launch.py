@@ -94,6 +94,7 @@ class Slurm:
         scontrol = 'case "$2" in hostnames) echo n1 ;; job) echo "JobId=7 JobState=$JOB_STATE Reason=None" ;; esac'
         program(folder / "bin" / "scontrol", record + scontrol)
         self.record = record
+        self.until_cancelled = f"touch {folder}/started; until [ -e {folder}/cancelled ]; do sleep 0.05; done"
 
     def training(self, status: str, step: int, code: int, first: str = "") -> None:
         """What srun does: the training's last words, after the commands `first`."""
@@ -114,6 +115,18 @@ class Slurm:
         running = self.start(**job)
         said = running.communicate(timeout=60)[0]
         return running.returncode, said.splitlines()[-1], "scontrol requeue 7" in self.calls()
+
+    def warned(self, number: int) -> tuple[str, int]:
+        """The last line and the status of a job that gets a signal while its training, `until_cancelled`, runs."""
+        for name in ("started", "cancelled"):
+            (self.folder / name).unlink(missing_ok=True)
+        job = self.start()
+        while not (self.folder / "started").exists():
+            assert job.poll() is None
+            time.sleep(0.02)
+        job.send_signal(number)
+        said = job.communicate(timeout=60)[0]
+        return said.splitlines()[-1], job.returncode
 
     def calls(self) -> list[str]:
         return (self.folder / "calls").read_text().splitlines()
@@ -184,18 +197,20 @@ def test_evaluation_leaves_no_marker_and_is_judged_by_its_code(slurm):
 
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
 def test_a_warning_reaches_the_step_through_slurm_and_the_job_waits_for_it(slurm, number):
-    wait = f"touch {slurm.folder}/started; until [ -e {slurm.folder}/cancelled ]; do sleep 0.05; done"
-    slurm.training("stopped", step=5, code=1, first=wait)
-    job = slurm.start()
-    while not (slurm.folder / "started").exists():
-        assert job.poll() is None
-        time.sleep(0.02)
-    job.send_signal(number)
-    assert "requeue" in job.communicate(timeout=60)[0] and job.returncode == 0
+    slurm.training("stopped", step=5, code=1, first=slurm.until_cancelled)
+    said, code = slurm.warned(number)
+    assert said.endswith(": requeue") and code == 0
     assert [call for call in slurm.calls() if not call.startswith(("srun", "scontrol show"))] == [
         "scancel --signal=TERM 7.0",
         "scontrol requeue 7",
     ]
+
+
+def test_a_warning_while_the_training_starts_ends_it_without_a_marker_and_queues_it_again_once(slurm):
+    slurm.training("", step=0, code=1, first=slurm.until_cancelled)
+    assert slurm.warned(signal.SIGUSR1)[1] == 0
+    said, code = slurm.warned(signal.SIGUSR1)
+    assert "no progress" in said and code == 1
 
 
 def test_torchrun_gets_the_nodes_a_meeting_point_and_an_id_of_this_restart(slurm):

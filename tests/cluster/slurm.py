@@ -87,7 +87,7 @@ class Lab:
 
     def time_limit(self) -> Job:
         """the time limit of one minute comes, several times"""
-        job = self.job("time_limit", "--time", 1, "--signal", "B:USR1@40")
+        job = self.job("time_limit", "--time", 1, "--signal", "B:USR1@35")
         assert job.wait("COMPLETED", "FAILED", "TIMEOUT") == "COMPLETED", job.said()
         assert int(job.field("Restarts")) >= 1 and "SIGUSR1" in job.said()
         return job
