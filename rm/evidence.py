@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from rm.conversation import beginnings, key, turns
-from rm.formats import Sample, Text, demonstration, preference
+from rm.formats import Text, demonstration, preference
 from rm.records import read_records
 
 
@@ -83,8 +83,8 @@ def read_texts(paths: Sequence[str | Path]) -> Texts:
 def read_pairs(paths: Sequence[str | Path]) -> Pairs:
     """The preferences of files; a subset is named by the records' "subset", else by the file."""
     notes, subset, subsets, table = _Notes(), array("q"), {}, array("q")
-    for where, sample, name in _samples(paths, lambda record: extremes(preference(record))):
-        one, other = map(_Side, sample)
+    for where, texts, name in _samples(paths, best_and_worst):
+        one, other = map(_Side, texts)
         notes.add(where, one, (one.replies & one.before) | (other.replies & other.before))
         for values in (
             (one.whole, other.whole),
@@ -99,6 +99,15 @@ def read_pairs(paths: Sequence[str | Path]) -> Pairs:
         subset.append(subsets.setdefault(name, len(subsets)))
     whole, prompt, inside, answered, *lengths = np.moveaxis(np.asarray(table).reshape(-1, 7, 2), 1, 0)
     return Pairs(*notes.arrays(), whole, prompt, inside > 0, answered > 0, *lengths, np.asarray(subset), list(subsets))
+
+
+def best_and_worst(record: dict) -> tuple[Text, Text]:
+    """The two texts of a preference record that are compared here; of equally good ones the first and the last."""
+    sample = preference(record, as_messages="prompt" in record)  # a prompt without marks is a human turn
+    if sample.grade is None:
+        raise ValueError("has responses without 'ranks' or 'scores': there is no preference in it")
+    order = sorted(range(len(sample.texts)), key=lambda i: -sample.grade[i])
+    return sample.texts[order[0]], sample.texts[order[-1]]
 
 
 class _Side:
@@ -144,11 +153,3 @@ def _samples(paths: Sequence[str | Path], read: Callable) -> Iterator[tuple[str,
                 yield where, read(record), str(record.get("subset") or Path(path).name)
             except ValueError as error:
                 raise ValueError(f"{where}: {error}") from None
-
-
-def extremes(sample: Sample) -> tuple[Text, Text]:
-    """The best text and the worst one; among equals the first and the last."""
-    if sample.grade is None:
-        raise ValueError("has responses without 'ranks' or 'scores': there is no preference to audit")
-    order = sorted(range(len(sample.texts)), key=lambda i: -sample.grade[i])
-    return sample.texts[order[0]], sample.texts[order[-1]]

@@ -23,8 +23,8 @@ from pathlib import Path
 
 from rm import dist
 from rm.conversation import key, turns
-from rm.evidence import extremes
-from rm.formats import Message, preference
+from rm.evidence import best_and_worst
+from rm.formats import Message
 from rm.records import read_records
 
 NAMES = {"user": "Human", "assistant": "Assistant"}
@@ -41,7 +41,7 @@ def read(paths: list[str]) -> tuple[dict[int, list[Pair]], Counter]:
     conversations, seen, left_out = {}, set(), Counter()
     for where, record in (found for path in paths for found in read_records(path)):
         try:
-            sides = [turns(text) for text in extremes(preference(record))]
+            sides = [turns(text) for text in best_and_worst(record)]
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from None
         if reason := unfit(*sides):

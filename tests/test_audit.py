@@ -146,6 +146,12 @@ def test_a_given_away_label_is_named_with_where_it_is_read(tmp_path, file):
     assert "of 0 the better one, of 1 the worse" in revealed["about"]
 
 
+def test_a_prompt_without_marks_is_a_human_turn(tmp_path, file):
+    bare = [{"prompt": "What?", "chosen": answer, "rejected": "no"} for answer in ("yes", "well")]
+    _, got = report(tmp_path, file([*bare, pair(["What?"], "maybe", "not"), pair(["What?", "yes", "so?"])]))
+    assert got["sets"][0]["conversations"] == 1 and counts(got["sets"][0]["findings"]) == {"label revealed": 1}
+
+
 def test_a_ranking_counts_by_its_best_and_worst_reply(tmp_path, file):
     def ranking(*scores):
         return {"prompt": dialogue(*prompt()) + "###Assistant: ", "responses": list("abc"), "scores": list(scores)}
