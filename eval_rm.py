@@ -13,7 +13,7 @@ import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from rm import batch, data, dist, evaluation, heads, log, parallel, report_eval
+from rm import batch, data, dist, evaluation, heads, hub, log, parallel, report_eval
 from rm.config import REQUIRED, parse, setting
 from rm.step import score
 from rm.tokenizer import Tokenizer
@@ -27,6 +27,7 @@ class Settings(heads.ModelSettings, data.DataSettings, batch.RowSettings, parall
 
 
 def main(settings: Settings) -> None:
+    settings = hub.fetched(settings)
     log.check_free(settings.output_dir, ("report.json", "run.json"))
     sets = evaluation.named_sets(settings.dataset_path)
     ours, counts = score_sets(settings, sets)

@@ -11,7 +11,24 @@ Data: {"positive": text, "negative": text} or {"chosen": ..., "rejected": ...}, 
 
 from dataclasses import dataclass
 
-from rm import batch, data, dist, heads, lisa, log, lora, losses, optim, parallel, plan, report, resume, saving, split
+from rm import (
+    batch,
+    data,
+    dist,
+    heads,
+    hub,
+    lisa,
+    log,
+    lora,
+    losses,
+    optim,
+    parallel,
+    plan,
+    report,
+    resume,
+    saving,
+    split,
+)
 from rm.config import parse, setting
 from rm.step import evaluate, train_step
 from rm.tokenizer import Tokenizer
@@ -38,6 +55,7 @@ class Settings(
 
 
 def main(settings: Settings) -> None:
+    settings = hub.fetched(settings)
     if settings.plan:
         return plan.show(heads.RewardModel, data.pairs, settings)
     resume.check_folder(settings)

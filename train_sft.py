@@ -10,7 +10,7 @@ Loss: cross entropy of the whole text, which ends in an end-of-text token; packe
 
 from dataclasses import dataclass
 
-from rm import batch, data, dist, heads, lisa, log, lora, optim, parallel, plan, report, resume, saving, split
+from rm import batch, data, dist, heads, hub, lisa, log, lora, optim, parallel, plan, report, resume, saving, split
 from rm.config import parse, setting
 from rm.step import evaluate, train_step
 from rm.tokenizer import Tokenizer
@@ -36,6 +36,7 @@ class Settings(
 
 
 def main(settings: Settings) -> None:
+    settings = hub.fetched(settings)
     if settings.plan:
         return plan.show(heads.LanguageModel, data.texts, settings)
     resume.check_folder(settings)

@@ -23,7 +23,9 @@ class DataSettings:
     """Data"""
 
     dataset_path: tuple[str, ...] = setting(
-        REQUIRED, "one or more files: .json, .jsonl, both also gzipped, or .parquet", may_change=True
+        REQUIRED,
+        "one or more files: .json, .jsonl, also gzipped, .parquet; or hub:org/name/FILE",
+        may_change=True,
     )
     chat_template: str | None = setting(None, "write dialogues by this Jinja file, or as the model in this folder does")
     dialogue_format: str | None = setting(None, "or in this plain form", tuple(chat.DIALOGUE_FORMATS))

@@ -28,7 +28,9 @@ class ModelSettings:
     """Model"""
 
     model_name_or_path: str = setting(
-        REQUIRED, "Hugging Face folder: config.json, *.safetensors, tokenizer", may_change=True
+        REQUIRED,
+        "Hugging Face folder (config.json, *.safetensors, tokenizer) or hub id, org/name or org/name@revision",
+        may_change=True,
     )
 
 

@@ -28,11 +28,17 @@ FRAGMENTS = 0.1  # assumed: what the allocator cannot use, as a share of the pea
 class PlanSettings:
     """Plan"""
 
-    plan: bool = setting(False, "say what this run would need and take, and stop: no GPU is used, no weight is read")
-    world_size: int | None = setting(None, "processes to plan for, one a GPU; none: as many as were started")
-    device_memory_gb: float = setting(80.0, "what a GPU holds")
-    device_tflops: float = setting(312.0, "what it computes in bfloat16, 10^12 operations a second: A100 312, H100 989")
-    device_utilization: float = setting(0.4, "the share of that which training reaches")
+    plan: bool = setting(
+        False, "say what this run would need and take, and stop: no GPU is used, no weight is read", may_change=True
+    )
+    world_size: int | None = setting(
+        None, "processes to plan for, one a GPU; none: as many as were started", may_change=True
+    )
+    device_memory_gb: float = setting(80.0, "what a GPU holds, in GiB", may_change=True)
+    device_tflops: float = setting(
+        312.0, "what it computes in bfloat16, 10^12 operations a second: A100 312, H100 989", may_change=True
+    )
+    device_utilization: float = setting(0.4, "the share of that which training reaches", may_change=True)
 
     def check(self) -> None:
         for name in ("device_memory_gb", "device_tflops", "device_utilization"):

@@ -108,7 +108,7 @@ def _lines(path: str | Path) -> Iterator[tuple[int, str]]:
     except IsADirectoryError:
         problem = f"is a folder; name the files in it, such as {path}/*.jsonl"
     except FileNotFoundError:
-        problem = "no such file; data is read from files on this machine, not from a hub"
+        problem = "no such file; give one on this machine, or hub:org/name/FILE"
     except UnicodeDecodeError as error:
         problem = f"line {number} is not UTF-8 ({error.reason}); save the file as UTF-8"
     except (OSError, EOFError, ValueError, zlib.error) as error:

@@ -24,7 +24,7 @@ LAYERS = [
     },
     {"metrics", "chat", "log", "model", "parallel", "cache", "lora", "losses", "conversation", "split", "stop"},
     {"encode", "rewardbench", "families", "folder", "evidence"},
-    {"data", "adapter", "checkpoint", "findings"},
+    {"data", "adapter", "checkpoint", "findings", "hub"},
     {"batch", "optim", "lisa", "weights", "saving"},
     {"heads", "resume", "scoring", "memory"},
     {"step", "evaluation", "report", "audit", "plan", "bench", "demo", "prepare_hh"},
