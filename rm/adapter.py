@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from rm import dist, lora
+from rm import dist, log, lora
 from rm.families import Family
 from rm.folder import read_json, write_json
 from rm.lora import LoraSettings
@@ -32,16 +32,19 @@ def save(model: nn.Module, out: Path, base: str, settings: LoraSettings, family:
     Args:
         base: the folder that the adapters belong to, which the file names as its base.
 
-    Raises:
-        ValueError: where a family stores q, k and v in one tensor, `peft` knows one layer where we adapt three.
+    Where a family stores several of our layers as one tensor, `peft` knows one layer where we have adapted some of its
+    parts: then there is no such folder, and a line says so.
     """
+    adapted = [name.rpartition(".")[0] for name, _ in model.named_parameters() if lora.is_adapter(name)]
+    stored = {family.theirs(f"{layer}.weight") for layer in adapted}
+    if joined := [theirs for theirs in stored if len(family.ours(theirs)) > 1]:
+        log.say(f"no {out}: {joined[0]} is several layers here, and a PEFT folder has no place for them; see the model")
+        return
     tensors, targets, head = {}, set(), "lm"
     for name, parameter in model.named_parameters():
         if lora.is_adapter(name):
             layer, _, matrix = name.rpartition(".")
             theirs = family.theirs(f"{layer}.weight").removesuffix(".weight")
-            if len(family.ours(f"{theirs}.weight")) > 1:
-                raise ValueError(f"{theirs} is several layers here: its adapters have no form in a PEFT folder")
             targets.add(theirs.rpartition(".")[2])
             tensors[f"{OUTER}{theirs}.{matrix}.weight"] = _on_main(parameter)
         elif name == SCORE:
@@ -50,22 +53,25 @@ def save(model: nn.Module, out: Path, base: str, settings: LoraSettings, family:
     if dist.is_main():
         out.mkdir(parents=True, exist_ok=True)
         save_file(tensors, out / TENSORS, metadata={"format": "pt"})
-        config = {
-            "peft_type": "LORA",
-            "task_type": {"lm": "CAUSAL_LM", "reward": "SEQ_CLS"}[head],
-            "base_model_name_or_path": str(Path(base).resolve()) if Path(base).exists() else base,
-            "r": settings.lora_r,
-            "lora_alpha": settings.lora_alpha,
-            "use_rslora": settings.use_rslora,
-            "lora_dropout": settings.lora_dropout,
-            "target_modules": sorted(targets),
-            "modules_to_save": ["score"] if head == "reward" else None,
-            "bias": "none",
-            "fan_in_fan_out": False,
-            "inference_mode": True,
-        }
-        write_json(out / CONFIG, config)
+        write_json(out / CONFIG, _config(base, settings, sorted(targets), head))
     dist.barrier()
+
+
+def _config(base: str, settings: LoraSettings, targets: list[str], head: str) -> dict:
+    return {
+        "peft_type": "LORA",
+        "task_type": {"lm": "CAUSAL_LM", "reward": "SEQ_CLS"}[head],
+        "base_model_name_or_path": str(Path(base).resolve()) if Path(base).exists() else base,
+        "r": settings.lora_r,
+        "lora_alpha": settings.lora_alpha,
+        "use_rslora": settings.use_rslora,
+        "lora_dropout": settings.lora_dropout,
+        "target_modules": targets,
+        "modules_to_save": ["score"] if head == "reward" else None,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+    }
 
 
 def _on_main(parameter: Tensor) -> Tensor:
