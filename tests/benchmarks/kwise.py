@@ -26,7 +26,7 @@ from pathlib import Path
 import numpy as np
 
 from rm import demo
-from rm.data import common_prefix
+from rm.encode import common_prefix
 from rm.tokenizer import Tokenizer
 from tests.benchmarks.common import Page, table
 
