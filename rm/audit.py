@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rm import chat, data, dist, findings
+from rm import chat, data, dist, findings, hub
 from rm.evidence import Pairs, read_pairs, read_texts
 from rm.findings import Finding
 from rm.split import SPLITS, held_out
@@ -72,7 +72,7 @@ def about(pairs: Pairs, files: list[str], args: argparse.Namespace) -> dict:
 
 def tokens(pairs: Pairs, files: list[str], args: argparse.Namespace) -> tuple[list[Finding], dict]:
     """Lengths as training counts them, BOS and EOS included, and the pairs that a cut to --max_length would void."""
-    tokenizer = Tokenizer(args.tokenizer)
+    tokenizer = Tokenizer(hub.model(args.tokenizer, weights=False))
     template = chat.choose(args.chat_template, args.dialogue_format, tokenizer)
     examples, report = data.pairs(files, tokenizer, sys.maxsize, template)
     whole = examples.prefix_lengths + np.maximum.reduceat(examples.reply_lengths, examples.reply_offsets[:-1])
@@ -155,12 +155,12 @@ def _found(report: dict, severities: Sequence[str]) -> list[dict]:
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("files", metavar="FILE", nargs="+", help="preferences, in any format that train_rm.py reads")
+    add("files", metavar="FILE", nargs="+", help="preferences, or their name on the hub, as train_rm.py reads them")
     add("--eval", metavar="FILE", nargs="+", default=[], help="preferences to evaluate on")
     add("--sft", metavar="FILE", nargs="+", default=[], help="texts of the SFT before")
     add("--split", metavar="PCT", type=float, default=0.0, help="hold out this part, as --validation_split_percentage")
     add("--split_by", choices=SPLITS, default=SPLITS[0], help="how, as --validation_split_by (default %(default)s)")
-    add("--tokenizer", metavar="FOLDER", help="a model's folder: lengths in its tokens instead of characters")
+    add("--tokenizer", metavar="MODEL", help="a model's folder or name: lengths in its tokens instead of characters")
     add("--chat_template", metavar="FILE", help="with --tokenizer: how dialogues are written, as in training")
     add("--dialogue_format", choices=tuple(chat.DIALOGUE_FORMATS), help="with --tokenizer: or how, in plain marks")
     add("--max_length", metavar="N", type=int, help="with --tokenizer: what is longer, and what a cut would do to it")
@@ -172,6 +172,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Returns the process's exit status."""
     args = parser().parse_args(argv)
+    args.files, args.eval, args.sft = (list(map(hub.data, files)) for files in (args.files, args.eval, args.sft))
     report = audit(args)
     print(shown(report))
     if args.json:
@@ -180,5 +181,5 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    with dist.one_line_errors():
+    with dist.one_line_errors(), dist.session(seed=0):
         sys.exit(main())

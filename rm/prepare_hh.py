@@ -3,8 +3,8 @@
     python -m rm.prepare_hh train.jsonl.gz --output_dir data/hh_rlhf                     10,000 texts, 12,000 pairs
     python -m rm.prepare_hh *.jsonl.gz --output_dir data/hh_rlhf --sft 1000 --rm 2000 --test all
 
-FILE is Anthropic's ("chosen" and "rejected", full texts), Dahoas' ("prompt" beside them), or any other preferences
-that train_rm.py reads.
+FILE is a file, or its name on the hub, such as hub:Anthropic/hh-rlhf/helpful-base/train.jsonl.gz: Anthropic's ("chosen"
+and "rejected", full texts), Dahoas' ("prompt" beside them), or any other preferences that train_rm.py reads.
 
     OUT/sft.json    {"type": "text_only", "instances": [{"text": "###Human: ...###Assistant: ..."}, ...]}
     OUT/rm.json     {"instances": [{"positive": "###Human: ...###Assistant: ...", "negative": ...}, ...]}
@@ -21,7 +21,7 @@ import random
 from collections import Counter
 from pathlib import Path
 
-from rm import dist
+from rm import dist, hub
 from rm.conversation import key, turns
 from rm.evidence import best_and_worst
 from rm.formats import Message
@@ -114,7 +114,7 @@ def document(name: str, pairs: list[Pair]) -> dict:
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("files", metavar="FILE", nargs="+", help="preferences")
+    add("files", metavar="FILE", nargs="+", help="preferences, or their name on the hub")
     add("--output_dir", metavar="OUT", type=Path, required=True, help="where the files go; none is overwritten")
     add("--sft", metavar="N", type=count, default=10_000, help='texts for SFT, or "all" the rest (default %(default)s)')
     add("--rm", metavar="N", type=count, default=12_000, help="pairs for the reward model (default %(default)s)")
@@ -128,7 +128,7 @@ def main(argv: list[str] | None = None) -> None:
     for name in sizes:
         if (args.output_dir / f"{name}.json").exists():
             raise ValueError(f"{args.output_dir}/{name}.json is there already: name another --output_dir")
-    conversations, left_out = read(args.files)
+    conversations, left_out = read([hub.data(file) for file in args.files])
     print(f"{sum(map(len, conversations.values())):,} fit pairs of {len(conversations):,} conversations")
     for reason, number in left_out.most_common():
         print(f"left out: {number:,} {reason}")
@@ -140,5 +140,5 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    with dist.one_line_errors():
+    with dist.one_line_errors(), dist.session(seed=0):
         main()

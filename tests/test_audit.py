@@ -257,6 +257,13 @@ def test_dialogues_are_counted_as_training_writes_them(tmp_path, file):
         report(tmp_path, file(messages), *flags[:2])
 
 
+def test_sets_may_be_named_as_they_are_on_the_hub(tmp_path, file, monkeypatch):
+    paths = {"hub:o/n/a.json": file(sound(3), "a.json"), "hub:o/n/b.json": file(sound(2), "b.json")}
+    monkeypatch.setattr(audit.hub, "data", paths.__getitem__)
+    _, got = report(tmp_path, "hub:o/n/a.json", "--eval", "hub:o/n/b.json")
+    assert [part["n"] for part in got["sets"]] == [3, 2]
+
+
 # A slow twin
 
 said = st.sampled_from(["a", "b", " a", ""])

@@ -85,6 +85,13 @@ def test_the_seed_alone_decides(prepare):
     assert one == same and one["rm"] != other["rm"]
 
 
+def test_files_may_be_named_as_they_are_on_the_hub(tmp_path, monkeypatch):
+    (tmp_path / "a.json").write_text(json.dumps(world(5)))
+    monkeypatch.setattr(prepare_hh.hub, "data", {"hub:o/n/a.json": tmp_path / "a.json"}.__getitem__)
+    prepare_hh.main(["hub:o/n/a.json", "--output_dir", str(tmp_path), "--sft", "2", "--rm", "0"])
+    assert len(json.loads((tmp_path / "sft.json").read_text())["instances"]) == 2
+
+
 UNFIT = {
     "with two equal sides": (["a", "b"], ["a", "b "]),
     "with a blank reply": (["a", ""], ["a", "b"]),
