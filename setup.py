@@ -25,6 +25,7 @@ setup(
         "test": [
             "pytest",
             "hypothesis",
+            "tensorboard",
             "pyarrow",
             "transformers>=5",
             "peft",

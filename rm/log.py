@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from rm import dist
+from rm import dist, track
 from rm.config import REQUIRED, as_dict, require_positive, setting
 from rm.journal import Journal, replace
 
@@ -38,9 +38,11 @@ class RunSettings:
     seed: int = setting(0, "seed of the data order and of new weights")
     logging_steps: int = setting(10, "write a line of metrics every this many steps", may_change=True)
     eval_steps: int | None = setting(None, "evaluate every this many steps as well as at the end", may_change=True)
+    report_to: str = setting("none", "where metrics go beside metrics.jsonl and .csv", track.TOOLS, may_change=True)
 
     def check(self) -> None:
         require_positive(self, "logging_steps")
+        track.check_installed(self.report_to)
         if self.eval_steps is not None:
             require_positive(self, "eval_steps")
 
@@ -86,6 +88,7 @@ class Run:
             described = provenance(settings) | facts | self._history()
             replace(self.folder / "run.json", json.dumps(described, indent=2) + "\n")
             self.journal.open()
+            self.tracker = track.tracker(settings.report_to, self.folder, start.step, as_dict(settings))
         self._begin_line()
         self.bar = tqdm(
             total=steps,
@@ -104,7 +107,9 @@ class Run:
         ended = {"status": status, "step": self.step, "steps": self.steps, "reason": str(error or "all steps are done")}
         if dist.is_main():
             self.journal.close()
+            self.tracker.close()
             with contextlib.suppress(OSError):  # a full disk: the error that led here is the one to tell
+                track.write_csv(self.journal.file)
                 replace(self.folder / "exit.json", json.dumps(ended | {"time": _now()}) + "\n")
 
     def train(
@@ -175,6 +180,7 @@ class Run:
         if not dist.is_main():
             return
         self.journal.write(line)
+        self.tracker.write(line)
         said = "  ".join(f"{name} {_short(value)}" for name, value in line.items() if name not in ("step", "epoch"))
         if self.bar.disable or left is None:
             remaining = "" if left is None else f"  {tqdm.format_interval(left)} left"
