@@ -3,11 +3,15 @@
 Out, the folder is one that `peft` loads on the base model. In, a folder of ours or of `peft`'s reads as the model that
 the two make together: the adapter is added to its base in fp32 while the base is loaded, shard by shard.
 
+Where the files of a family hold several of our layers as one (`rm.families.layout`), `peft` adapts that one: its A is
+the A of ours one on the other, its B has a block for each of ours.
+
 Shapes: r rank, I and O a layer's inputs and outputs.
 """
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -15,8 +19,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from rm import dist, log, lora
-from rm.families import Family
+from rm import dist, lora
+from rm.families.layout import Layout
+from rm.families.rules import Family
 from rm.folder import read_json, write_json
 from rm.lora import LoraSettings
 from rm.parallel import local, local_slices, whole
@@ -31,47 +36,66 @@ def save(model: nn.Module, out: Path, base: str, settings: LoraSettings, family:
 
     Args:
         base: the folder that the adapters belong to, which the file names as its base.
-
-    Where a family stores several of our layers as one tensor, `peft` knows one layer where we have adapted some of its
-    parts: then there is no such folder, and a line says so.
     """
-    adapted = [name.rpartition(".")[0] for name, _ in model.named_parameters() if lora.is_adapter(name)]
-    stored = {family.theirs(f"{layer}.weight") for layer in adapted}
-    if joined := [theirs for theirs in stored if len(family.ours(theirs)) > 1]:
-        log.say(f"no {out}: {joined[0]} is several layers here, and a PEFT folder has no place for them; see the model")
-        return
-    tensors, targets, head = {}, set(), "lm"
-    for name, parameter in model.named_parameters():
-        if lora.is_adapter(name):
-            layer, _, matrix = name.rpartition(".")
-            theirs = family.theirs(f"{layer}.weight").removesuffix(".weight")
-            targets.add(theirs.rpartition(".")[2])
-            tensors[f"{OUTER}{theirs}.{matrix}.weight"] = _on_main(parameter)
-        elif name == SCORE:
-            head = "reward"
-            tensors[f"{OUTER}{name}"] = _on_main(parameter)
+    tensors, ranks, transposed = _adapters(model, family)
+    head = "reward" if hasattr(model, "score") else "lm"
+    if head == "reward":
+        tensors[f"{OUTER}{SCORE}"] = _on_main(model.score.weight)
     if dist.is_main():
         out.mkdir(parents=True, exist_ok=True)
         save_file(tensors, out / TENSORS, metadata={"format": "pt"})
-        write_json(out / CONFIG, _config(base, settings, sorted(targets), head))
+        write_json(out / CONFIG, _config(base, settings, ranks, transposed, head))
     dist.barrier()
 
 
-def _config(base: str, settings: LoraSettings, targets: list[str], head: str) -> dict:
+def _config(base: str, settings: LoraSettings, ranks: dict[str, int], transposed: bool, head: str) -> dict:
+    """adapter_config.json; a layer that is several of ours has the rank of all their adapters, and the same scale."""
+    joined = {leaf: rank for leaf, rank in ranks.items() if rank != settings.lora_r}
+    over = 0.5 if settings.use_rslora else 1  # the scale is alpha over this power of the rank
     return {
         "peft_type": "LORA",
         "task_type": {"lm": "CAUSAL_LM", "reward": "SEQ_CLS"}[head],
         "base_model_name_or_path": str(Path(base).resolve()) if Path(base).exists() else base,
         "r": settings.lora_r,
         "lora_alpha": settings.lora_alpha,
+        "rank_pattern": joined,
+        "alpha_pattern": {leaf: settings.lora_scale * rank**over for leaf, rank in joined.items()},
         "use_rslora": settings.use_rslora,
         "lora_dropout": settings.lora_dropout,
-        "target_modules": targets,
+        "target_modules": sorted(ranks),
         "modules_to_save": ["score"] if head == "reward" else None,
         "bias": "none",
-        "fan_in_fan_out": False,
+        "fan_in_fan_out": transposed,
         "inference_mode": True,
     }
+
+
+def _adapters(model: nn.Module, family: Family) -> tuple[dict[str, Tensor], dict[str, int], bool]:
+    """Every A and B by peft's name, the rank of every kind of layer, and whether its matrices are stored transposed."""
+    tensors, ranks, transposed = {}, {}, False
+    adapted = [f"{name}.weight" for name, layer in model.named_modules() if isinstance(layer, lora.LoRALinear)]
+    for theirs in dict.fromkeys(map(family.theirs, adapted)):
+        layout = family.layout(theirs)
+        parts = [model.get_submodule(name.removesuffix(".weight")) for name in family.ours(theirs)]
+        a, b = _joined(parts, layout, model.config.n_kv_heads)
+        module = theirs.removesuffix(".weight")
+        tensors |= {f"{OUTER}{module}.lora_A.weight": a, f"{OUTER}{module}.lora_B.weight": b}
+        ranks[module.rpartition(".")[2]] = len(a)
+        transposed |= layout.transposed
+    return tensors, ranks, transposed
+
+
+def _joined(parts: list[nn.Linear], layout: Layout, kv_heads: int) -> tuple[Tensor, Tensor]:
+    """A and B of the one layer that a family stores in place of `parts`, some of which have adapters."""
+    adapted = [part for part in parts if isinstance(part, lora.LoRALinear)]
+    a = torch.cat([_on_main(part.lora_A) for part in adapted])
+    rank = len(a) // len(adapted)
+    blocks = [a.new_zeros(part.out_features, len(a)) for part in parts]
+    for block, part in zip(blocks, parts, strict=True):
+        if part in adapted:
+            first = adapted.index(part) * rank
+            block[:, first : first + rank] = _on_main(part.lora_B)
+    return a, replace(layout, transposed=False).join(blocks, kv_heads)
 
 
 def _on_main(parameter: Tensor) -> Tensor:
@@ -110,7 +134,7 @@ def base_of(folder: str | Path) -> Path | None:
 
 
 @torch.no_grad()
-def add(parameters: dict[str, Tensor], folder: Path, family: Family) -> set[str]:
+def add(parameters: dict[str, Tensor], folder: Path, family: Family, kv_heads: int) -> set[str]:
     """Add the adapter in `folder` to the parameters of its base, sharded or not.
 
     Returns:
@@ -120,15 +144,15 @@ def add(parameters: dict[str, Tensor], folder: Path, family: Family) -> set[str]
     try:
         with safe_open(folder / TENSORS, "pt") as stored:
             low, full = _match(parameters, stored.keys(), folder, family)
-            for name, module in low.items():
-                target, (a, b) = parameters[name], (stored.get_slice(f"{module}.lora_{x}.weight") for x in "AB")
-                rank = a.get_shape()[0]
-                if (b.get_shape(), a.get_shape()) != ([target.shape[0], rank], [rank, target.shape[1]]):
-                    got = f"B {b.get_shape()} and A {a.get_shape()} on {tuple(target.shape)}"
+            for module, names in low.items():
+                a, b = (stored.get_slice(f"{module}.lora_{x}.weight") for x in "AB")
+                targets, rank = [parameters[name] for name in names], a.get_shape()[0]
+                rows, columns = sum(len(target) for target in targets), targets[0].shape[1]
+                if (b.get_shape(), a.get_shape()) != ([rows, rank], [rank, columns]):
+                    got = f"B {b.get_shape()} and A {a.get_shape()} on {(rows, columns)}"
                     raise ValueError(f"{folder} belongs to another base: {module} has {got}")
-                if local(target).numel():  # with more ranks than rows, some have none
-                    b, a = b[local_slices(target)[:1]].to(target.device), a[:].to(target.device)
-                    _add(local(target), b, a, scale(module, rank))
+                layout = replace(family.layout(f"{module.removeprefix(OUTER)}.weight"), transposed=False)
+                _add_parts(targets, layout, kv_heads, b, a, scale(module, rank))
             for name, key in full.items():
                 if tuple(stored.get_slice(key).get_shape()) != tuple(parameters[name].shape):
                     raise ValueError(f"{folder} belongs to another base: {key} is not {tuple(parameters[name].shape)}")
@@ -139,19 +163,30 @@ def add(parameters: dict[str, Tensor], folder: Path, family: Family) -> set[str]
     return set(full)
 
 
+def _add_parts(targets: list[Tensor], layout: Layout, kv_heads: int, b, a, scale: float) -> None:
+    """Add scale B A, which lie in a file, to the layers of ours that are one in it: to each rank's rows of them."""
+    shapes = [tuple(target.shape) for target in targets]
+    for number, target in enumerate(targets):
+        if local(target).numel():  # with more ranks than rows, some have none
+            where = local_slices(target)[0], slice(None)
+            for rows, values in layout.read(b, number, where, shapes, kv_heads):
+                _add(local(target)[rows], values.to(target.device), a[:].to(target.device), scale)
+
+
 def _match(
     parameters: dict[str, Tensor], keys: list[str], folder: Path, family: Family
-) -> tuple[dict[str, str], dict[str, str]]:
-    """(our parameter -> the module whose A and B add to it, our parameter -> the tensor that replaces it)."""
+) -> tuple[dict[str, list[str]], dict[str, str]]:
+    """(module whose A and B are added -> our parameters, our parameter -> the tensor that replaces it)."""
     low, full, unknown = {}, {}, []
     for key in keys:
         module, is_low, _ = key.partition(".lora_")
         theirs = key.removeprefix(OUTER).replace(".modules_to_save", "")
         ours = family.ours(f"{module.removeprefix(OUTER)}.weight" if is_low else theirs)
-        if len(ours) > 1:
-            raise ValueError(f"{folder} adapts {module}, which is several layers here: merge it with peft first")
-        if ours and ours[0] in parameters:
-            (low if is_low else full)[ours[0]] = module if is_low else key
+        if ours and parameters.keys() >= set(ours) and (is_low or len(ours) == 1):
+            if is_low:
+                low[module] = ours
+            else:
+                full[ours[0]] = key
         elif ours == [SCORE]:
             raise ValueError(f"{folder} is a reward model's adapter ({key}), not a language model's")
         elif ours != ["lm_head.weight"]:  # of no use to a reward model

@@ -92,7 +92,8 @@ def load(model: nn.Module, folder: str | Path) -> set[str]:
     """
     parameters = dict(model.named_parameters())
     if base := adapter.base_of(folder):
-        return load(model, base) - adapter.add(parameters, Path(folder), read_config(base)[1])
+        config, family, _ = read_config(base)
+        return load(model, base) - adapter.add(parameters, Path(folder), family, config.n_kv_heads)
     shapes = {name: tuple(p.shape) for name, p in parameters.items()}
     config, family, _ = read_config(folder)
     found = _match(shapes, Path(folder), family)

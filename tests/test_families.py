@@ -1,13 +1,14 @@
 """Every family computes what transformers computes, and refuses what it does not implement."""
 
 import numpy as np
+import peft
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch.nn.functional import cross_entropy, logsigmoid
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from rm import dist, families, lora, weights
+from rm import adapter, dist, families, lora, weights
 from rm.attention import SplitAttention
 from rm.batch import pack
 from rm.heads import LanguageModel, RewardModel
@@ -16,6 +17,7 @@ from tests import made, tiny
 FAMILIES = sorted(tiny.SETTINGS)
 LLAMA_HF = tiny.LLAMA | {"model_type": "llama"}
 QWEN3_HF = tiny.LLAMA | {"model_type": "qwen3"}
+GPT2_HF = tiny.SETTINGS["gpt2"] | {"model_type": "gpt2"}
 GPT_NEO_HF = tiny.GPT_NEO | {"model_type": "gpt_neo"}
 LLAMA3_ROPE = {
     "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
@@ -24,6 +26,14 @@ LLAMA3_ROPE = {
 YARN_ROPE = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16, "rope_theta": 1e4}
 LINEAR_ROPE = {"rope_type": "linear", "factor": 4.0, "rope_theta": 1e4}
 CASES = [
+    ("gemma", "untied", {"tie_word_embeddings": False}),
+    ("gemma3_text", "linear rope", {"rope_parameters": {"full_attention": LINEAR_ROPE, "sliding_attention": None}}),
+    ("gpt2", "untied, narrow", {"tie_word_embeddings": False, "n_inner": 40}),
+    ("gpt_neox", "serial, other activation", {"use_parallel_residual": False, "hidden_act": "gelu_new"}),
+    ("gpt_neox", "whole heads, no biases, tied", {"attention_bias": False, "tie_word_embeddings": True}
+     | {"rope_parameters": {"rope_type": "default", "rope_theta": 1e3, "partial_rotary_factor": 1.0}}),
+    ("phi3", "no window", {"sliding_window": None}),
+    ("phi3", "partial rope", {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}),
     ("llama", "grouped queries", {"num_key_value_heads": 2}),
     ("llama", "one kv head, tied", {"num_key_value_heads": 1, "tie_word_embeddings": True}),
     ("llama", "biases", {"attention_bias": True, "mlp_bias": True}),
@@ -152,24 +162,31 @@ def test_packed_pairs_give_the_gradients_that_transformers_gives_text_by_text(tm
 
 
 @in_every_family
-def test_adapters_reach_the_layers_people_name_and_merge_into_what_transformers_opens(tmp_path, family):
+@pytest.mark.parametrize("targets", [("all-linear",), ("q_proj", "v_proj")], ids=" ".join)
+def test_adapters_are_to_peft_and_merged_to_transformers_what_they_are_here(tmp_path, family, targets):
     source = tiny.save_with(tiny.causal_lm(family), tmp_path / "m")
-    config, *_ = weights.read_config(source)
+    config, data, _ = weights.read_config(source)
     model = LanguageModel(config, SplitAttention)
-    settings = lora.LoraSettings(use_lora=True, lora_r=4, lora_target_modules=("all-linear",))
+    settings = lora.LoraSettings(
+        lora_r=4, lora_alpha=6.0, lora_dropout=0.0, lora_target_modules=targets, use_rslora=len(targets) == 2
+    )
     lora.adapt(model, settings, torch.float32)
-    targets = {name.rpartition(".")[2] for name, m in model.named_modules() if isinstance(m, lora.LoRALinear)}
-    assert targets >= {"q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj"}
     weights.load(model, source)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if lora.is_adapter(name):
-                parameter.normal_(std=0.1, generator=torch.Generator().manual_seed(0))
-    with dist.session(seed=0):
-        weights.save(model, tmp_path / "out", source, torch.float32)
-    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
+                parameter.normal_(std=0.2)
     tokens = tiny.tokens(50)
-    same(tiny.logits(model.eval(), tokens), tiny.their_logits(merged, tokens))
+    ours = tiny.logits(model, tokens)
+    with dist.session(seed=0):
+        adapter.save(model, tmp_path / "adapter", str(source), settings, data)
+        adapter.merge(model)
+        weights.save(model, tmp_path / "merged", source, torch.float32)
+    base, merged = (AutoModelForCausalLM.from_pretrained(folder).eval() for folder in (source, tmp_path / "merged"))
+    assert (ours - tiny.their_logits(base, tokens)).abs().max() > 0.1
+    same(ours, tiny.their_logits(merged, tokens))
+    same(ours, tiny.logits(tiny.ours(tmp_path / "adapter"), tokens))
+    same(ours, tiny.their_logits(peft.PeftModel.from_pretrained(base, tmp_path / "adapter").eval(), tokens))
 
 
 # What is in its files
@@ -215,6 +232,8 @@ def test_the_key_table_reads_the_same_in_both_directions(family, settings):
         (LLAMA_HF, "model.layers.11.self_attn.rotary_emb.inv_freq"),
         (GPT_NEO_HF, "transformer.h.3.attn.attention.masked_bias"),
         (GPT_NEO_HF, "h.3.attn.attention.bias"),
+        (GPT2_HF, "h.3.attn.bias"),
+        (LLAMA_HF | {"model_type": "gpt_neox"}, "gpt_neox.layers.3.attention.masked_bias"),
     ],
 )
 def test_tables_that_old_checkpoints_hold_are_ignored(hf, name):
@@ -261,9 +280,9 @@ def test_dropout_settings_change_nothing():
 @pytest.mark.parametrize(
     "hf, message",
     [
-        ({"model_type": "bert"}, "model_type 'bert' is not supported, only gpt_neo, llama"),
+        ({"model_type": "bert"}, "model_type 'bert' is not supported, only gemma, gemma3_text, gpt2, "),
         ({}, "model_type None is not supported"),
-        (LLAMA_HF | {"hidden_act": "gelu"}, "hidden_act 'gelu' is not implemented, only 'silu'"),
+        (LLAMA_HF | {"hidden_act": "gelu"}, "hidden_act 'gelu' is not implemented, only 'silu' or"),
         (LLAMA_HF | {"rope_scaling": {"type": "dynamic", "factor": 2}}, "rope_scaling of type 'dynamic'"),
         (LLAMA_HF | {"rope_scaling": {"rope_type": "llama3"}}, "rope_scaling of type 'llama3' lacks 'factor'"),
         (LLAMA_HF | {"rope_parameters": {"rope_type": "longrope"}}, "rope_scaling of type 'longrope'"),
@@ -277,6 +296,11 @@ def test_dropout_settings_change_nothing():
             r"layer_types \['chunked'\]",
         ),
         (LLAMA_HF | {"model_type": "qwen3", "layer_types": ["full_attention"]}, "layer_types describe 1 layers"),
+        (LLAMA_HF | {"model_type": "gemma3_text", "attn_logit_softcapping": 50.0}, "attn_logit_softcapping 50.0"),
+        (LLAMA_HF | {"model_type": "gemma3_text", "use_bidirectional_attention": True}, "use_bidirectional_attention"),
+        (LLAMA_HF | {"model_type": "phi3", "rope_scaling": {"type": "longrope"}}, "rope_scaling of type 'longrope'"),
+        (LLAMA_HF | {"model_type": "phi3", "rope_scaling": YARN_ROPE}, "rope_scaling of type 'yarn'"),
+        (GPT2_HF | {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx True"),
         (GPT_NEO_HF | {"activation_function": "relu"}, "activation_function 'relu'"),
         (GPT_NEO_HF | {"attention_types": [[["global", "sparse"], 2]]}, r"attention_types \['sparse'\]"),
         (GPT_NEO_HF | {"num_layers": 6}, "attention_types describe 4 layers, num_layers says 6"),

@@ -85,10 +85,10 @@ def test_a_model_in_several_files_loads_as_from_one(tmp_path, family):
     assert all(torch.equal(x, y) for x, y in zip(one.parameters(), many.parameters(), strict=True))
 
 
-@pytest.mark.parametrize("family, base", [("llama", "model"), ("gpt_neo", "transformer")])
-def test_a_reward_model_starts_from_a_model_saved_without_a_head(tmp_path, family, base):
-    theirs = FAMILIES[family]()
-    tiny.save_with(getattr(theirs, base), tmp_path / "bare")
+@pytest.mark.parametrize("family", tiny.SETTINGS)
+def test_a_reward_model_starts_from_a_model_saved_without_a_head(tmp_path, family):
+    theirs = tiny.causal_lm(family)
+    tiny.save_with(theirs.base_model, tmp_path / "bare")
     tiny.save_with(theirs, tmp_path / "whole")
     bare, whole = reward_model(tmp_path / "bare"), reward_model(tmp_path / "whole")
     assert all(torch.equal(x, y) for x, y in zip(bare.layers.parameters(), whole.layers.parameters(), strict=True))
@@ -150,9 +150,11 @@ def load_and_gather(folder):
     return Counted.read, own, {name: p.full_tensor().detach() for name, p in model.named_parameters()}
 
 
-@pytest.mark.parametrize("family, world", [("llama", 2), ("gpt_neo", 2), ("llama", 5)])
+@pytest.mark.parametrize(
+    "family, world", [("llama", 2), ("gpt_neo", 2), ("llama", 5), ("gpt2", 3), ("gpt_neox", 3), ("phi3", 2)]
+)
 def test_each_rank_reads_its_own_rows_and_no_others(tmp_path, family, world):
-    folder = tiny.save_with(FAMILIES[family](), tmp_path / "m", max_shard_size="20KB")
+    folder = tiny.save_with(tiny.causal_lm(family), tmp_path / "m", max_shard_size="20KB")
     whole = dict(tiny.ours(folder).named_parameters())
     results = run_ranks(world, load_and_gather, folder)
     for read, own, gathered in results:
@@ -207,7 +209,9 @@ def save_sharded(folder, out):
     return sorted(file.name for file in out.iterdir())  # after the barrier every rank sees it
 
 
-def test_two_ranks_save_the_files_that_one_saves(tmp_path, folder):
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gpt_neox", "phi3"])
+def test_two_ranks_save_the_files_that_one_saves(tmp_path, family):
+    folder = tiny.save_with(tiny.causal_lm(family), tmp_path / "m")
     save(tiny.ours(folder), tmp_path / "one", folder, torch.float32, 20_000)
     names, same = run_ranks(2, save_sharded, folder, tmp_path / "two")
     assert names == same
@@ -393,7 +397,10 @@ def test_what_is_not_a_model_folder_is_told_apart(tmp_path, folder):
     [
         ("{", "config.json is not JSON"),
         ("[1]", "config.json holds a JSON list"),
-        ('{"model_type": "bert"}', "config.json: model_type 'bert' is not supported, only gpt_neo, llama"),
+        (
+            '{"model_type": "bert"}',
+            "config.json: model_type 'bert' is not supported, only gemma, ",
+        ),
         ('{"model_type": "llama"}', "config.json: the setting 'num_attention_heads' is missing"),
         ('{"quantization_config": {"bits": 4}}', "config.json: quantization_config"),
         ('{"model_type": "llama", "hidden_act": "gelu"}', "config.json: hidden_act 'gelu'"),

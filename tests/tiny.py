@@ -38,9 +38,16 @@ GPT_NEO = dict(
 WINDOW = 7
 # model_type -> a config.json that uses what is special about the family
 SETTINGS = {
+    "gemma": LLAMA | dict(num_key_value_heads=1, head_dim=16, pad_token_id=None),
+    "gemma3_text": LLAMA
+    | dict(num_key_value_heads=2, head_dim=16, sliding_window=WINDOW, query_pre_attn_scalar=10)
+    | dict(layer_types=["sliding_attention", "full_attention"], pad_token_id=None),
+    "gpt2": dict(vocab_size=99, n_embd=32, n_layer=2, n_head=4, n_positions=512, bos_token_id=98, eos_token_id=98),
     "gpt_neo": GPT_NEO,
+    "gpt_neox": LLAMA | dict(rotary_pct=0.5),
     "llama": LLAMA,
     "mistral": LLAMA | dict(num_key_value_heads=2, sliding_window=WINDOW),
+    "phi3": LLAMA | dict(num_key_value_heads=2, sliding_window=WINDOW, pad_token_id=None),
     "qwen2": LLAMA | dict(num_key_value_heads=2, use_sliding_window=True, sliding_window=WINDOW, max_window_layers=1),
     "qwen3": LLAMA | dict(num_key_value_heads=2, head_dim=16, tie_word_embeddings=True),
 }

@@ -3,13 +3,18 @@
 A new family is a file of its own and a line in the registry.
 """
 
-from rm.families import gpt_neo, llama, mistral, qwen2, qwen3
+from rm.families import gemma, gemma3, gpt2, gpt_neo, gpt_neox, llama, mistral, phi3, qwen2, qwen3
 from rm.families.rules import Family
 
 FAMILIES: dict[str, Family] = {
+    "gemma": gemma.FAMILY,
+    "gemma3_text": gemma3.FAMILY,
+    "gpt2": gpt2.FAMILY,
     "gpt_neo": gpt_neo.FAMILY,
+    "gpt_neox": gpt_neox.FAMILY,
     "llama": llama.FAMILY,
     "mistral": mistral.FAMILY,
+    "phi3": phi3.FAMILY,
     "qwen2": qwen2.FAMILY,
     "qwen3": qwen3.FAMILY,
 }

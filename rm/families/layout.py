@@ -12,6 +12,8 @@ from torch import Tensor
 
 Shape = tuple[int, ...]
 
+QKV = ("layers.{}.attn.q_proj", "layers.{}.attn.k_proj", "layers.{}.attn.v_proj")
+
 
 @dataclass(frozen=True)
 class Layout:

@@ -8,9 +8,12 @@ from rm.families.rope import rope
 from rm.families.rules import Family, divides, only
 from rm.model import ModelConfig
 
+MLPS = {"silu": "swiglu", "gelu_pytorch_tanh": "geglu_tanh"}
 
-def config(hf: dict) -> ModelConfig:
-    only(hf, "hidden_act", "silu")
+
+def config(hf: dict, partial: float | None = None) -> ModelConfig:
+    """Of LLaMA and, with what they differ in replaced, of families like it; `partial` as in `rope`."""
+    only(hf, "hidden_act", *MLPS)
     hf = hf | {"num_key_value_heads": hf.get("num_key_value_heads") or hf["num_attention_heads"]}
     divides(hf, "num_attention_heads", "num_key_value_heads")
     head_dim = hf.get("head_dim") or divides(hf, "hidden_size", "num_attention_heads")
@@ -26,10 +29,10 @@ def config(hf: dict) -> ModelConfig:
         hidden_dim=hf["intermediate_size"],
         norm="rms",
         norm_eps=hf.get("rms_norm_eps", 1e-6),
-        mlp="swiglu",
+        mlp=MLPS[hf.get("hidden_act", "silu")],
         positions="rope",
         max_positions=hf.get("max_position_embeddings", 2048),
-        ropes=(rope(hf, head_dim),) * layers,
+        ropes=(rope(hf, head_dim, partial=partial),) * layers,
         qkv_bias=hf.get("attention_bias", False),
         out_bias=hf.get("attention_bias", False),
         mlp_bias=hf.get("mlp_bias", False),
