@@ -10,7 +10,7 @@ from rm.families.rope import rope
 from rm.families.rules import Family, divides, only
 from rm.model import ModelConfig
 
-# Three names of one function, up to the digits of a constant.
+# The last three are one function, up to the digits of a constant.
 MLPS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_fast": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh"}
 
 
