@@ -1,5 +1,8 @@
 """Every family computes what transformers computes, and refuses what it does not implement."""
 
+import itertools
+import json
+
 import numpy as np
 import peft
 import pytest
@@ -8,11 +11,13 @@ from safetensors.torch import load_file, save_file
 from torch.nn.functional import cross_entropy, logsigmoid
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from rm import adapter, dist, families, lora, weights
+from rm import adapter, batch, dist, families, heads, lisa, lora, optim, step, weights
 from rm.attention import SplitAttention
 from rm.batch import pack
 from rm.heads import LanguageModel, RewardModel
-from tests import made, tiny
+from tests import made, real_configs, tiny
+from tests.ranks import run_ranks
+from tests.test_lora import Settings
 
 FAMILIES = sorted(tiny.SETTINGS)
 LLAMA_HF = tiny.LLAMA | {"model_type": "llama"}
@@ -90,6 +95,16 @@ def test_logits_are_those_of_transformers_within_and_beyond_every_window(tmp_pat
         same(tiny.logits(model, tokens), tiny.their_logits(theirs, tokens))
 
 
+@in_every_family
+def test_in_bfloat16_the_logits_are_as_close_to_those_of_float32_as_those_of_transformers(tmp_path, family):
+    theirs, tokens = tiny.causal_lm(family), tiny.tokens(200)
+    folder = tiny.save_with(theirs, tmp_path / "m")
+    exact = tiny.their_logits(theirs, tokens)
+    off = (tiny.their_logits(theirs.bfloat16(), tokens).float() - exact).norm()
+    ours = (tiny.logits(tiny.ours(folder, dtype=torch.bfloat16), tokens).float() - exact).norm()
+    assert 0 < ours < 1.2 * off
+
+
 @in_every_case
 def test_rewards_of_packed_pairs_are_those_that_transformers_gives_each_text(tmp_path, family, settings):
     theirs = tiny.reward_model(family, **settings)
@@ -165,6 +180,48 @@ def test_packed_rows_give_the_gradients_that_transformers_gives_text_by_text(tmp
         model = tiny.ours(folder, head)
         gaps = gradient_gaps(folder, model, theirs, *losses(model, theirs))
         assert max(gaps.values()) <= 1e-5, gaps
+
+
+WAYS = {
+    "LoRA": {"lora_target_modules": ("q_proj", "v_proj", "down_proj")},
+    "LISA": {"use_lora": False, "use_lisa": True, "lisa_activated_layers": 1, "lisa_interval_steps": 1},
+}
+
+
+def train_each(folders):
+    """(family, way) -> losses and gradient norms of two steps of a reward model, and scores after them."""
+    found = {}
+    for (family, folder), (way, flags) in itertools.product(folders.items(), WAYS.items()):
+        settings = Settings(model_name_or_path=str(folder), **flags)
+        model = heads.load(RewardModel, settings)
+        optimizer = optim.adamw(model, settings)
+        loader = batch.Loader(made.pair_examples(made.token_pairs(12)), settings, 0, model.config.attention_cost)
+        lines = []
+        for s in range(2):
+            lisa.switch(model, optimizer, s, settings)
+            work = loader.at(s)
+            sums = step.train_step(model, optimizer, work, settings.max_grad_norm)
+            lines.append([dist.sum_over_ranks(sums["loss"].clone()) / work.examples, sums["grad_norm"]])
+        rows = batch.InOrder(made.pair_examples(made.token_pairs(5, seed=9)), settings)
+        found[family, way] = torch.tensor(lines), step.score(model, rows)
+    return found
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Every family trained in both ways, by one rank and by two."""
+    folder = tmp_path_factory.mktemp("bases")
+    folders = {family: tiny.save_with(tiny.causal_lm(family), folder / family) for family in FAMILIES}
+    return run_ranks(1, train_each, folders)[0], *run_ranks(2, train_each, folders)
+
+
+@in_every_family
+@pytest.mark.parametrize("way", WAYS)
+def test_two_ranks_train_as_one(trained, family, way):
+    (lines, scores), *others = (found[family, way] for found in trained)
+    for other_lines, other_scores in others:
+        torch.testing.assert_close(other_lines, lines, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(other_scores, scores, rtol=1e-3, atol=1e-4)
 
 
 @in_every_family
@@ -265,6 +322,17 @@ def test_tables_that_old_checkpoints_hold_are_ignored(hf, name):
 
 
 # How its config.json reads
+
+
+@pytest.mark.parametrize("name", real_configs.CONFIGS)
+def test_published_models_have_their_published_size_and_read_as_transformers_reads_them(name):
+    hf, size = real_configs.CONFIGS[name]
+    with torch.device("meta"):
+        model = LanguageModel(read(hf), SplitAttention)
+    assert sum(parameter.numel() for parameter in model.parameters()) == size
+    theirs = tiny.transformers.AutoConfig.for_model(**hf)  # with every default spelled out, as transformers 5 saves it
+    spelled_out = read(json.loads(theirs.to_json_string(use_diff=False)))
+    assert spelled_out == read(hf)
 
 
 def test_both_spellings_of_rope_are_read():

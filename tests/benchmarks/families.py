@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
 from rm import dist, weights
 from rm.batch import pack
@@ -19,6 +20,7 @@ LENGTHS = (1, 50, 300)
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", help="Hugging Face folder of a real language model, to be compared as well")
     parser.add_argument("--out", help="also write the page to this file")
     args = parser.parse_args()
     args.threads = torch.get_num_threads()
@@ -30,11 +32,23 @@ def main() -> None:
         "Two to four layers of width 32, all parameters random, fp32. *logits*: largest gap at lengths "
         f"{', '.join(map(str, LENGTHS))} (beyond every window), over the largest logit where that is more than one. "
         "*rewards*: the same, of six pairs in one packed row with shared prefixes against text by text. *gradients*: "
-        "norm of the gap over norm of the gradient, of the worst tensor. *file*: a folder of transformers, loaded and "
-        "saved, has the same names and the same bits in every tensor.\n",
+        "norm of the gap over 0.1 plus norm of the gradient, of the worst tensor. *file*: a folder of transformers, "
+        "loaded and saved, has the same names and the same bits in every tensor.\n",
         table(head, rows),
     )
+    if args.model:
+        page.add(real(args.model))
     page.finish()
+
+
+def real(folder: str) -> str:
+    """Our logits of 256 random tokens against those of transformers, fp32."""
+    theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    tokens = torch.randint(theirs.config.vocab_size, (256,), generator=torch.Generator().manual_seed(0))
+    expected = tiny.their_logits(theirs, tokens)
+    gap = (tiny.logits(tiny.ours(Path(folder)), tokens) - expected).abs().max()
+    largest = f"the largest is {expected.abs().max():.1f}"
+    return f"{Path(folder).name}, 256 random tokens: logits differ by at most {gap:.1e}, {largest}.\n"
 
 
 def measure(family: str, settings: dict) -> list[str]:

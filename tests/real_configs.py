@@ -1,0 +1,93 @@
+"""config.json of models that people use, as their makers published them, and how many parameters those have.
+
+Settings that no reader of a config.json here looks at (dropout, initializer, cache, version) are left out.
+"""
+
+LLAMA3_ROPE = {
+    "factor": 8.0,
+    "high_freq_factor": 4.0,
+    "low_freq_factor": 1.0,
+    "original_max_position_embeddings": 8192,
+    "rope_type": "llama3",
+}
+
+CONFIGS = {
+    "Llama-2-7b": (
+        dict(model_type="llama", hidden_act="silu", hidden_size=4096, intermediate_size=11008, num_attention_heads=32)
+        | dict(num_hidden_layers=32, num_key_value_heads=32, pretraining_tp=1, rms_norm_eps=1e-5, rope_scaling=None)
+        | dict(max_position_embeddings=4096, tie_word_embeddings=False, vocab_size=32000),
+        6_738_415_616,
+    ),
+    "Llama-3.1-8B": (
+        dict(model_type="llama", attention_bias=False, hidden_act="silu", hidden_size=4096, intermediate_size=14336)
+        | dict(num_attention_heads=32, num_hidden_layers=32, num_key_value_heads=8, rms_norm_eps=1e-5, mlp_bias=False)
+        | dict(rope_scaling=LLAMA3_ROPE, rope_theta=500000.0, max_position_embeddings=131072)
+        | dict(tie_word_embeddings=False, vocab_size=128256, eos_token_id=[128001, 128008, 128009]),
+        8_030_261_248,
+    ),
+    "Llama-3.2-1B": (
+        dict(model_type="llama", head_dim=64, hidden_act="silu", hidden_size=2048, intermediate_size=8192)
+        | dict(num_attention_heads=32, num_hidden_layers=16, num_key_value_heads=8, rms_norm_eps=1e-5)
+        | dict(rope_scaling=LLAMA3_ROPE | {"factor": 32.0}, rope_theta=500000.0, max_position_embeddings=131072)
+        | dict(tie_word_embeddings=True, vocab_size=128256),
+        1_235_814_400,
+    ),
+    "Mistral-7B-v0.1": (
+        dict(model_type="mistral", hidden_act="silu", hidden_size=4096, intermediate_size=14336, rms_norm_eps=1e-5)
+        | dict(num_attention_heads=32, num_hidden_layers=32, num_key_value_heads=8, rope_theta=10000.0)
+        | dict(max_position_embeddings=32768, sliding_window=4096, tie_word_embeddings=False, vocab_size=32000),
+        7_241_732_096,
+    ),
+    "Qwen2.5-7B": (
+        dict(model_type="qwen2", hidden_act="silu", hidden_size=3584, intermediate_size=18944, max_window_layers=28)
+        | dict(num_attention_heads=28, num_hidden_layers=28, num_key_value_heads=4, rms_norm_eps=1e-6)
+        | dict(rope_theta=1000000.0, sliding_window=131072, use_sliding_window=False, use_mrope=False)
+        | dict(max_position_embeddings=131072, tie_word_embeddings=False, vocab_size=152064),
+        7_615_616_512,
+    ),
+    "Qwen3-8B": (
+        dict(model_type="qwen3", attention_bias=False, head_dim=128, hidden_act="silu", hidden_size=4096)
+        | dict(intermediate_size=12288, max_position_embeddings=40960, max_window_layers=36, num_attention_heads=32)
+        | dict(num_hidden_layers=36, num_key_value_heads=8, rms_norm_eps=1e-6, rope_scaling=None, rope_theta=1000000)
+        | dict(sliding_window=None, use_sliding_window=False, tie_word_embeddings=False, vocab_size=151936),
+        8_190_735_360,
+    ),
+    "pythia-1.4b": (
+        dict(model_type="gpt_neox", hidden_act="gelu", hidden_size=2048, intermediate_size=8192, layer_norm_eps=1e-5)
+        | dict(max_position_embeddings=2048, num_attention_heads=16, num_hidden_layers=24, rotary_emb_base=10000)
+        | dict(rotary_pct=0.25, tie_word_embeddings=False, use_parallel_residual=True, vocab_size=50304),
+        1_414_647_808,
+    ),
+    "gpt2": (
+        dict(model_type="gpt2", activation_function="gelu_new", layer_norm_epsilon=1e-5, n_ctx=1024, n_embd=768)
+        | dict(n_head=12, n_layer=12, n_positions=1024, vocab_size=50257),
+        124_439_808,
+    ),
+    "gpt-neo-1.3B": (
+        dict(model_type="gpt_neo", activation_function="gelu_new", attention_types=[[["global", "local"], 12]])
+        | dict(hidden_size=2048, intermediate_size=None, layer_norm_epsilon=1e-5, max_position_embeddings=2048)
+        | dict(num_heads=16, num_layers=24, vocab_size=50257, window_size=256),
+        1_315_575_808,
+    ),
+    "gemma-2b": (
+        dict(model_type="gemma", head_dim=256, hidden_act="gelu", hidden_activation=None, hidden_size=2048)
+        | dict(intermediate_size=16384, max_position_embeddings=8192, num_attention_heads=8, num_hidden_layers=18)
+        | dict(num_key_value_heads=1, rms_norm_eps=1e-6, rope_scaling=None, rope_theta=10000.0, vocab_size=256000),
+        2_506_172_416,
+    ),
+    "gemma-3-1b": (
+        dict(model_type="gemma3_text", attn_logit_softcapping=None, final_logit_softcapping=None, head_dim=256)
+        | dict(hidden_activation="gelu_pytorch_tanh", hidden_size=1152, intermediate_size=6912, num_hidden_layers=26)
+        | dict(max_position_embeddings=32768, num_attention_heads=4, num_key_value_heads=1, query_pre_attn_scalar=256)
+        | dict(rms_norm_eps=1e-6, rope_local_base_freq=10000, rope_scaling=None, rope_theta=1000000)
+        | dict(sliding_window=512, sliding_window_pattern=6, vocab_size=262144),
+        999_885_952,
+    ),
+    "Phi-3-mini-4k": (
+        dict(model_type="phi3", hidden_act="silu", hidden_size=3072, intermediate_size=8192, rope_theta=10000.0)
+        | dict(max_position_embeddings=4096, original_max_position_embeddings=4096, num_attention_heads=32)
+        | dict(num_hidden_layers=32, num_key_value_heads=32, rms_norm_eps=1e-5, rope_scaling=None, sliding_window=2047)
+        | dict(tie_word_embeddings=False, vocab_size=32064, attention_bias=False),
+        3_821_079_552,
+    ),
+}
