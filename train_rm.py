@@ -4,9 +4,9 @@
     torchrun --nproc_per_node 8 train_rm.py ...      the same flags on eight GPUs; --global_batch_size stays
     what it is
 
-Data: {"positive": text, "negative": text} or {"chosen": ..., "rejected": ...}, as JSON lines or {"instances":
-[...]}, plain or .gz. Loss: -log sigmoid(r_better - r_worse), the mean over a prompt's pairs of replies, or another
-(--loss, docs/losses.md); the reward is read at an end-of-text token that is appended to every text.
+Data: {"positive": text, "negative": text}, {"chosen": ..., "rejected": ...} with or without a "prompt", texts or
+messages, or rankings: docs/data.md. Loss: -log sigmoid(r_better - r_worse), the mean over a prompt's pairs of
+replies, or another (--loss, docs/losses.md); the reward is read at the end-of-text token of every text.
 """
 
 from dataclasses import dataclass

@@ -4,8 +4,9 @@
     torchrun --nproc_per_node 8 train_sft.py ...     the same flags on eight GPUs; --global_batch_size stays
     what it is
 
-Data: {"type": "text_only", "instances": [{"text": ...}]}, or the same records as JSON lines, plain or .gz.
-Loss: cross entropy of the whole text, which ends in an end-of-text token; packed texts never see one another.
+Data: {"type": "text_only", "instances": [{"text": ...}]}, or JSON lines of texts, of input and output, or of
+messages: docs/data.md. Loss: cross entropy of a whole text, of the output or of the assistant's turns, and of
+the end-of-text token; packed texts never see one another.
 """
 
 from dataclasses import dataclass
