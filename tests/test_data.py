@@ -411,7 +411,7 @@ def test_a_bad_pair_is_named_by_its_line(case, plain, file):
 def test_paths_that_are_no_readable_files_are_named(read, plain, tmp_path):
     fails(lambda: read([tmp_path / "missing.json"], plain, 512), str(tmp_path / "missing.json"), "no such file")
     fails(lambda: read([tmp_path], plain, 512), str(tmp_path), "is a folder; name the files in it")
-    fails(lambda: read(["Anthropic/hh-rlhf"], plain, 512), "Anthropic/hh-rlhf: no such file", "not from a hub")
+    fails(lambda: read(["Anthropic/hh-rlhf"], plain, 512), "Anthropic/hh-rlhf: no such file", "or hub:org/name/FILE")
     fails(lambda: read([""], plain, 512), "no such file")
     fails(lambda: read(["a\0b"], plain, 512), "null byte")
     fails(lambda: read(["a" * 5000], plain, 512), "too long")
