@@ -113,3 +113,36 @@ def test_a_run_trains_with_the_loss_of_its_settings(tmp_path):
 
     ((found, expected),) = run_ranks(1, losses_of_settings)
     assert found == pytest.approx(expected)
+
+
+def work(config, pairs) -> tuple[list[int], int, set[int]]:
+    """Of a forward: the tokens that each linear layer saw, calls of attention, and sizes of what was multiplied."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    seen, widths, calls = [], set(), []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+            if op.name() in ("aten::mm", "aten::addmm"):
+                product = args[-2:]
+                seen.append(len(product[0]))
+                widths.add(product[1].shape[-1])
+            calls.extend([1] * ("scaled_dot_product" in op.name()))
+            return op(*args, **(kwargs or {}))
+
+    model = made.model(RewardModel, config)
+    examples = made.pair_examples(pairs)
+    with Watch(), torch.no_grad():
+        model(pack(examples, np.arange(len(examples))))
+    return seen, len(calls), widths
+
+
+@FAMILIES
+def test_a_prompt_is_computed_once_attention_is_called_once_a_reply_and_no_logits_are_made(config):
+    pairs = [([1, 2, 3, 4, 5], [1, 2, 3, 6]), ([7, 8, 9], [7, 8, 10, 11]), ([12, 13], [14])]
+    seen, calls, widths = work(config, pairs)
+    distinct = (3 + 2 + 1) + (2 + 1 + 2) + (0 + 2 + 1)  # prompt, chosen, rejected
+    scored = 2 * len(pairs)
+    assert set(seen) == {distinct, scored} and seen.count(scored) == 1
+    assert calls == 2 * len(pairs) * config.n_layers
+    assert config.vocab_size not in widths
