@@ -26,6 +26,8 @@ def describe(folder: Path, source: Path, hf: dict, architecture: str, head: str,
     if head == "reward":
         token, config["pad_token_id"] = _padding(source, hf)
         config |= {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}  # one label, that is
+        config |= {"problem_type": "regression"}  # or transformers' pipeline and vLLM put a sigmoid on the reward
+        config |= {"value_head_prefix": "score"}  # OpenRLHF's word for what the head is called
         if token is not None:
             file, legacy = folder / "tokenizer_config.json", folder / "special_tokens_map.json"
             # On the right: on the left it would shift learned positions.

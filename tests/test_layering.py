@@ -27,7 +27,7 @@ LAYERS = [
     {"data", "adapter", "checkpoint", "findings", "hub"},
     {"batch", "optim", "lisa", "weights", "saving"},
     {"heads", "resume", "scoring", "memory"},
-    {"step", "evaluation", "report", "audit", "plan", "bench", "demo", "prepare_hh"},
+    {"step", "evaluation", "report", "audit", "plan", "bench", "demo", "prepare_hh", "export"},
     {"report_eval"},
 ]
 LEVEL = {module: level for level, modules in enumerate(LAYERS) for module in modules}
