@@ -55,7 +55,7 @@ trap 'kill -TERM $run' TERM INT USR1 # torchrun passes it on; training saves and
 ) &
 watch=$!
 
-code=0
-while kill -0 $run 2>/dev/null; do wait $run || code=$?; done
+while kill -0 $run 2>/dev/null; do wait $run || true; done # a trapped signal ends `wait`, not torchrun
+wait $run && code=0 || code=$?
 kill $watch 2>/dev/null || true
 exit $code
