@@ -92,9 +92,11 @@ class Cluster:
 
     def __exit__(self, *_):
         subprocess.run(["scancel", "--user", "root"], capture_output=True)
-        time.sleep(2)
-        for name in (*(f"slurmd.{n}" for n in self.names), "slurmctld", "munged"):
-            self.end(name)
+        time.sleep(1)
+        daemons = (*(f"slurmd.{name}" for name in self.names), "slurmctld", "munged")
+        for wait in (0, 20):  # all are told before one is waited for
+            for daemon in daemons:
+                self.end(daemon, wait=wait)
 
     def _munge(self) -> None:
         key = self.folder / "munge.key"
@@ -108,15 +110,15 @@ class Cluster:
         (self.folder / f"spool.{name}").mkdir(exist_ok=True)
         run("slurmd", "-N", name, "-f", self.conf)
 
-    def end(self, daemon: str, number: int = signal.SIGTERM) -> None:
+    def end(self, daemon: str, number: int = signal.SIGTERM, wait: float = 20) -> None:
         """End the daemon of this pid file ("slurmd.n1")."""
         file = self.folder / f"{daemon}.pid"
-        if file.exists():
-            pid = int(file.read_text())
-            if lab.command_of(pid).startswith(daemon.split(".")[0]):  # not another process under a reused number
-                os.kill(pid, number)
-                lab.wait_for(lambda: not lab.alive(pid), 20, f"{daemon} is gone")
-            file.unlink(missing_ok=True)
+        pid = int(file.read_text()) if file.exists() else 0
+        if pid and lab.command_of(pid).startswith(daemon.split(".")[0]):  # not another process under a reused number
+            os.kill(pid, number)
+            if wait:
+                lab.wait_for(lambda: not lab.alive(pid), wait, f"{daemon} is gone")
+                file.unlink(missing_ok=True)
 
     def states(self) -> list[str]:
         return run("sinfo", "-h", "-N", "-p", "low", "-o", "%t").split()
