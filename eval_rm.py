@@ -11,18 +11,23 @@ report.html, one page with figures and the worst mistakes.
 
 import json
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
-from rm import batch, data, dist, evaluation, heads, hub, log, parallel, report_eval
+from rm import batch, contract, data, dist, evaluation, heads, hub, log, parallel, report_eval
 from rm.config import REQUIRED, parse, setting
 from rm.step import score
-from rm.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings(heads.ModelSettings, data.DataSettings, batch.RowSettings, parallel.ParallelSettings):
     dataset_path: tuple[str, ...] = setting(REQUIRED, "files, or NAME=FILE: files of one name are one set")
     baseline_model_name_or_path: str | None = setting(None, "another reward model, for a paired test on the same pairs")
+    max_length: int | None = setting(None, "the longest text in tokens; none: as in training, else 512")
+    overlong: str | None = setting(
+        None, "leave out or shorten what is longer; none: as in training", ("filter", "truncate")
+    )
+    truncation_side: str | None = setting(None, "where to shorten; none: as in training", ("left", "right"))
     output_dir: str = setting(REQUIRED, "folder for report.json, report.html and scores.jsonl")
 
 
@@ -40,11 +45,15 @@ def main(settings: Settings) -> None:
 
 def score_sets(settings: Settings, sets: dict[str, list[str]]) -> tuple[dict[str, evaluation.Result], dict]:
     """(every set's rewards, what became of its records), on every rank."""
-    tokenizer = Tokenizer(settings.model_name_or_path)
-    read = {name: data.read_once(data.pairs, paths, settings, tokenizer) for name, paths in sets.items()}
+    settings, agreed = contract.settled(settings)
+    text = contract.encoding(settings, agreed)
+    read = {name: data.read_once(data.pairs, paths, settings, text.tokenizer) for name, paths in sets.items()}
     for name, (_, counts) in read.items():
         log.say(f"{name}: {counts}")
     model = heads.load(heads.RewardModel, settings, train=False)
+    if agreed:
+        dtype = parallel.compute_dtype(settings)
+        contract.check(agreed, settings.model_name_or_path, text, dtype, partial(contract.score, model))
     results = {}
     for name, (examples, _) in read.items():
         results[name] = evaluation.Result(sets[name], examples, score(model, batch.InOrder(examples, settings)).numpy())

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from rm import (
     batch,
+    contract,
     data,
     dist,
     heads,
@@ -93,6 +94,7 @@ def main(settings: Settings) -> None:
                 run.evaluation(step + 1, evaluate(model, held_out, checkpoints.poll))
         # ------------------------------------------------------------------ the loop ends
         heads.save(model, run.folder, settings, probe=batch.pack(train, range(min(4, len(train)))))
+        contract.conclude(model, run.folder, held_out.examples if held_out else train, settings)
     report.write_for(settings.output_dir)
 
 

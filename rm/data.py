@@ -36,7 +36,8 @@ class DataSettings:
     cache_dir: str = setting(cache.default_folder(), "where tokenized data is kept for the next start", may_change=True)
 
     def check(self) -> None:
-        require_positive(self, "max_length")
+        if self.max_length is not None:  # evaluation takes it from the model
+            require_positive(self, "max_length")
         if self.chat_template is not None and self.dialogue_format is not None:
             raise ValueError("--chat_template and --dialogue_format exclude each other: give one")
 

@@ -61,7 +61,7 @@ def reliability(bins: list[dict]) -> str:
         x, y = [b["confidence"] for b in filled], np.array([b["accuracy"] for b in filled])
         low, high = np.array([b["ci95"] for b in filled]).reshape(-1, 2).T
         axes.plot([0.5, 1], [0.5, 1], color=GREY, linestyle="--", label="as often right as sure")
-        axes.errorbar(x, y, np.maximum(0, [y - low, high - y]), fmt="o-", color=BLUE, markersize=4, label="model, 95 %")
+        axes.errorbar(x, y, np.maximum(0, [y - low, high - y]), fmt="o", color=BLUE, markersize=4, label="model, 95 %")
         axes.set_ylim(0, 1.02)
         axes.legend(frameon=False, loc="lower left")
 

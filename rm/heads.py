@@ -21,6 +21,7 @@ from rm.model import ModelConfig, Transformer
 
 Sums = dict[str, Tensor]
 MERGE_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.1}  # on rewards of size 1
+NO_SCORE = "{folder} is not a reward model: it holds no score.weight. Train one with train_rm.py"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +107,7 @@ def load(cls: type, settings, train: bool = True) -> Transformer:
     model.to_empty(device=dist.device())
     new = weights.load(model, folder)
     if weights.SCORE in new and not train:
-        raise ValueError(f"{folder} is not a reward model: it holds no {weights.SCORE}. Train one with train_rm.py")
+        raise ValueError(NO_SCORE.format(folder=folder))
     if new:
         _draw(model, new, settings.seed)
     return model
@@ -137,6 +138,18 @@ def arrange(cls: type, settings, train: bool = True, kernel: type | None = None)
         model.loss_settings = settings
     parallel.arrange(model, settings)
     return model
+
+
+def load_whole(folder: str | Path, dtype: torch.dtype) -> RewardModel:
+    """A reward model for this process alone, not sharded: it needs no process group and meets no other rank."""
+    config, *_ = weights.read_config(folder)
+    with torch.device("meta"):
+        kernel = choose_kernel(dist.device(), dtype, config.n_heads, config.n_kv_heads, config.head_dim)
+        model = RewardModel(config, kernel)
+    parallel.place(model, dtype)
+    if weights.load(model, folder):
+        raise ValueError(NO_SCORE.format(folder=folder))
+    return model.requires_grad_(False)
 
 
 def _draw(model: Transformer, new: set[str], seed: int) -> None:

@@ -28,6 +28,7 @@ details {{ border-top: 1px solid #e4e6ea; padding: 0.5rem 0; }} summary {{ curso
 .turn {{ white-space: pre-wrap; margin: 0.5rem 0; padding: 0.4rem 0.7rem; background: #f3f4f6; border-radius: 6px;
         max-height: 24rem; overflow-y: auto; }}
 .better {{ background: #e8f1fb; }} .worse {{ background: #fbecea; }}
+@media (max-width: 30rem) {{ th, td {{ padding: 0.2rem 0.35rem; font-size: 0.8rem; }} }}
 .who {{ font-size: 0.8rem; font-weight: 600; color: #5b626c; display: block; }}
 </style>
 </head>

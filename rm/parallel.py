@@ -75,6 +75,14 @@ def arrange(model: nn.Module, settings: ParallelSettings) -> None:
     _shard(model, _mesh(settings.shard_group_size or dist.world()), compute_dtype(settings))
 
 
+def place(model: nn.Module, dtype: torch.dtype) -> None:
+    """Give a meta-built model memory on this device, whole, in the dtype it computes in; a score head is fp32."""
+    model.to(dtype)
+    if hasattr(model, "score"):
+        model.score.float()
+    model.to_empty(device=dist.device())
+
+
 def _mesh(group: int) -> DeviceMesh:
     """All ranks in groups of `group` neighbours: (replicas, shards), or one dimension where there is one group."""
     if dist.world() % group:

@@ -22,13 +22,13 @@ CURVES = [  # (title, axis, name in metrics.jsonl; of the held-out data it begin
 
 
 def write_for(folder: str | Path) -> None:
-    """report.html at the end of a run, on the main process. A run that trained well never ends badly for want of it."""
-    if not dist.is_main():
-        return
-    try:
-        log.say(f"report: {write(folder)}")
-    except Exception as error:  # whatever it is, the model is worth more
-        log.say(f"report.html was not written: {type(error).__name__}: {error}")
+    """report.html at the end of a run, which never ends badly for want of it. All ranks call it."""
+    if dist.is_main():
+        try:
+            log.say(f"report: {write(folder)}")
+        except Exception as error:  # whatever it is, the model is worth more
+            log.say(f"report.html was not written: {type(error).__name__}: {error}")
+    dist.barrier()  # ranks leave together: one that is gone may abort those that still talk
 
 
 def write(folder: str | Path) -> Path:

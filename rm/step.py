@@ -5,7 +5,7 @@ before the forward. FSDP2 averages gradients over ranks; the visible factor `wor
 same for every split into rows and ranks, up to the order of fp32 additions.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from rm import dist
-from rm.batch import InOrder, Work
+from rm.batch import Batch, InOrder, Work
 from rm.heads import Sums
 
 
@@ -48,22 +48,26 @@ def evaluate(model: nn.Module, rows: InOrder, between_rows: Callable[[], None] =
     return means(dict(zip(total, summed.tolist(), strict=True)))
 
 
-@torch.no_grad()
 def score(model: nn.Module, rows: InOrder) -> Tensor:
     """The reward of every reply as `rows.examples` stores them, on every rank: (R,) fp32 on the CPU.
 
     Those of example i are `[reply_offsets[i] : reply_offsets[i + 1]]`; where all are pairs, `.view(-1, 2)` has the
     chosen ones first.
     """
+    numbers, rewards = score_rows(model, rows, rows.examples.reply_offsets)
+    return dist.concat_over_ranks(rewards)[dist.concat_over_ranks(numbers).argsort()]
+
+
+@torch.no_grad()
+def score_rows(model: nn.Module, rows: Iterable[Batch], reply_offsets: np.ndarray) -> tuple[Tensor, Tensor]:
+    """(numbers of the replies, their rewards) of these rows, on this rank alone."""
     model.eval()
-    offsets = rows.examples.reply_offsets
     numbers, rewards = [np.zeros(0, np.int64)], [torch.zeros(0)]
     for row in rows:
-        numbers += [np.arange(offsets[i], offsets[i + 1]) for i in row.examples]
+        numbers += [np.arange(reply_offsets[i], reply_offsets[i + 1]) for i in row.examples]
         rewards.append(model.rewards(row.to(dist.device())).cpu())
     model.train()
-    numbers = dist.concat_over_ranks(torch.from_numpy(np.concatenate(numbers)))
-    return dist.concat_over_ranks(torch.cat(rewards))[numbers.argsort()]
+    return torch.from_numpy(np.concatenate(numbers)), torch.cat(rewards)
 
 
 def reward_statistics(model: nn.Module, rows: InOrder) -> dict[str, float]:

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from rm import report
+from rm import dist, report
 from tests.test_page import Tags
 
 
@@ -58,7 +58,8 @@ def test_without_matplotlib_the_page_says_how_to_get_figures(run, monkeypatch):
 
 def test_a_page_that_cannot_be_written_does_not_end_a_run(run, capsys):
     (run / "run.json").write_text("{broken")
-    report.write_for(run)
+    with dist.session(0):
+        report.write_for(run)
     assert "report.html was not written" in "".join(capsys.readouterr())
     assert not (run / "report.html").exists()
 

@@ -5,9 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+from rm.scoring import Scorer
 from tests import text_fixtures, tiny
 
 ROOT = Path(__file__).parent.parent
@@ -92,6 +94,26 @@ def test_sft_then_reward_model_then_evaluation_and_transformers_scores_as_we_do(
     with torch.no_grad():
         logits = theirs(**tokenizer(texts, return_tensors="pt", padding=True)).logits[:, 0]
     torch.testing.assert_close(scores["one"][:4].flatten(), logits, rtol=1e-4, atol=1e-4)
+
+
+def test_a_reward_model_and_its_adapter_keep_one_contract_and_a_broken_one_is_refused(world, tmp_path):
+    flags = ("--use_lora", "true", "--max_steps", 2, "--max_length", 150, "--validation_split_by", "order")
+    train("train_rm.py", world, tmp_path / "rm", *flags, processes=2)
+    forms = {form: tmp_path / "rm" / form for form in ("model", "adapter")}
+    kept = {form: json.loads((folder / "scoring.json").read_text()) for form, folder in forms.items()}
+    scores = {form: torch.tensor([golden["score"] for golden in kept[form]["golden"]]) for form in forms}
+    torch.testing.assert_close(scores["model"], scores["adapter"], rtol=1e-4, atol=1e-4)
+    assert kept["model"]["max_length"] == 150 and kept["model"]["reward_set"] == "6 examples held out"
+
+    scorers = [Scorer(folder) for folder in forms.values()]  # which check the contract
+    assert scorers[0].score(TEXTS[:3]) == pytest.approx(scorers[1].score(TEXTS[:3]), abs=1e-4)
+    held_out = Scorer(forms["model"]).score(TEXTS[-6:], normalized=True)
+    assert np.mean(held_out) == pytest.approx(0, abs=1e-3) and np.std(held_out) == pytest.approx(1, abs=1e-3)
+
+    kept["model"]["golden"][1]["score"] += 1
+    (forms["model"] / "scoring.json").write_text(json.dumps(kept["model"]))
+    flags = ("--model_name_or_path", forms["model"], "--dataset_path", world / "pairs.jsonl")
+    assert "golden text 2" in refused("eval_rm.py", tmp_path / "out", *flags)
 
 
 def test_a_run_is_repeated_from_its_run_json(world, tmp_path):

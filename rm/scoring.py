@@ -1,0 +1,104 @@
+"""Rewards from your own code, in one process, without a launcher.
+
+    from rm.scoring import Scorer
+    scorer = Scorer("runs/rm/model")
+    rewards = scorer.score_responses(["###Human: Is 7 prime?###Assistant:"], [[" Yes.", " No.", " 42"]])
+
+Shapes: R replies.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rm import batch, heads, parallel, step
+from rm.contract import TextSettings, check, encoding, settled
+from rm.examples import Examples
+from rm.formats import Text, preference, split_turns
+
+
+class Scorer:
+    """A reward model to call from your own code, in one process, without a launcher.
+
+    Under torchrun every process holds a whole model and scores what it is given by itself. A text is a string, taken as
+    training took strings, or a list of {"role", "content"} messages, which the model's template writes.
+
+    Attributes:
+        contract: what scoring.json says, None for a model without one.
+        text: how texts become tokens.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        dtype: str = "auto",
+        max_length: int | None = None,
+        chat_template: str | None = None,
+        dialogue_format: str | None = None,
+        max_tokens: int = 4096,
+    ):
+        """
+        Args:
+            path: a reward model's folder, or an adapter's.
+            dtype, max_length, chat_template, dialogue_format: as the flags of eval_rm.py: None is as in training.
+            max_tokens: computed at a time, more where one prompt and its responses have more.
+
+        Raises:
+            ValueError: for a folder that is no reward model, or whose contract does not hold.
+        """
+        asked = TextSettings(str(path), chat_template, dialogue_format, max_length)
+        settings, self.contract = settled(asked, say=lambda said: None)
+        self.text, self.max_tokens = encoding(settings, self.contract), max_tokens
+        computed = parallel.compute_dtype(parallel.ParallelSettings(dtype=dtype))
+        self.model = heads.load_whole(path, computed)
+        if self.contract:
+            check(self.contract, path, self.text, computed, self._rewards)
+
+    def score(self, conversations: Sequence[Text], normalized: bool = False) -> list[float]:
+        """The reward of each whole conversation.
+
+        Args:
+            normalized: less the contract's mean, over its standard deviation.
+
+        Raises:
+            ValueError: for a text longer than training took, where it did not shorten them.
+        """
+        split = self.text.as_messages
+        groups = [[split_turns(one) if split and isinstance(one, str) else one] for one in conversations]
+        return [rewards[0] for rewards in self._score(groups, normalized)]
+
+    def score_responses(
+        self, prompts: Sequence[Text], responses: Sequence[Sequence[Text]], normalized: bool = False
+    ) -> list[list[float]]:
+        """The rewards of any number of responses to each prompt; what they share is computed once.
+
+        Args:
+            prompts: strings or messages.
+            responses: for each prompt a list of what follows it.
+        """
+        groups = []
+        for prompt, texts in zip(prompts, responses, strict=True):
+            record = {"prompt": prompt, "responses": list(texts)}
+            groups.append(preference(record, self.text.as_messages).texts if texts else [])
+        return self._score(groups, normalized)
+
+    def _score(self, groups: list[list[Text]], normalized: bool) -> list[list[float]]:
+        if normalized and (self.contract is None or self.contract.reward_std is None):
+            raise ValueError("the model names no mean and standard deviation of its rewards: take them as they are")
+        full = [group for group in groups if group]
+        rewards = self._rewards(self.text.examples(full)) if full else torch.zeros(0)
+        if normalized:
+            rewards = (rewards - self.contract.reward_mean) / self.contract.reward_std
+        given = iter(rewards.tolist())
+        return [[next(given) for _ in group] for group in groups]
+
+    def _rewards(self, examples: Examples) -> Tensor:
+        """(R,) fp32"""
+        lengths = examples.lengths
+        numbers = batch.plan(lengths, lengths, max(self.max_tokens, int(lengths.max())), world=1)[0]
+        rows = (batch.pack(examples, np.array(row, np.int64)) for row in numbers)
+        replies, rewards = step.score_rows(self.model, rows, examples.reply_offsets)
+        return rewards[replies.argsort()]
