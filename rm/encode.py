@@ -63,15 +63,15 @@ class Encoder:
                     self.kept.append(item.number)
                     yield example
 
-    def _write(self, item: Item) -> list[Rendered]:
-        """Its texts, ready to tokenize; none if it is dropped."""
+    def _write(self, item: Item) -> list[Rendered] | None:
+        """Its texts, ready to tokenize; None if it is dropped."""
         texts = item.sample.texts
         if self.imitate:
             texts = [_until_last_reply(text) for text in texts]
         if any(isinstance(text, list) and text[-1]["role"] != "assistant" for text in texts):
-            return self._drop("that do not end with a reply") or []
+            return self._drop("that do not end with a reply")
         if self.imitate and not any(_has_words(text, item.sample.loss_from) for text in texts):
-            return self._drop("empty text") or []
+            return self._drop("empty text")
         try:
             return [self._rendered(text, item.sample.loss_from) for text in texts]
         except ValueError as error:
