@@ -19,6 +19,7 @@ import json
 import re
 import reprlib
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import jinja2
@@ -54,7 +55,7 @@ class Rendered:
 
 
 class ChatTemplate:
-    """A compiled template.
+    """A template for one tokenizer.
 
     Attributes:
         source: its Jinja text.
@@ -72,15 +73,6 @@ class ChatTemplate:
         self._pieces = re.compile(f"({'|'.join([*strings, OPEN, CLOSE])})")
         used = {name: token for name, token in self._named.items() if name in source}
         self.fingerprint = hashlib.sha256(json.dumps([source, plain, used]).encode()).hexdigest()
-        environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols]
-        )
-        environment.filters["tojson"] = _tojson
-        environment.globals |= {"raise_exception": _raise_exception, "strftime_now": TODAY.strftime}
-        try:
-            self._template = environment.from_string(source)
-        except jinja2.TemplateError as error:
-            raise ValueError(f"{name} is no Jinja template ({_in_short(error)}); correct it") from None
 
     def render(self, messages: list[Message]) -> Rendered:
         """The text of a dialogue that ends with the assistant's message."""
@@ -89,6 +81,19 @@ class ChatTemplate:
         text = self._write(messages)
         tells = OPEN in text  # by {% generation %}
         return self._cut(text if tells else self._mark(messages, text), typed, tells)
+
+    @cached_property
+    def _template(self) -> jinja2.Template:
+        """Compiled when the first dialogue comes: plain texts do not need a model's template to be sound."""
+        environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols]
+        )
+        environment.filters["tojson"] = _tojson
+        environment.globals |= {"raise_exception": _raise_exception, "strftime_now": TODAY.strftime}
+        try:
+            return environment.from_string(self.source)
+        except jinja2.TemplateError as error:
+            raise ValueError(f"{self.name} is no Jinja template ({_in_short(error)}); correct it") from None
 
     def _disguise(self, text: str, typed: list[str]) -> str:
         """A text in which each string of a special token gives way to its number in `typed`."""

@@ -274,6 +274,10 @@ def test_a_template_that_cannot_be_followed_is_one_clear_error(message, tmp_path
     says(message, lambda: chat.ChatTemplate(BAD[message], "mine", tokenizer).render(typed))
 
 
+def test_a_template_that_is_not_used_may_be_broken(tmp_path):
+    assert chat.ChatTemplate("{% if", "mine", Tokenizer(byte_level(tmp_path))).fingerprint
+
+
 def test_templates_have_the_helpers_of_transformers_and_one_day(tmp_path):
     source = (
         "{{ strftime_now('%Y-%m-%d') }}{{ {'a': '<é>'} | tojson }}{% for m in messages %}{% if loop.first %}"
