@@ -234,7 +234,7 @@ class ScaledEmbedding(nn.Embedding):
         self.scale = config.embed_scale
 
     def forward(self, tokens: Tensor) -> Tensor:
-        return super().forward(tokens) * torch.tensor(self.scale, dtype=self.weight.dtype).item()
+        return super().forward(tokens) * torch.tensor(self.scale, dtype=self.weight.dtype, device="cpu").item()
 
 
 class Transformer(nn.Module):
