@@ -107,9 +107,10 @@ class ChatTemplate:
         return self._special.sub(number, text)
 
     def _write(self, messages: list[Message], prompt: bool = False) -> str:
+        template = self._template
         known = {"tools": None, "documents": None, "add_generation_prompt": prompt, **self._named}
         try:
-            return self._template.render(messages=messages, **known)
+            return template.render(messages=messages, **known)
         except Exception as error:  # a template may fail in any way that a program can
             raise ValueError(f"{self.name} refuses the dialogue: {_in_short(error)}") from None
 
