@@ -2,6 +2,7 @@
 
     python eval_rm.py --model_name_or_path runs/rm/model --dataset_path test.jsonl --output_dir runs/eval
     python eval_rm.py ... --dataset_path base=a.jsonl online=b.jsonl    two named sets
+    python eval_rm.py ... --score_only true --best_of_n true                    rewards of any replies, and the best
     torchrun --nproc_per_node 8 eval_rm.py ...       the same numbers from eight GPUs
 
 Writes report.json (accuracy with its 95 % intervals, calibration, accuracy by subset, turns and length; every number is
@@ -10,6 +11,7 @@ report.html, one page with figures and the worst mistakes.
 """
 
 import json
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -28,12 +30,14 @@ class Settings(heads.ModelSettings, data.DataSettings, batch.RowSettings, parall
         None, "leave out or shorten what is longer; none: as in training", ("filter", "truncate")
     )
     truncation_side: str | None = setting(None, "where to shorten; none: as in training", ("left", "right"))
+    score_only: bool = setting(False, "write scores.jsonl alone: records may have any number of replies and no grades")
+    best_of_n: bool = setting(False, "write best.jsonl as well: every record's highest scored reply")
     output_dir: str = setting(REQUIRED, "folder for report.json, report.html and scores.jsonl")
 
 
 def main(settings: Settings) -> None:
     settings = hub.fetched(settings)
-    log.check_free(settings.output_dir, ("report.json", "run.json"))
+    log.check_free(settings.output_dir, ("report.json", "run.json", "scores.jsonl"))
     sets = evaluation.named_sets(settings.dataset_path)
     ours, counts = score_sets(settings, sets)
     theirs = {}
@@ -47,7 +51,8 @@ def score_sets(settings: Settings, sets: dict[str, list[str]]) -> tuple[dict[str
     """(every set's rewards, what became of its records), on every rank."""
     settings, agreed = contract.settled(settings)
     text = contract.encoding(settings, agreed)
-    read = {name: data.read_once(data.pairs, paths, settings, text.tokenizer) for name, paths in sets.items()}
+    kind = data.replies if settings.score_only else data.pairs
+    read = {name: data.read_once(kind, paths, settings, text.tokenizer) for name, paths in sets.items()}
     for name, (_, counts) in read.items():
         log.say(f"{name}: {counts}")
     model = heads.load(heads.RewardModel, settings, train=False)
@@ -67,16 +72,24 @@ def write(
     """All files, and the table on the terminal. Of the main process alone."""
     folder = Path(settings.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "scores.jsonl", "w", encoding="utf-8") as out:
-        for name, result in ours.items():
-            for line in result.lines():
-                out.write(json.dumps({"set": name} | line, ensure_ascii=False) + "\n")
+    results = ours.items()
+    write_lines(folder / "scores.jsonl", ({"set": name} | line for name, result in results for line in result.lines()))
+    if settings.best_of_n:
+        write_lines(folder / "best.jsonl", ({"set": name} | line for name, result in results for line in result.best()))
+    if settings.score_only:
+        log.say(f"scores: {folder / 'scores.jsonl'}")
+        return
     report = evaluation.report(ours, theirs) | {"data": counts} | log.provenance(settings)
     (folder / "report.json").write_text(json.dumps(report, indent=2, allow_nan=False) + "\n")
     page = report_eval.evaluation_page(report, ours)
     (folder / "report.html").write_text(page, encoding="utf-8")
     log.say(report_eval.terminal(report))
     log.say(f"report: {folder / 'report.html'}")
+
+
+def write_lines(file: Path, lines: Iterable[dict]) -> None:
+    with open(file, "w", encoding="utf-8") as out:
+        out.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
 
 
 if __name__ == "__main__":

@@ -149,6 +149,17 @@ def pairs(
     return _encode(paths, preference, tokenizer, max_length, template, cut)
 
 
+def replies(
+    paths: Sequence[str | Path],
+    tokenizer: Tokenizer,
+    max_length: int,
+    template: chat.ChatTemplate | None = None,
+    cut: str | None = None,
+) -> tuple[Examples, Report]:
+    """As `pairs`, of records that need not say which reply is better, and may have one: to be scored, not learned."""
+    return _encode(paths, preference, tokenizer, max_length, template, cut, graded=False)
+
+
 def weighted(record: np.ndarray, files: Sequence[int], weights: Sequence[float], seed: int) -> np.ndarray:
     """Which examples to take, some more than once, some not: for an example of weight 2.3 two, or three by chance.
 
@@ -170,6 +181,7 @@ def _encode(
     max_length: int,
     template: chat.ChatTemplate | None,
     cut: str | None,
+    graded: bool = True,
 ) -> tuple[Examples, Report]:
     formats, files = Counter(), [0] * len(paths)
     encoder = Encoder(tokenizer, canonical is demonstration, template, max_length, cut)
@@ -184,7 +196,7 @@ def _encode(
                     known = preference(record, True) if "prompt" in record and canonical is preference else sample
                 except ValueError as error:
                     raise ValueError(f"{where}: {error}") from None
-                if canonical is preference and sample.grade is None:
+                if canonical is preference and graded and sample.grade is None:
                     raise ValueError(f"{where}: has no 'ranks' and no 'scores', so nothing says which answer is better")
                 yield Item(sum(files), where, conversation.key(known.texts[0]), sample)
                 formats[sample.format] += 1

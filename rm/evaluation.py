@@ -93,6 +93,16 @@ class Result:
             line = {"record": record, "id": fact.id, "scores": rewards[replies]}
             yield line | {"characters": fact.lengths, "tokens": tokens[replies].tolist()}
 
+    def best(self) -> Iterator[dict]:
+        """Every record's highest scored reply, the first of those tied."""
+        records = numbered(self.paths, self.examples.record)
+        for line, (_, _, record) in zip(self.lines(), records, strict=True):
+            number = int(np.argmax(line["scores"]))
+            content = as_dialogues(record)[number][-1]["content"]
+            yield {name: line[name] for name in ("record", "id")} | {
+                "best": number, "score": line["scores"][number], "response": content,
+            }  # fmt: skip
+
     def mistakes(self, most: int = 10) -> list[Mistake]:
         """The worst wrong pairs, the widest margin first, at most one a prompt."""
         one, (better, worse, prompt) = self.scored, self.scored.pairs

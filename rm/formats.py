@@ -61,6 +61,10 @@ def preference(record: dict, as_messages: bool = False) -> Sample:
     """
     name = _format(record, PREFERENCES, DEMONSTRATIONS, "train_sft.py")
     keys = PREFERENCES[name]
+    if all(_is_strings(record.get(key)) for key in ("chosen", "rejected")) and "prompt" in keys:  # RewardBench 2
+        good, bad = record["chosen"], record["rejected"]
+        record = {"prompt": record["prompt"], "responses": good + bad, "scores": [1] * len(good) + [0] * len(bad)}
+        return preference(record, as_messages)
     answers = [(key, record[key]) for key in keys[-2:]]
     if "responses" in keys:
         answers = _responses(record["responses"])
@@ -165,6 +169,10 @@ def _checked(message, key: str) -> Message:
 
 def _message(role: str, content: str) -> Message:
     return {"role": role, "content": content}
+
+
+def _is_strings(value) -> bool:
+    return isinstance(value, list) and len(value) > 0 and all(isinstance(item, str) for item in value)
 
 
 def _responses(found) -> list[tuple[str, object]]:

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from rm import rewardbench
+from rm.formats import preference
 from tests.test_metrics import pairs, scored
 
 
@@ -47,3 +48,10 @@ def test_any_other_set_is_not_taken_for_the_benchmark():
     assert rewardbench.scores(pairs([[1, 0]] * 2, subset=["hep-cpp", "mine"]), [""] * 2) is None
     assert rewardbench.scores(pairs([[1, 0]]), [""]) is None
     assert rewardbench.scores(scored([], []), []) is None
+
+
+def test_records_of_version_2_are_rankings_of_their_lists():
+    record = {"prompt": "1 + 1?", "chosen": ["2", "two"], "rejected": ["3", "4"], "subset": "Ties", "id": "tied:0"}
+    sample = preference(record)
+    assert sample.texts == ["1 + 1?2", "1 + 1?two", "1 + 1?3", "1 + 1?4"] and sample.grade == [1, 1, 0, 0]
+    assert preference(record, as_messages=True).texts[1][-1] == {"role": "assistant", "content": "two"}

@@ -110,6 +110,18 @@ def test_a_reward_model_and_its_adapter_keep_one_contract_and_a_broken_one_is_re
     held_out = Scorer(forms["model"]).score(TEXTS[-6:], normalized=True)
     assert np.mean(held_out) == pytest.approx(0, abs=1e-3) and np.std(held_out) == pytest.approx(1, abs=1e-3)
 
+    many = {"prompt": "###Human: 1?###Assistant:", "responses": [" one", " a long one", " 1"]}
+    prompts = [many, {"prompt": "a", "responses": ["b"]}]
+    (tmp_path / "prompts.jsonl").write_text("\n".join(map(json.dumps, prompts)))
+    flags = ("--model_name_or_path", forms["model"], "--dataset_path", tmp_path / "prompts.jsonl")
+    done = run("eval_rm.py", *flags, "--score_only", "true", "--best_of_n", "true", "--output_dir", tmp_path / "scored")
+    assert done.returncode == 0, done.stderr
+    lines, best = ([json.loads(line) for line in open(tmp_path / "scored" / f"{n}.jsonl")] for n in ("scores", "best"))
+    ours = scorers[0].score_responses(*zip(*((p["prompt"], p["responses"]) for p in prompts), strict=True))
+    assert [line["scores"] for line in lines] == [pytest.approx(rewards, abs=1e-5) for rewards in ours]
+    assert [line["best"] for line in best] == [int(np.argmax(rewards)) for rewards in ours]
+    assert best[1]["response"] == "b" and best[1]["score"] == lines[1]["scores"][0]
+
     kept["model"]["golden"][1]["score"] += 1
     (forms["model"] / "scoring.json").write_text(json.dumps(kept["model"]))
     flags = ("--model_name_or_path", forms["model"], "--dataset_path", world / "pairs.jsonl")
