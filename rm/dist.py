@@ -83,10 +83,12 @@ def one_line_errors() -> Iterator[None]:
     and speak only if the mistake was theirs alone (a disk that one machine lacks).
 
     A run that was told to stop ends with 128 + the signal's number, as a shell has it, but with 0 under torchrun, which
-    would start again whoever left with anything else.
+    would start again whoever left with anything else. So does one that is interrupted before it has anything to save.
     """
     try:
         yield
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
     except Stopped as stopped:
         sys.exit(0 if under_torchrun() else 128 + stopped.signal)
     except (ValueError, OSError) as error:
@@ -105,6 +107,11 @@ def _no_other_attempt() -> None:
     """Have torchrun end: a mistake does not get better by starting everything again, which --max-restarts asks for."""
     if under_torchrun() and int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)):
         os.kill(os.getppid(), signal.SIGTERM)
+
+
+def lost_a_process(error: BaseException | None) -> bool:
+    """Whether an error may be another process's end: all that a collective has to say of it is RuntimeError."""
+    return world() > 1 and isinstance(error, RuntimeError) and not isinstance(error, torch.OutOfMemoryError)
 
 
 def rank() -> int:

@@ -69,8 +69,8 @@ class Start:
 class Run:
     """The record of one training run: `train` once a step, `evaluation` when it is due.
 
-    How it ended is left in exit.json: "finished", "stopped" (told to, `dist.Stopped`) or "failed". A process that was
-    killed leaves none.
+    How it ended is left in exit.json: "finished", "stopped" (told to, `dist.Stopped`) or "failed". A run that was
+    killed leaves none, nor does one that lost a process: it did nothing wrong and may be started again.
     """
 
     def __init__(self, settings: RunSettings, steps: int, steps_per_epoch: int, facts: dict, start: Start = Start()):  # noqa: B008
@@ -87,7 +87,7 @@ class Run:
             (self.folder / "exit.json").unlink(missing_ok=True)
             described = provenance(settings) | facts | self._history()
             replace(self.folder / "run.json", json.dumps(described, indent=2) + "\n")
-            self.journal.open()
+            self.journal.begin()
             self.tracker = track.tracker(settings.report_to, self.folder, start.step, as_dict(settings))
         self._begin_line()
         self.bar = tqdm(
@@ -106,8 +106,9 @@ class Run:
         status = "finished" if kind is None else "stopped" if issubclass(kind, dist.Stopped) else "failed"
         ended = {"status": status, "step": self.step, "steps": self.steps, "reason": str(error or "all steps are done")}
         if dist.is_main():
-            self.journal.close()
             self.tracker.close()
+            if dist.lost_a_process(error):
+                return
             with contextlib.suppress(OSError):  # a full disk: the error that led here is the one to tell
                 track.write_csv(self.journal.file)
                 replace(self.folder / "exit.json", json.dumps(ended | {"time": _now()}) + "\n")

@@ -1,168 +1,241 @@
-"""rm.resume, rm.saving: a run that is killed or stopped at any moment goes on as if nothing had happened.
+"""rm.resume: where a run begins, whatever lies in its folder: other ranks, damage, other settings, planted pickles."""
 
-Every run here is the script's own `main` in forked processes; what is killed is killed with SIGKILL.
-"""
-
-import dataclasses
 import json
 import os
-import signal
+import shutil
 import subprocess
-import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 import train_rm
-import train_sft
-from rm import checkpoint, dist, saving, weights
-from tests import text_fixtures, tiny
 from tests.ranks import run_ranks
-
-TEXTS = [f"###Human: what is {a} and {b}?###Assistant: it is {a + b}." for a in range(6) for b in range(5)]
-ROOT = Path(__file__).parent.parent
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory) -> Path:
-    """A folder with a tiny LLaMA, texts and pairs."""
-    folder = tmp_path_factory.mktemp("world")
-    text_fixtures.byte_level(folder / "model")
-    tiny.llama(vocab_size=400).save_pretrained(folder / "model")
-    (folder / "sft.json").write_text(json.dumps([{"text": text} for text in TEXTS]))
-    pairs = [{"positive": text, "negative": text[:-3] + "no."} for text in TEXTS]
-    (folder / "pairs.json").write_text(json.dumps(pairs))
-    return folder
+from tests.runs import (
+    assert_same,
+    befalls,
+    checkpoints,
+    main,
+    outcome,
+    settings,
+    steps_saved,
+    undisturbed,
+    world,
+)
 
 
-def settings(world: Path, out: Path, script=train_rm, **changes):
-    data = world / ("sft.json" if script is train_sft else "pairs.json")
-    made = dict(
-        model_name_or_path=str(world / "model"), dataset_path=(str(data),), output_dir=str(out), max_tokens=200,
-        cache_dir=str(world / "cache"), validation_split_percentage=20, global_batch_size=8, num_train_epochs=3,
-        logging_steps=4, eval_steps=3, learning_rate=1e-3, save_steps=2,
-    )  # fmt: skip
-    return script.Settings(**made | changes)
+def interrupted(out: Path, processes: int = 1, script=train_rm, step: int = 9, **changes):
+    """The settings of a run that was killed in this step: in 9 the checkpoints are of 4 and 6, in 5 of 2."""
+    chosen = settings(out, script, **changes)
+    with pytest.raises(RuntimeError):
+        run_ranks(processes, main, chosen, befalls(script, "train_step", step))
+    return chosen
 
 
-def main(chosen, before: Callable[[], None] = lambda: None) -> None:
-    """What a process runs: the script, after `before` has prepared its misfortune."""
-    before()
-    script = train_sft if isinstance(chosen, train_sft.Settings) else train_rm
-    try:
-        script.main(chosen)
-    except (dist.Stopped, SystemExit):
-        pass
+@pytest.mark.parametrize("changes", [{}, {"use_lora": True, "lora_dropout": 0.0}], ids=["all weights", "lora"])
+def test_it_goes_on_with_other_numbers_of_processes_and_other_rows(changes, tmp_path):
+    chosen = settings(tmp_path / "out", **changes)
+    for processes, step, max_tokens, group in ((2, 4, 200, 1), (4, 4, 100, 2)):
+        part = settings(tmp_path / "out", max_tokens=max_tokens, shard_group_size=group, save_steps=1, **changes)
+        with pytest.raises(RuntimeError):
+            run_ranks(processes, main, part, befalls(train_rm, "train_step", step))
+    run_ranks(1, main, chosen)
+    ours, theirs = outcome(chosen), undisturbed(1, **changes)
+    assert [line["step"] for line in ours[1]] == [line["step"] for line in theirs[1]]
+    for name in ("loss", "grad_norm", "eval_loss"):
+        one, two = ([line[name] for line in lines if name in line] for lines in (ours[1], theirs[1]))
+        assert one == pytest.approx(two, rel=1e-4)
+    for name, values in ours[0].items():
+        assert (values - theirs[0][name]).norm() <= 1e-3 * theirs[0][name].norm()
 
 
-def outcome(chosen) -> tuple[dict, list[dict]]:
-    """The weights and the lines of metrics that a run left, without what a clock has to do with."""
-    out = Path(chosen.output_dir)
-    lines = [json.loads(line) for line in open(out / "metrics.jsonl")]
-    timeless = [{k: v for k, v in line.items() if "second" not in k} for line in lines]
-    return load_file(out / "model" / "model.safetensors"), timeless
+def cut(folder: Path) -> None:
+    file = folder / "rank_00000.safetensors"
+    os.truncate(file, file.stat().st_size - 100)
 
 
-def exit_marker(chosen) -> dict:
-    return json.loads((Path(chosen.output_dir) / "exit.json").read_text())
+def flip(name: str):
+    def damage(folder: Path) -> None:
+        content = bytearray((folder / name).read_bytes())
+        content[-50] ^= 4
+        (folder / name).write_bytes(content)
+
+    return damage
 
 
-def steps_saved(chosen) -> list[int]:
-    return [checkpoint.step_of(f) for f in checkpoint.published(Path(chosen.output_dir) / "checkpoints")]
+def without(name: str):
+    return lambda folder: (folder / name).unlink()
 
 
-def assert_same(one, other) -> None:
-    assert one[1] == other[1]
-    assert one[0].keys() == other[0].keys()
-    assert all(torch.equal(one[0][name], other[0][name]) for name in one[0])
+def half_written(folder: Path) -> None:
+    for name in ("COMPLETE", "state.json"):
+        (folder / name).unlink()
 
 
-@pytest.fixture(scope="module")
-def undisturbed(world, tmp_path_factory):
-    """The outcome of a run that nothing happens to, by (processes, settings)."""
-    known = {}
-
-    def of(processes: int, **changes):
-        key = processes, *sorted(changes.items())
-        if key not in known:
-            chosen = settings(world, tmp_path_factory.mktemp("whole") / "out", **changes)
-            run_ranks(processes, main, chosen)
-            known[key] = outcome(chosen)
-        return known[key]
-
-    return of
-
-
-def die(*_, **__):
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def at_call(number: int, act: Callable, function: Callable) -> Callable:
-    """`function`, but its call of this number (from 1) does `act` first."""
-    calls = []
-
-    def counted(*args, **kwargs):
-        calls.append(1)
-        if len(calls) == number:
-            act()
-        return function(*args, **kwargs)
-
-    return counted
-
-
-PHASES = {
-    "in a step": (train_rm, "train_step", 6),
-    "in an evaluation": (train_rm.InOrder if hasattr(train_rm, "InOrder") else train_rm.batch.InOrder, "__iter__", 2),
-    "before its file is whole": (checkpoint, "save_file", 2),
-    "between its file and its description": (checkpoint, "sync", 2 * 5 + 1),
-    "before the rename": (checkpoint.os, "rename", 3),
-    "between rename and prune": (saving.Checkpoints, "_prune", 3),
-    "in the middle of pruning": (checkpoint.shutil, "rmtree", 2),
-    "in the export": (weights, "save", 1),
+DAMAGE = {
+    "truncated": (cut, "bytes instead of"),
+    "a bit flipped": (flip("rank_00001.safetensors"), "does not have its checksum"),
+    "a bit flipped in its description": (flip("state.json"), "is not as it was written"),
+    "half-written": (half_written, "has no COMPLETE"),
+    "a file gone": (without("rank_00000.safetensors"), "cannot be read"),
 }
 
 
-@pytest.mark.parametrize("processes", [1, 2])
-@pytest.mark.parametrize("phase", PHASES)
-def test_killed_at_any_moment_it_goes_on_bit_for_bit(phase, processes, world, undisturbed, tmp_path):
-    owner, name, call = PHASES[phase]
-    chosen = settings(world, tmp_path / "out")
-
-    def misfortune():
-        if dist.rank() == 0:
-            setattr(owner, name, at_call(call, die, getattr(owner, name)))
-
-    with pytest.raises(RuntimeError, match="failed|died"):
-        run_ranks(processes, main, chosen, misfortune)
-    assert not (tmp_path / "out" / "model").exists() and steps_saved(chosen)
-    run_ranks(processes, main, chosen)
-    assert_same(outcome(chosen), undisturbed(processes))
-    assert exit_marker(chosen)["status"] == "finished"
-    assert len(steps_saved(chosen)) == 2 and not list((tmp_path / "out" / "checkpoints").glob(".*"))
-
-
-def test_sigterm_under_torchrun_saves_at_one_step_and_the_same_command_goes_on(world, undisturbed, tmp_path):
-    """Real torchrun, real signal; sent three times, as a scheduler may."""
-    chosen = settings(world, tmp_path / "out", num_train_epochs=40, save_steps=500)
-    flags = [f"--{name}={value}" for name, value in dataclasses.asdict(chosen).items() if isinstance(value, (str, int))]
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
-               "train_rm.py", *flags, "--dataset_path", *chosen.dataset_path, "--learning_rate", "1e-3",
-               "--num_train_epochs", "40"]  # fmt: skip
-    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
-    metrics = tmp_path / "out" / "metrics.jsonl"
-    while not (metrics.exists() and metrics.read_text().count("\n") > 2):
-        assert process.poll() is None, process.stderr.read()
-        time.sleep(0.01)
-    for _ in range(3):
-        process.send_signal(signal.SIGTERM)
-        time.sleep(0.02)
-    _, stderr = process.communicate(timeout=30)
-    marker = exit_marker(chosen)
-    assert marker["status"] == "stopped" and marker["reason"] == "SIGTERM" and 0 < marker["step"] < marker["steps"]
-    assert steps_saved(chosen) == [marker["step"]]
+@pytest.mark.parametrize(("damage", "message"), DAMAGE.values(), ids=DAMAGE)
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(damage, message, tmp_path, capfd):
+    chosen = interrupted(tmp_path / "out", processes=2)
+    assert steps_saved(chosen) == [4, 6]
+    damage(checkpoints(chosen)[-1])
     run_ranks(2, main, chosen)
-    assert_same(outcome(chosen), undisturbed(2, num_train_epochs=40, save_steps=500))
+    said = capfd.readouterr()
+    assert f"damaged checkpoint, passed over: {tmp_path}" in said.err and message in said.err
+    assert "going on from" in said.out and "step_4" in said.out.split("going on from")[1].splitlines()[0]
+    assert_same(outcome(chosen), undisturbed(2))
+
+
+def test_where_no_checkpoint_is_good_the_run_says_so_and_does_not_begin_anew(tmp_path):
+    chosen = interrupted(tmp_path / "out", step=5)
+    for folder in checkpoints(chosen):
+        cut(folder)
+    with pytest.raises(RuntimeError, match="none of the checkpoints in .* is good: to begin anew delete them"):
+        run_ranks(1, main, chosen)
+    assert steps_saved(chosen) == [2]
+
+
+def other_model(tmp_path) -> str:
+    """The same architecture, other weights."""
+    shutil.copytree(world() / "model", tmp_path / "model")
+    file = tmp_path / "model" / "model.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-2000:] = bytes(2000)
+    file.write_bytes(content)
+    return str(tmp_path / "model")
+
+
+def other_data(tmp_path) -> tuple[str, ...]:
+    records = json.loads((world() / "pairs.json").read_text())
+    records[3]["positive"] += " Indeed."
+    (tmp_path / "data.json").write_text(json.dumps(records))
+    return (str(tmp_path / "data.json"),)
+
+
+def listed(folder: Path) -> dict:
+    return {file: (file.read_bytes(), file.stat().st_mtime_ns) for file in folder.rglob("*") if file.is_file()}
+
+
+def test_another_training_is_refused_by_name_and_harms_nothing(tmp_path):
+    interrupted(tmp_path / "out", step=5)
+    before = listed(tmp_path / "out")
+    different = {
+        "learning_rate is 0.001 there, 0.002 here": dict(learning_rate=2e-3),
+        "seed is 0 there, 1 here": dict(seed=1),
+        "global_batch_size is 8 there, 4 here": dict(global_batch_size=4),
+        "num_train_epochs is 3 there, 4.0 here": dict(num_train_epochs=4.0),
+        "use_lora is False there, True here": dict(use_lora=True),
+        "dtype is float32 there, bfloat16 here": dict(dtype="bfloat16"),
+        "data is .* there": dict(dataset_path=other_data(tmp_path)),
+        "model is .* there": dict(model_name_or_path=other_model(tmp_path)),
+        "already holds another run": dict(resume_from_checkpoint="none"),
+    }
+    for message, changes in different.items():
+        with pytest.raises(RuntimeError, match=f"ValueError: .*{message}"):
+            run_ranks(1, main, settings(tmp_path / "out", **changes))
+        assert listed(tmp_path / "out") == before
+
+
+def test_what_leaves_the_mathematics_alone_may_change(tmp_path):
+    interrupted(tmp_path / "out", step=5)
+    moved = tmp_path / "moved.json"
+    shutil.copy(world() / "pairs.json", moved)
+    changed = settings(
+        tmp_path / "out", dataset_path=(str(moved),), save_steps=3, save_total_limit=5, max_tokens=300,
+        gradient_checkpointing="full", stall_timeout=60.0,
+    )  # fmt: skip
+    run_ranks(1, main, changed)
+    starts = json.loads((tmp_path / "out" / "run.json").read_text())["starts"]
+    assert [start["step"] for start in starts] == [0, 2] and steps_saved(changed) == [2, 3, 6, 9]
+
+
+def test_a_finished_run_is_said_to_be_finished_and_left_alone(tmp_path, capfd):
+    chosen = settings(tmp_path / "out")
+    run_ranks(1, main, chosen)
+    before = listed(tmp_path / "out")
+    run_ranks(2, main, chosen)
+    assert "this run is finished; nothing to do" in capfd.readouterr().out
+    assert listed(tmp_path / "out") == before
+    with pytest.raises(RuntimeError, match="learning_rate is 0.001 there, 0.5 here"):
+        run_ranks(1, main, settings(tmp_path / "out", learning_rate=0.5))
+
+
+def test_a_run_that_was_killed_before_its_first_checkpoint_begins_anew(tmp_path):
+    chosen = interrupted(tmp_path / "out", step=2)
+    run_ranks(1, main, chosen)
+    assert_same(outcome(chosen), undisturbed(1))
+
+
+def test_a_new_folder_begins_with_another_folders_checkpoint(tmp_path):
+    chosen = interrupted(tmp_path / "out", step=9)
+    other = settings(tmp_path / "other", resume_from_checkpoint=str(checkpoints(chosen)[-1]))
+    run_ranks(1, main, other)
+    weights_there, lines = outcome(other)
+    assert_same((weights_there, []), (undisturbed(1)[0], []))
+    assert [line["step"] for line in lines] == [6, 6, 8, 9, 9]
+    with pytest.raises(RuntimeError, match="expected auto, none or the folder of a checkpoint"):
+        run_ranks(1, main, settings(tmp_path / "third", resume_from_checkpoint="latest"))
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_read(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RuntimeError, match="cannot be written: .*file is a file"):
+        run_ranks(1, main, settings(tmp_path / "file" / "out", model_name_or_path="nowhere"))
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", disk], capture_output=True).returncode:
+        pytest.skip("cannot mount a read-only file system")
+    try:
+        with pytest.raises(RuntimeError, match="cannot be written: .*disk is read-only"):
+            run_ranks(1, main, settings(disk / "out", model_name_or_path="nowhere"))
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
+class Bomb:
+    """What a pickle of it does when it is read."""
+
+    def __init__(self, touched: Path):
+        self.touched = touched
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.touched}",)
+
+
+def plant(touched: Path, file: Path) -> None:
+    with open(file, "wb") as out:
+        torch.save(Bomb(touched), out)
+
+
+def test_planted_pickles_are_never_executed(tmp_path):
+    chosen = interrupted(tmp_path / "out", step=5)
+    (folder,) = checkpoints(chosen)
+    touched, model = tmp_path / "touched", tmp_path / "model"
+    shutil.copytree(world() / "model", model)
+    for place in (folder, folder.parent, tmp_path / "out", model):
+        for name in (".metadata", "rng_00000.pt", "optimizer.pt", "training_args.bin", "pytorch_model.bin", "x.pkl"):
+            plant(touched, place / name)
+    chosen = settings(tmp_path / "out", model_name_or_path=str(model))
+    run_ranks(1, main, chosen)
+    assert_same(outcome(chosen), undisturbed(1))
+
+    plant(touched, model / "model.safetensors")
+    with pytest.raises(RuntimeError, match="is not a whole safetensors file"):
+        run_ranks(1, main, settings(tmp_path / "second", model_name_or_path=str(model)))
+    (model / "model.safetensors").unlink()
+    with pytest.raises(RuntimeError, match="pickled weights .*are not read here"):
+        run_ranks(1, main, settings(tmp_path / "third", model_name_or_path=str(model)))
+    again = interrupted(tmp_path / "fourth", step=5)
+    plant(touched, checkpoints(again)[0] / "rank_00000.safetensors")
+    with pytest.raises(RuntimeError, match="none of the checkpoints"):
+        run_ranks(1, main, again)
+    assert not touched.exists()
+    torch.load(model / "x.pkl", weights_only=False)  # the bomb is live
+    assert touched.exists()
