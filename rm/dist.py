@@ -83,7 +83,7 @@ def one_line_errors() -> Iterator[None]:
     and speak only if the mistake was theirs alone (a disk that one machine lacks).
 
     A run that was told to stop ends with 128 + the signal's number, as a shell has it, but with 0 under torchrun, which
-    would start again whoever left with anything else. So does one that is interrupted before it has anything to save.
+    would start again whoever left with anything else. Ctrl-C before there is anything to save ends it likewise.
     """
     try:
         yield

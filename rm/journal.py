@@ -36,7 +36,7 @@ class Journal:
     def write(self, line: dict) -> None:
         """Append a line. A full disk does not end the run: what could not be written is tried again with the next."""
         self.waiting += json.dumps(line) + "\n"
-        whole = self.file.stat().st_size
+        whole = self.file.stat().st_size if self.file.exists() else 0
         try:
             with open(self.file, "a", encoding="utf-8") as file:
                 file.write(self.waiting)

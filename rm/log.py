@@ -110,8 +110,8 @@ class Run:
             if dist.lost_a_process(error):
                 return
             with contextlib.suppress(OSError):  # a full disk: the error that led here is the one to tell
-                track.write_csv(self.journal.file)
                 replace(self.folder / "exit.json", json.dumps(ended | {"time": _now()}) + "\n")
+                track.write_csv(self.journal.file)
 
     def train(
         self, step: int, sums: dict[str, Tensor], learning_rate: float, examples: int, tokens: int, unit: str

@@ -29,7 +29,9 @@ class LoraSettings:
     lora_dropout: float = setting(0.1, "dropout on what goes into an adapter")
     lora_target_modules: tuple[str, ...] = setting(("q_proj", "v_proj"), f"layers to adapt, or {ALL_LINEAR}")
     shard_base: bool = setting(
-        True, "split the frozen base over the processes; false: each holds all of it, and only adapter gradients travel"
+        True,
+        "split the frozen base over the processes; false: each holds all of it, and only adapter gradients travel",
+        may_change=True,
     )
 
     def check(self) -> None:
