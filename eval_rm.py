@@ -56,6 +56,7 @@ def score_sets(settings: Settings, sets: dict[str, list[str]]) -> tuple[dict[str
     for name, (_, counts) in read.items():
         log.say(f"{name}: {counts}")
     model = heads.load(heads.RewardModel, settings, train=False)
+    heads.check_ids(model, *(examples for examples, _ in read.values()))
     if agreed:
         dtype = parallel.compute_dtype(settings)
         contract.check(agreed, settings.model_name_or_path, text, dtype, partial(contract.score, model))

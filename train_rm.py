@@ -67,6 +67,7 @@ def main(settings: Settings) -> None:
 
     # weights: shapes, shards, numbers
     model = heads.load(heads.RewardModel, settings)
+    heads.check_ids(model, train, held_out)
     optimizer = optim.adamw(model, settings)
 
     # examples -> the work of every step

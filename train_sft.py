@@ -48,6 +48,7 @@ def main(settings: Settings) -> None:
 
     # weights: shapes, shards, numbers
     model = heads.load(heads.LanguageModel, settings)
+    heads.check_ids(model, train, held_out)
     optimizer = optim.adamw(model, settings)
 
     # examples -> the work of every step

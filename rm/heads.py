@@ -17,6 +17,7 @@ from rm import adapter, dist, lisa, log, lora, losses, parallel, weights
 from rm.attention import choose_kernel
 from rm.batch import Batch, Work
 from rm.config import REQUIRED, setting
+from rm.examples import Examples
 from rm.model import ModelConfig, Transformer
 
 Sums = dict[str, Tensor]
@@ -89,6 +90,20 @@ class RewardModel(Transformer):
     def count(work: Work) -> int:
         """What a step's sums are divided by."""
         return work.examples
+
+
+def check_ids(model: Transformer, *sets: Examples) -> None:
+    """Raise ValueError where a text has a token that the model has no embedding for: of another tokenizer, or template.
+
+    Asked of the data at the start, since an embedding that is asked on a GPU ends the process without a word of it.
+    """
+    for examples in sets:
+        highest = int(examples.tokens.max(initial=0))
+        if highest >= model.config.vocab_size:
+            raise ValueError(
+                f"a text has the token id {highest}, and the model only {model.config.vocab_size} embeddings: its "
+                "tokenizer or chat template knows tokens that it was not trained with; give those of this model"
+            )
 
 
 def _nothing(hidden: Tensor) -> Tensor:

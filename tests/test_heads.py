@@ -146,3 +146,11 @@ def test_a_prompt_is_computed_once_attention_is_called_once_a_reply_and_no_logit
     assert set(seen) == {distinct, scored} and seen.count(scored) == 1
     assert calls == 2 * len(pairs) * config.n_layers
     assert config.vocab_size not in widths
+
+
+def test_a_token_without_an_embedding_is_named_before_anything_is_computed():
+    model = made.model(RewardModel)
+    fits, beyond = (made.pair_examples([([1, 2, last], [1, 3])]) for last in (60, 61))
+    heads.check_ids(model, fits)
+    with pytest.raises(ValueError, match="token id 61, and the model only 61 embeddings"):
+        heads.check_ids(model, fits, beyond)
