@@ -10,6 +10,7 @@ Shapes: R replies.
 import reprlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -26,7 +27,7 @@ FILE, VERSION = "scoring.json", 1
 SCORED = "the last token of a text: the one that ends the template's last turn, else an EOS that is appended"
 STATISTICS = 256  # examples whose rewards make mean and standard deviation
 DEFAULTS = {"max_length": 512, "overlong": "filter", "truncation_side": "left"}  # of a model without a contract
-TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1}  # of a score, times its size where that is above 1
+TOLERANCE = {"float32": 1e-3, "bfloat16": 0.25}  # of a score, times its size where that is above 1
 GOLDEN = (  # nobody's data: what they say is of no account, only that their scores stay
     "###Human: What is the capital of France?###Assistant: The capital of France is Paris.",
     "###Human: What is the capital of France?###Assistant: I will not tell you.",
@@ -206,6 +207,29 @@ def write(folder: str | Path, settings, reward_statistics: dict | None = None) -
     dist.barrier()
 
 
+def carry(source: str | Path, folder: str | Path) -> None:
+    """The contract of `source` for the same model, written anew to `folder`: its golden texts score as they do there.
+
+    All ranks call it. Raises ValueError where they moved by more than rounding to bfloat16 may move them.
+    """
+    contract = read(source)
+    if contract is None:
+        return
+    if dist.is_main():
+        if contract.template_asked and contract.dialogue_format is None:
+            (Path(folder) / "chat_template.jinja").write_text(contract.chat_template, encoding="utf-8")
+        write_json(Path(folder) / FILE, asdict(contract))
+    dist.barrier()
+    text = encoding(settled(TextSettings(str(folder)))[0], contract)
+    loaded = ScoreSettings(model_name_or_path=str(folder), dtype="float32", max_length=contract.max_length)
+    model = heads.load(heads.RewardModel, loaded, train=False)
+    scores = check(contract, folder, text, torch.bfloat16, partial(score, model))
+    golden = tuple(replace(one, score=now) for one, now in zip(contract.golden, scores, strict=True))
+    if dist.is_main():
+        write_json(Path(folder) / FILE, asdict(replace(contract, golden=golden)))
+    dist.barrier()
+
+
 def _golden(text: Encoding) -> list[Text]:
     """The golden texts in the forms that a model with this template is given, those that it can take."""
     plain = [] if text.as_messages else list(GOLDEN)
@@ -242,7 +266,7 @@ def score(model: nn.Module, examples: Examples) -> Tensor:
     return step.score(model, batch.InOrder(examples, batch.RowSettings()))
 
 
-def check(contract: Contract, folder: str | Path, text: Encoding, dtype: torch.dtype, score: Callable) -> float:
+def check(contract: Contract, folder: str | Path, text: Encoding, dtype: torch.dtype, score: Callable) -> list[float]:
     """Score the golden texts again, and compare. All ranks call it.
 
     Args:
@@ -250,26 +274,27 @@ def check(contract: Contract, folder: str | Path, text: Encoding, dtype: torch.d
         score: Examples -> (R,) rewards.
 
     Returns:
-        How much the golden text moved that moved most.
+        Their scores now.
 
     Raises:
         ValueError: that says which text moved, and by how much.
     """
     if not contract.golden:
-        return 0.0
+        return []
     # As long as they were then, whatever is asked for now
     text = replace(text, max_length=max(len(golden.tokens) for golden in contract.golden), cut=None)
     examples = text.examples([[golden.text] for golden in contract.golden])
-    gaps = (score(examples) - torch.tensor([golden.score for golden in contract.golden])).abs().tolist()
+    scores = score(examples).tolist()
     name = str(dtype).removeprefix("torch.")
-    for number, (golden, example, gap) in enumerate(zip(contract.golden, examples, gaps, strict=True), start=1):
+    for number, (golden, example, now) in enumerate(zip(contract.golden, examples, scores, strict=True), start=1):
         broken = f"{Path(folder) / FILE} does not hold: golden text {number}, {reprlib.repr(golden.text)},"
         if golden.tokens != [*example.prefix.tolist(), *example.replies[0].tolist()]:
             raise ValueError(f"{broken} becomes other tokens than after training; put the model's own tokenizer there")
         allowed = TOLERANCE[name] * max(1.0, abs(golden.score))
+        gap = abs(now - golden.score)
         if not gap <= allowed:
             raise ValueError(
                 f"{broken} scored {golden.score:.5g} after training and moved by {gap:.2g}, more than {allowed:.2g} in "
                 f"{name}; restore the weights and files that were saved with it, or delete it to do without"
             )
-    return max(gaps)
+    return scores

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from rm import dist, heads, hub, log, parallel, weights
+from rm import contract, dist, heads, hub, log, parallel, weights
 from rm.attention import SplitAttention
 from rm.config import REQUIRED, parse, require_positive, setting
 from rm.folder import read_json
@@ -41,6 +41,8 @@ def main(settings: Settings) -> None:
     if weights.load(model, source):
         raise ValueError(f"{source} calls itself a reward model, but holds no {weights.SCORE}")
     weights.save(model, settings.output_dir, source, getattr(torch, settings.dtype), int(settings.max_shard_gb * 10**9))
+    if is_reward_model(source):
+        contract.carry(source, settings.output_dir)
     log.say(f"saved {settings.output_dir}")
 
 

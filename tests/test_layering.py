@@ -28,9 +28,9 @@ LAYERS = [
     {"data", "adapter", "checkpoint", "findings", "hub"},
     {"batch", "optim", "lisa", "weights", "saving"},
     {"heads", "resume", "memory"},
-    {"step", "evaluation", "report", "audit", "plan", "bench", "demo", "prepare_hh", "export"},
+    {"step", "evaluation", "report", "audit", "plan", "bench", "demo", "prepare_hh"},
     {"report_eval", "contract"},
-    {"scoring"},
+    {"scoring", "export"},
 ]
 LEVEL = {module: level for level, modules in enumerate(LAYERS) for module in modules}
 SCRIPTS = ["train_sft.py", "train_rm.py", "eval_rm.py"]

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from rm import contract, data, dist, heads, parallel
+from rm import contract, data, dist, export, heads, parallel
 from rm.scoring import Scorer
 from tests import text_fixtures, tiny
 from tests.ranks import run_ranks
@@ -91,7 +91,8 @@ def checked(folder: Path, dtype: str) -> float:
     model = heads.load(heads.RewardModel, settings, train=False)
     kept = contract.read(folder)
     score = functools.partial(contract.score, model)
-    return contract.check(kept, folder, contract.encoding(settings, kept), getattr(torch, dtype), score)
+    scores = contract.check(kept, folder, contract.encoding(settings, kept), getattr(torch, dtype), score)
+    return max(abs(now - one.score) for now, one in zip(scores, kept.golden, strict=True))
 
 
 @pytest.mark.parametrize("world", [1, 2])
@@ -244,3 +245,11 @@ def test_a_training_that_shortened_texts_scores_shortened_texts(made, tmp_path):
     write(folder, overlong="truncate", max_length=120)
     long = "###Human: " + "long " * 200 + "###Assistant: yes"
     assert len(Scorer(folder).score([long])) == 1 and len(contract.read(folder).golden) > 2
+
+
+def test_an_export_carries_the_contract_with_the_scores_of_its_own_files(made, tmp_path):
+    with dist.session(0):
+        export.main(export.Settings(model_name_or_path=str(made), output_dir=str(tmp_path / "out"), dtype="bfloat16"))
+    texts, scores = golden(tmp_path / "out")
+    assert Scorer(tmp_path / "out").score(texts) == pytest.approx(scores.tolist(), abs=1e-5)
+    assert 1e-5 < (scores - golden(made)[1]).abs().max() < contract.TOLERANCE["bfloat16"]
