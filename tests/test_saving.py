@@ -70,15 +70,21 @@ def signalled(owner, name: str, call: int, rank: int = 0, number: int = signal.S
     return befalls(owner, name, call, twice, rank)
 
 
-@pytest.mark.parametrize("script", [train_rm, train_sft])
-def test_a_signal_to_one_rank_makes_all_save_at_the_same_step_and_leave(script, tmp_path):
-    chosen = settings(tmp_path / "out", script, save_steps=0, use_lora=True, lora_dropout=0.2)
-    run_ranks(2, main, chosen, signalled(script, "train_step", 5, rank=1))
+METHODS = {
+    "adapters with dropout": dict(script=train_rm, use_lora=True, lora_dropout=0.2),
+    "one layer at a time": dict(script=train_sft, use_lisa=True, lisa_activated_layers=1, lisa_interval_steps=3),
+}
+
+
+@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+def test_a_signal_to_one_rank_makes_all_save_at_the_same_step_and_leave(method, tmp_path):
+    chosen = settings(tmp_path / "out", save_steps=0, **method)
+    run_ranks(2, main, chosen, signalled(method["script"], "train_step", 5, rank=1))
     marker = exit_marker(chosen)
     assert marker["status"] == "stopped" and marker["steps"] == 9
     assert steps_saved(chosen) == [marker["step"]] and 5 <= marker["step"] <= 6
     run_ranks(2, main, chosen)
-    assert_same(outcome(chosen), undisturbed(2, script, save_steps=0, use_lora=True, lora_dropout=0.2))
+    assert_same(outcome(chosen), undisturbed(2, save_steps=0, **method))
 
 
 def test_a_signal_during_an_evaluation_ends_it_and_the_evaluation_is_made_up_for(tmp_path):
