@@ -102,14 +102,14 @@ class Encoding:
         return self.template is not None and self.template.asked
 
     def examples(self, groups: Sequence[Sequence[Text]]) -> Examples:
-        """One of each group, whose common beginning is computed once; none may be dropped."""
+        """One of each group that is not empty, whose common beginning is computed once; none may be dropped."""
         encoder = Encoder(self.tokenizer, False, self.template, self.max_length, self.cut)
-        items = (Item(n, f"conversation {n}", n, Sample("", list(group))) for n, group in enumerate(groups))
+        given = {n: list(group) for n, group in enumerate(groups) if len(group)}
+        items = (Item(n, f"conversation {n}", n, Sample("", group)) for n, group in given.items())
         examples = Examples.build(encoder.encode(items), encoder.kept)
-        if len(examples) < len(groups):
-            lost = min(set(range(len(groups))) - set(encoder.kept))
+        if lost := given.keys() - set(encoder.kept):
             reasons = " or ".join(encoder.dropped).replace("--max_length", "max_length")
-            raise ValueError(f"conversation {lost} is one {reasons}: shorten it, or give another max_length")
+            raise ValueError(f"conversation {min(lost)} is one {reasons}: shorten it, or give another max_length")
         return examples
 
 

@@ -88,8 +88,7 @@ class Scorer:
     def _score(self, groups: list[list[Text]], normalized: bool) -> list[list[float]]:
         if normalized and (self.contract is None or self.contract.reward_std is None):
             raise ValueError("the model names no mean and standard deviation of its rewards: take them as they are")
-        full = [group for group in groups if group]
-        rewards = self._rewards(self.text.examples(full)) if full else torch.zeros(0)
+        rewards = self._rewards(self.text.examples(groups)) if any(groups) else torch.zeros(0)
         if normalized:
             rewards = (rewards - self.contract.reward_mean) / self.contract.reward_std
         given = iter(rewards.tolist())

@@ -154,6 +154,8 @@ def test_responses_share_their_prompt_and_score_as_whole_texts(made):
 def test_a_text_longer_than_training_saw_is_an_error_that_names_it(made):
     with pytest.raises(ValueError, match="conversation 1 is one longer than max_length 200: shorten it"):
         Scorer(made).score(["short", "long " * 200])
+    with pytest.raises(ValueError, match="conversation 1 is one longer"):
+        Scorer(made).score_responses(["unanswered", "a"], [[], ["b", "long " * 200]])
     assert len(Scorer(made, max_length=400).score(["long " * 60])) == 1
 
 
