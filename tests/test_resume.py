@@ -49,6 +49,15 @@ def test_it_goes_on_with_other_numbers_of_processes_and_other_rows(changes, tmp_
         assert (values - theirs[0][name]).norm() <= 1e-3 * theirs[0][name].norm()
 
 
+@pytest.mark.parametrize("kept", ["drop", "keep", "cpu"])
+def test_in_the_middle_of_lisas_interval_it_goes_on_with_the_same_layers_and_moments(kept, tmp_path):
+    lisa = {"use_lisa": True, "lisa_activated_layers": 1, "lisa_interval_steps": 3, "lisa_state": kept}
+    chosen = interrupted(tmp_path / "out", processes=2, step=6, save_steps=1, **lisa)
+    assert steps_saved(chosen)[-1] % 3  # not where layers are drawn anew
+    run_ranks(2, main, chosen)
+    assert_same(outcome(chosen), undisturbed(2, save_steps=1, **lisa))
+
+
 def cut(folder: Path) -> None:
     file = folder / "rank_00000.safetensors"
     os.truncate(file, file.stat().st_size - 100)
