@@ -1,0 +1,118 @@
+"""What recipes and large models need, as `--plan` says it: the tables of docs/scale.md. No weights, no GPU.
+
+    python -m tests.benchmarks.scale recipes        launch/recipes on 8 GPUs, and their reward models on one
+    python -m tests.benchmarks.scale sizes          7B, 13B and 70B on 8 to 512 GPUs
+
+The lengths are made up, like those of HH-RLHF: prompts of 125 tokens on average, replies of 45, log-normal.
+"""
+
+import dataclasses
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+import train_rm
+import train_sft
+from rm import dist, plan
+from rm.attention import VarlenAttention
+from rm.config import parse
+from rm.examples import Example, Examples
+from rm.heads import LanguageModel, RewardModel
+
+LLAMA = {"model_type": "llama", "hidden_act": "silu", "vocab_size": 32000, "max_position_embeddings": 2048}
+GPT_NEO = {"model_type": "gpt_neo", "vocab_size": 50257, "max_position_embeddings": 2048, "window_size": 256}
+
+
+def llama(width: int, inner: int, layers: int, heads: int, **more) -> dict:
+    sizes = dict(hidden_size=width, intermediate_size=inner, num_hidden_layers=layers, num_attention_heads=heads)
+    return LLAMA | sizes | more
+
+
+MODELS = {
+    "llama-7b": llama(4096, 11008, 32, 32),
+    "llama-13b": llama(5120, 13824, 40, 40),
+    "llama-70b": llama(8192, 28672, 80, 64, num_key_value_heads=8),
+    "llama-3.1-8b": llama(4096, 14336, 32, 32, num_key_value_heads=8, vocab_size=128256),
+    "qwen3-8b": llama(4096, 12288, 36, 32, num_key_value_heads=8, vocab_size=151936, head_dim=128)
+    | {"model_type": "qwen3"},
+    "gpt-neo-2.7b": GPT_NEO
+    | {"hidden_size": 2560, "num_layers": 32, "num_heads": 20, "attention_types": [[["global", "local"], 16]]},
+    "gpt-neo-1.3b": GPT_NEO
+    | {"hidden_size": 2048, "num_layers": 24, "num_heads": 16, "attention_types": [[["global", "local"], 12]]},
+}
+
+
+def lengths(n: int, pairs: bool) -> Examples:
+    """Examples of HH-RLHF's shape; what the tokens are does not matter."""
+    draw = np.random.default_rng(0)
+
+    def ids(mean: float, most: int) -> np.ndarray:
+        return np.zeros(int(np.clip(draw.lognormal(np.log(mean) - 0.4, 0.9), 4, most)), np.int32)
+
+    def example() -> Example:
+        prompt, replies = ids(125, 350), [ids(45, 150) for _ in range(1 + pairs)]
+        if not pairs:
+            prompt, replies = prompt[:0], [np.concatenate([prompt, *replies])]
+        return Example(prompt, tuple(replies), tuple(np.ones(len(reply), bool) for reply in replies))
+
+    return Examples.build(example() for _ in range(n))
+
+
+def row(name: str, kind: str, processes: int, **changes) -> None:
+    """One line of a table: the heaviest step of such a run."""
+    script, cls = (train_sft, LanguageModel) if kind == "sft" else (train_rm, RewardModel)
+    recipe = Path("launch/recipes") / f"{name}.{kind}.json"
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "config.json").write_text(json.dumps(MODELS[name]))
+        basis = ["--config", str(recipe)] if recipe.exists() else ["--dataset_path", "x", "--output_dir", "x"]
+        settings = parse(script.Settings, "", [*basis, "--model_name_or_path", folder, "--dtype", "bfloat16"])
+        settings = dataclasses.replace(settings, **changes)
+        with dist.on_paper(processes):
+            made = plan.Plan(
+                cls, settings, lengths(max(2000, settings.global_batch_size), kind == "rm"), VarlenAttention
+            )
+            found, flops = made.heaviest, plan.step_flops(made.model, made.loader, settings)
+    parts = found.footprint
+    seconds = flops / (processes * settings.device_tflops * 1e12 * settings.device_utilization)
+    gib = [x / plan.GIB for x in (parts.weights, parts.gradients, parts.optimizer, parts.activations, parts.gathered)]
+    traffic = [x / plan.GIB for x in (parts.gather_traffic, parts.replica_traffic)]
+    cells = [name, kind, processes, settings.shard_group_size or processes, settings.gradient_checkpointing,
+             f"{found.tokens:,}", *(f"{x:.1f}" for x in gib), f"{found.reserved / plan.GIB:.0f}", f"{seconds:.2f}",
+             *(f"{x:.1f}" for x in traffic)]  # fmt: skip
+    print("| " + " | ".join(map(str, cells)) + " |", flush=True)
+
+
+HEADER = (
+    "model", "run", "GPUs", "shard group", "recomputed", "row", "weights", "gradients", "optimizer", "activations",
+    "gathered", "reserved", "s a step", "within a group", "between groups",
+)  # fmt: skip
+
+
+def main(table: str) -> None:
+    print("| " + " | ".join(HEADER) + " |\n" + "|---" * len(HEADER) + "|")
+    if table == "recipes":
+        for name in (name for name in MODELS if Path(f"launch/recipes/{name}.sft.json").exists()):
+            for kind, processes in (("sft", 8), ("rm", 8), ("rm", 1)):
+                row(name, kind, processes)
+        return
+    full = {"gradient_checkpointing": "full", "max_length": 2048}
+    for name, processes, more in (
+        ("llama-7b", 8, {}),
+        ("llama-7b", 64, {}),
+        ("llama-13b", 8, {}),
+        ("llama-13b", 64, {}),
+        ("llama-13b", 64, {"shard_group_size": 8}),
+        ("llama-70b", 16, {}),
+        ("llama-70b", 64, {}),
+        ("llama-70b", 512, {}),
+        ("llama-70b", 512, {"shard_group_size": 64}),
+    ):
+        # eight thousand tokens a GPU: 48 texts of 170 tokens
+        row(name, "sft", processes, **full, global_batch_size=48 * processes, max_tokens=8192, **more)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
