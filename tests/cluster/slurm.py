@@ -70,8 +70,8 @@ class Lab:
     def __init__(self, folder: Path, slurm: Cluster):
         self.folder, self.slurm, self.world = folder, slurm, lab.make_world(folder / "world")
 
-    def job(self, name: str, *options, steps: int = STEPS):
-        command = lab.training(self.world, self.folder / name / "out", steps, SAVE_STEPS)
+    def job(self, name: str, *options, **flags):
+        command = lab.training(self.world, self.folder / name / "out", STEPS, SAVE_STEPS, **flags)
         return Job(self.folder / name, command, *options)
 
     def undisturbed(self) -> Job:
@@ -86,8 +86,9 @@ class Lab:
         return job
 
     def time_limit(self) -> Job:
-        """the time limit of one minute comes, several times"""
-        job = self.job("time_limit", "--time", 1, "--signal", "B:USR1@35")
+        """the time limit of two minutes comes before the end"""
+        slow = {"eval_dataset_path": self.world / "rm_test.jsonl", "eval_steps": 5}  # changes nothing but the clock
+        job = self.job("time_limit", "--time", 2, "--signal", "B:USR1@45", **slow)
         assert job.wait("COMPLETED", "FAILED", "TIMEOUT") == "COMPLETED", job.said()
         assert int(job.field("Restarts")) >= 1 and "SIGUSR1" in job.said()
         return job

@@ -140,7 +140,7 @@ def soak(folder: Path, minutes: float, seed: int) -> list[str]:
     rng, world, table, rows = random.Random(seed), lab.make_world(folder / "world"), defaultdict(Seen), []
     expected = {processes: undisturbed(folder, world, processes) for processes in (1, 2)}
     began = time.monotonic()
-    with disk(folder / "disk") as small:
+    with disk(folder / "disk") as small, contextlib.suppress(KeyboardInterrupt):  # what is finished is told
         possible = [f for f in faults.FAULTS if small or f is not faults.fill_disk]
         while time.monotonic() < began + 60 * minutes:
             number, processes = len(rows) + 1, 2 - len(rows) % 2
