@@ -74,7 +74,8 @@ class Run:
                 os.kill(pid, number)
 
     def kill_all(self) -> None:
-        self.send(signal.SIGKILL, [*lab.ranks(self.out), self.launcher.pid])  # the last would warn the others
+        self.send(signal.SIGKILL, lab.ranks(self.out))
+        self.launcher.kill()  # last, since its end would warn the others
         self.launcher.wait()
 
 
@@ -111,7 +112,7 @@ def kill_in_start(run: Run) -> None:
 
 def kill_launcher(run: Run) -> None:
     """kill -9 of torchrun alone"""
-    run.send(signal.SIGKILL, [run.launcher.pid])
+    run.launcher.kill()
     lab.wait_for(lambda: not lab.ranks(run.out), 60, "the processes that torchrun left behind have ended")
 
 
@@ -120,7 +121,7 @@ def stop(run: Run) -> float:
     number = run.rng.choice((signal.SIGTERM, signal.SIGINT, signal.SIGUSR1))
     began = time.monotonic()
     for _ in range(run.rng.choice((1, 1, 3))):
-        run.send(number, [run.launcher.pid])
+        run.launcher.send_signal(number)  # none if it has ended
         time.sleep(run.rng.random() / 2)
     run.launcher.wait(30)
     assert not lab.ranks(run.out), "processes are left after a stop"
