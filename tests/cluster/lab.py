@@ -167,7 +167,7 @@ def marker(out: Path) -> dict:
 
 def steps_said(log: str) -> list[int]:
     """The steps that a log tells of, in the order in which they were done; those done twice are there twice."""
-    return [int(step) for step in re.findall(r"(?:^|\s)step (\d+)/\d+ ", log, re.MULTILINE)]
+    return [int(step) for step in re.findall(r"(?:^|\s)step (\d+)/\d+  (?!eval_)", log, re.MULTILINE)]
 
 
 def repeats(steps: list[int]) -> list[int]:
