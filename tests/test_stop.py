@@ -59,6 +59,14 @@ def test_the_first_step_may_take_longer_and_every_beat_begins_anew():
     assert waiting.patience == 1
 
 
+def test_a_process_that_was_suspended_has_not_stalled():
+    run = process("from rm import stop; stop.SUSPENDED = 0.5; time.sleep(2.5)", stall=1)
+    run.send_signal(signal.SIGSTOP)
+    time.sleep(1.8)
+    run.send_signal(signal.SIGCONT)
+    assert run.wait(timeout=20) == 0
+
+
 def test_at_a_terminal_a_second_ctrl_c_ends_it_at_once_but_not_a_signal_that_came_twice():
     ours, theirs = pty.openpty()
     run = process("threading.Event().wait(20)", stderr=theirs)
