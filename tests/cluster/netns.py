@@ -42,9 +42,9 @@ class Hosts:
                 names = Path("/etc/netns") / name  # `ip netns exec` shows these in place of /etc/...
                 names.mkdir(parents=True, exist_ok=True)
                 (names / "hosts").write_text("127.0.0.1 localhost\n10.77.0.1 rmlab0\n10.77.0.2 rmlab1\n")
-        except BaseException:
+        except RuntimeError as error:
             self.__exit__()
-            raise
+            lab.skip(f"network namespaces cannot be made here: {error}")
         return self
 
     def __exit__(self, *_):
@@ -68,7 +68,7 @@ class Hosts:
 def ip(*words: str) -> None:
     done = subprocess.run(["ip", *words], capture_output=True, text=True)
     if done.returncode:
-        lab.skip(f"network namespaces cannot be made here: {done.stderr.strip()}")
+        raise RuntimeError(f"ip {' '.join(words)}: {done.stderr.strip()}")
 
 
 class Run:
