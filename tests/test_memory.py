@@ -12,6 +12,8 @@ from rm.heads import LanguageModel, RewardModel
 from tests import made
 from tests.ranks import run_ranks
 
+pytestmark = pytest.mark.apart
+
 CONFIG = dataclasses.replace(made.LLAMA, vocab_size=1024, dim=128, n_heads=8, n_kv_heads=4, head_dim=16, hidden_dim=352)
 
 

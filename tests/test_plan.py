@@ -14,6 +14,8 @@ from rm.config import parse
 from rm.heads import LanguageModel, RewardModel
 from tests import made, text_fixtures
 
+pytestmark = pytest.mark.apart
+
 HF = dict(model_type="llama", vocab_size=400, hidden_size=64, intermediate_size=96, num_hidden_layers=2,
           num_attention_heads=4, hidden_act="silu", max_position_embeddings=512)  # fmt: skip
 
