@@ -95,8 +95,8 @@ def ours(turns: Turns, name: str, flags: list[str]) -> None:
     class InTurns(batch.Loader):
         def at(self, step: int) -> batch.Work:
             turns.begin()
-            InTurns.work = super().at(step)
-            return InTurns.work
+            InTurns.current = super().at(step)
+            return InTurns.current
 
         def numbers(self, step: int) -> np.ndarray:
             size = self.settings.global_batch_size
@@ -105,7 +105,7 @@ def ours(turns: Turns, name: str, flags: list[str]) -> None:
     class Told(log.Run):
         def train(self, step: int, sums: dict, rate: float, examples: int, tokens: int, unit: str) -> None:
             super().train(step, sums, rate, examples, tokens, unit)
-            documents = [row.documents for row in InTurns.work.rows]
+            documents = [row.documents for row in InTurns.current.rows]
             rows = [sum(map(sum, row)) for row in documents]
             sights = sum(_sights(d) for row in documents for d in row)
             loss = float(sums["loss"]) / float(sums["count"])
