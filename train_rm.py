@@ -27,6 +27,7 @@ from rm import (
     plan,
     report,
     resume,
+    reward_set,
     saving,
     split,
 )
@@ -51,6 +52,7 @@ class Settings(
     log.RunSettings,
     resume.ResumeSettings,
     plan.PlanSettings,
+    reward_set.RewardSetSettings,
 ):
     learning_rate: float = setting(1e-5, "peak learning rate")
 
@@ -64,6 +66,7 @@ def main(settings: Settings) -> None:
     # text: files -> examples
     tokenizer = Tokenizer(settings.model_name_or_path)
     train, held_out, facts = data.load(data.pairs, settings, tokenizer, log.say)
+    measured = reward_set.choose(train, held_out, settings)
 
     # weights: shapes, shards, numbers
     model = heads.load(heads.RewardModel, settings)
@@ -95,7 +98,7 @@ def main(settings: Settings) -> None:
                 run.evaluation(step + 1, evaluate(model, held_out, checkpoints.poll))
         # ------------------------------------------------------------------ the loop ends
         heads.save(model, run.folder, settings, probe=batch.pack(train, range(min(4, len(train)))))
-        contract.conclude(model, run.folder, held_out.examples if held_out else train, settings)
+        contract.conclude(model, run.folder, measured, settings)
     report.write_for(settings.output_dir)
 
 

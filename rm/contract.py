@@ -25,7 +25,6 @@ from rm.tokenizer import Tokenizer
 
 FILE, VERSION = "scoring.json", 1
 SCORED = "the last token of a text: the one that ends the template's last turn, else an EOS that is appended"
-STATISTICS = 256  # examples whose rewards make mean and standard deviation
 DEFAULTS = {"max_length": 512, "overlong": "filter", "truncation_side": "left"}  # of a model without a contract
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.25}  # of a score, times its size where that is above 1
 GOLDEN = (  # nobody's data: what they say is of no account, only that their scores stay
@@ -243,17 +242,15 @@ def _golden(text: Encoding) -> list[Text]:
     return found
 
 
-def conclude(model: nn.Module, folder: Path, examples: Examples, settings) -> None:
+def conclude(model: nn.Module, folder: Path, reward_set: tuple[Examples, str], settings) -> None:
     """At the end of a training: the contract of `folder/model`, and of `folder/adapter` where LoRA left one.
 
     Args:
-        examples: on whose best replies rewards are measured, the first STATISTICS of them.
+        reward_set: on whose best replies rewards are measured, and its name.
         settings: of the training.
     """
-    measured = examples[:STATISTICS]
-    statistics = step.reward_statistics(model, batch.InOrder(measured, settings))
-    held_out = bool(settings.eval_dataset_path or settings.validation_split_percentage)
-    statistics["reward_set"] = f"{len(measured)} examples {'held out' if held_out else 'trained on'}"
+    examples, name = reward_set
+    statistics = step.reward_statistics(model, batch.InOrder(examples, settings)) | {"reward_set": name}
     for form in [folder / "model"] + [folder / "adapter"] * settings.use_lora:
         if dist.agree(not form.is_dir()):
             log.say(f"{form} is not there for every process to read: it gets no {FILE}")

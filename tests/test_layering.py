@@ -26,7 +26,7 @@ LAYERS = [
     {"metrics", "track", "chat", "model", "parallel", "cache", "lora", "losses", "conversation", "split", "stop"},
     {"log", "encode", "rewardbench", "families", "folder", "evidence"},
     {"data", "adapter", "checkpoint", "findings", "hub"},
-    {"batch", "optim", "lisa", "weights", "saving"},
+    {"batch", "optim", "lisa", "weights", "reward_set", "saving"},
     {"heads", "resume", "memory"},
     {"step", "evaluation", "report", "audit", "plan", "bench", "demo", "prepare_hh"},
     {"report_eval", "contract"},
