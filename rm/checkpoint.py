@@ -25,7 +25,7 @@ from torch.distributed.tensor import DTensor
 
 from rm import dist, lora
 from rm.folder import read_json, write_json
-from rm.parallel import local_slices
+from rm.parallel import local, local_slices
 
 FORMAT = 1
 COMPLETE = "COMPLETE"
@@ -62,7 +62,7 @@ def snapshot(model: nn.Module, optimizer: torch.optim.Optimizer) -> Snapshot:
         if _is_first_copy(parameter):
             slices[name] = [[s.start, s.stop] for s in local_slices(parameter)]
             for kind, value in arrays.items():
-                tensors[f"{kind}/{name}"] = _local(value).to("cpu", copy=True)
+                tensors[f"{kind}/{name}"] = local(value).to("cpu", copy=True)
     return Snapshot(tensors, slices, parameters)
 
 
@@ -172,7 +172,7 @@ def load(model: nn.Module, optimizer: torch.optim.Optimizer, checkpoint: Path, s
             for key, (tensor, name) in arrays.items():
                 if name in described["slices"]:
                     filled[key] += _copy_overlap(tensors, key, tensor, described["slices"][name])
-    lacking = [key for key, (tensor, _) in arrays.items() if filled[key] != _local(tensor).numel()]
+    lacking = [key for key, (tensor, _) in arrays.items() if filled[key] != local(tensor).numel()]
     if lacking:
         raise Damaged(f"{checkpoint} does not hold all of {', '.join(lacking[:5])}")
 
@@ -185,7 +185,7 @@ def _copy_overlap(tensors: safe_open, key: str, tensor: Tensor, theirs: list) ->
         return 0
     here = tuple(slice(a - s.start, b - s.start) for (a, b), s in zip(common, ours, strict=True))
     there = tuple(slice(a - start, b - start) for (a, b), (start, _) in zip(common, theirs, strict=True))
-    part = _local(tensor)[here]
+    part = local(tensor)[here]
     part.copy_(tensors.get_slice(key)[there])
     return part.numel()
 
@@ -196,10 +196,6 @@ def _is_first_copy(parameter: Tensor) -> bool:
         return dist.is_main()
     place = zip(parameter.device_mesh.get_coordinate(), parameter.placements, strict=True)
     return all(coordinate == 0 for coordinate, placement in place if placement.is_replicate())
-
-
-def _local(tensor: Tensor) -> Tensor:
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def _description(folder: Path, rank: int) -> Path:

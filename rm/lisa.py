@@ -70,8 +70,8 @@ def switch(model: nn.Module, optimizer: torch.optim.Optimizer, step: int, settin
         trains = _trains(name, layers, settings)
         if trains != p.requires_grad:
             p.requires_grad_(trains)
+            _place_moments(optimizer.state, p, trains, settings.lisa_state)
             changed = True
-        _place_moments(optimizer.state, p, trains, settings.lisa_state)
     if changed:
         parallel.trained_set_changed(model)
 
