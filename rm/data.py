@@ -13,7 +13,6 @@ from rm.config import REQUIRED, require_positive, setting
 from rm.encode import Encoder, Item
 from rm.examples import Examples
 from rm.formats import Sample, demonstration, preference
-from rm.formats import conversations as conversations
 from rm.records import read_records
 from rm.tokenizer import Tokenizer
 
