@@ -103,6 +103,7 @@ def main(settings: Settings) -> None:
 
 
 if __name__ == "__main__":
-    settings = parse(Settings, __doc__)
-    with dist.one_line_errors(), dist.session(settings.seed):
-        main(settings)
+    with dist.one_line_errors():
+        settings = parse(Settings, __doc__)
+        with dist.session(settings.seed):
+            main(settings)

@@ -39,6 +39,7 @@ def session(seed: int) -> Iterator[None]:
         torch_dist.init_process_group(backend, store=torch_dist.HashStore(), rank=0, world_size=1, timeout=timeout)
     torch.manual_seed(seed)
     _end_with_the_launcher()
+    _keep_freed_memory()
     try:
         yield
     finally:
@@ -70,6 +71,20 @@ def _end_with_the_launcher() -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
+def _keep_freed_memory() -> None:
+    """Where tensors live in glibc's heap, on the CPU: keep what is freed for the next row.
+
+    Left alone, glibc hands the heap back whenever its top is free, that is after every row, and the next row's memory
+    is zeroed page by page again: 15 % of a step on two cores, and no lower peak. 32 MiB is the largest threshold below
+    which it takes a block from the heap at all.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # not on macOS
+    if mallopt and not torch.cuda.is_available():
+        M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+        mallopt(M_MMAP_THRESHOLD, 32 * 2**20)
+
+
 def under_torchrun() -> bool:
     """Whether torchrun started this process, and watches how it ends."""
     return "TORCHELASTIC_RUN_ID" in os.environ
@@ -87,6 +102,10 @@ def one_line_errors() -> Iterator[None]:
     """
     try:
         yield
+    except SystemExit as done:
+        if done.code == 2:  # of argparse, which has told the mistake
+            _no_other_attempt()
+        raise
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
     except Stopped as stopped:
