@@ -99,6 +99,7 @@ def main(settings: Settings) -> None:
         # ------------------------------------------------------------------ the loop ends
         heads.save(model, run.folder, settings, probe=batch.pack(train, range(min(4, len(train)))))
         contract.conclude(model, run.folder, measured, settings)
+    plan.compare(settings)
     report.write_for(settings.output_dir)
 
 

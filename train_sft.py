@@ -76,6 +76,7 @@ def main(settings: Settings) -> None:
                 run.evaluation(step + 1, evaluate(model, held_out, checkpoints.poll))
         # ------------------------------------------------------------------ the loop ends
         heads.save(model, run.folder, settings, probe=batch.pack(train, range(min(4, len(train)))))
+    plan.compare(settings)
     report.write_for(settings.output_dir)
 
 

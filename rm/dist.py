@@ -8,6 +8,7 @@ import contextlib
 import ctypes
 import datetime
 import os
+import resource
 import signal
 import sys
 import time
@@ -154,6 +155,13 @@ def device() -> torch.device:
     if torch.cuda.is_available() and not on_paper:
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
     return torch.device("cpu")
+
+
+def peak_memory() -> int:
+    """Bytes at this process's highest: of tensors on a GPU, as its allocator counts; all that is resident on a CPU."""
+    if device().type == "cuda":
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1024 if sys.platform == "linux" else 1)
 
 
 def sum_over_ranks(x: Tensor) -> Tensor:

@@ -132,6 +132,7 @@ class Run:
         trained, *work = self.work.tolist()
         line = self._at(step) | values | {"learning_rate": learning_rate}
         line |= {f"{name}_per_second": round(n / seconds, 2) for name, n in zip(("tokens", unit), work, strict=True)}
+        line |= {"peak_memory_gib": round(dist.peak_memory() / 2**30, 3)}
         self._write(line | self.noted, left=seconds / trained * (self.steps - step))
         self.unsaid = []
         self._begin_line()

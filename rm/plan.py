@@ -2,23 +2,29 @@
 
 From config.json and the lengths of the data alone: the step of the first epoch with the longest row is run on paper
 (`rm.memory`), with the attention kernel that a GPU would choose. So a run that will not fit is refused here, with what
-would fit, and not on the cluster. `docs/scale.md` shows what it says of 7B to 70B.
+would fit, and not on the cluster. The plan stays in `--output_dir` as plan.json, and the run that follows says at its
+end how far it was off. `docs/scale.md` shows what it says of 7B to 70B.
 """
 
+import dataclasses
+import json
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from types import SimpleNamespace
 
 from torch import nn
 
-from rm import batch, data, dist, heads, lisa, log, lora, memory
+from rm import batch, data, dist, heads, journal, lisa, log, lora, memory, parallel
 from rm.attention import SplitAttention, VarlenAttention
-from rm.config import require_positive, setting
+from rm.config import as_dict, changed, require_positive, setting
 from rm.examples import Examples
+from rm.folder import read_json
 from rm.memory import Footprint
 from rm.tokenizer import Tokenizer
 
+FILE = "plan.json"
 GIB = 2**30
 LIBRARIES = 3 * GIB  # assumed: CUDA context, buffers of NCCL and cuBLAS
 FRAGMENTS = 0.1  # assumed: what the allocator cannot use, as a share of the peak
@@ -83,6 +89,30 @@ def show(cls: type, read: Callable, settings) -> None:
             log.say(line)
         if not plan.fits(plan.heaviest):
             raise ValueError(plan.advice())
+    _keep(plan.heaviest.footprint, settings, processes)
+
+
+def _keep(footprint: Footprint, settings, processes: int) -> None:
+    folder = Path(settings.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    plan = {"processes": processes, "peak": footprint.peak, "footprint": dataclasses.asdict(footprint)}
+    journal.replace(folder / FILE, json.dumps(plan | {"settings": as_dict(settings)}, indent=2) + "\n")
+
+
+def compare(settings) -> None:
+    """At a run's end: the memory that rank 0 took at its highest and, where there is a plan, what that had said."""
+    file, peak = Path(settings.output_dir) / FILE, dist.peak_memory()
+    what = "allocated" if dist.device().type == "cuda" else "resident, with Python and libraries"
+    said = f"memory: {peak / GIB:.2f} GiB at the peak ({what})"
+    if file.is_file():
+        plan = read_json(file)
+        before, now = plan["settings"], replace(settings, dtype=str(parallel.compute_dtype(settings))[len("torch.") :])
+        free = (name for name in ("max_tokens", "gradient_checkpointing") if before[name] != getattr(now, name))
+        other = [*changed(now, before), *free]
+        other += ["world_size"] * (plan["processes"] != dist.world())
+        said += f", planned {plan['peak'] / GIB:.2f}"
+        said += f" with another {', '.join(other)}" if other else f": {peak / plan['peak'] - 1:+.1%}"
+    log.say(said)
 
 
 class Plan:

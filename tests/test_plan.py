@@ -1,5 +1,6 @@
 """rm.plan: what a run needs, said from config.json and lengths, and refused with advice that holds."""
 
+import dataclasses
 import json
 
 import pytest
@@ -16,6 +17,7 @@ from tests import made, text_fixtures
 
 pytestmark = pytest.mark.apart
 
+KINDS = ("weights", "gradients", "optimizer", "activations", "gathered")
 HF = dict(model_type="llama", vocab_size=400, hidden_size=64, intermediate_size=96, num_hidden_layers=2,
           num_attention_heads=4, hidden_act="silu", max_position_embeddings=512)  # fmt: skip
 
@@ -55,9 +57,30 @@ def test_a_plan_is_said_without_weights_for_any_number_of_processes(folder, caps
     for script, cls in ((train_rm, RewardModel), (train_sft, LanguageModel)):
         main(script, settings_of(folder, script, plan="true", world_size=512))
         said = capsys.readouterr().out
-        assert "plan for 512 processes" in said and "fits" in said and not (folder / "out").exists()
+        assert "plan for 512 processes" in said and "fits" in said
+        assert [file.name for file in (folder / "out").iterdir()] == ["plan.json"]
         for word in ("parameters", "steps", "weights", "optimizer", "largest", "time", "communication"):
             assert word in said, cls
+
+
+def test_a_run_holds_its_plan_against_what_it_took(folder, tmp_path, capsys, monkeypatch):
+    settings = settings_of(folder, output_dir=tmp_path)
+
+    def said(settings) -> str:
+        with dist.session(0):
+            plan.compare(settings)
+        return capsys.readouterr().out
+
+    monkeypatch.setattr(dist, "peak_memory", lambda: 3 * plan.GIB)
+    assert said(settings) == "memory: 3.00 GiB at the peak (resident, with Python and libraries)\n"
+    main(train_rm, dataclasses.replace(settings, plan=True, world_size=1))
+    kept = json.loads((tmp_path / "plan.json").read_text())
+    assert kept["peak"] == sum(kept["footprint"][kind] for kind in KINDS)
+    capsys.readouterr()
+    monkeypatch.setattr(dist, "peak_memory", lambda: int(1.25 * kept["peak"]))
+    assert said(settings).endswith(f"planned {kept['peak'] / plan.GIB:.2f}: +25.0%\n")
+    other = dataclasses.replace(settings, max_tokens=190, use_lora=True)
+    assert said(other).endswith("with another use_lora, max_tokens\n")
 
 
 def test_what_does_not_fit_is_refused_with_advice_that_fits(folder, monkeypatch):

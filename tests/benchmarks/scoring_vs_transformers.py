@@ -65,7 +65,7 @@ def our_scores(turns: Turns, args: Namespace, model: str, file: str) -> None:
         while True:
             turns.begin()
             scores = score(loaded, batch.InOrder(examples, settings))
-            turns.end(scores=scores.tolist(), tokens=int(examples.lengths.sum()))
+            turns.end(scores=scores.view(-1, 2).tolist(), tokens=int(examples.lengths.sum()))
 
 
 def their_scores(turns: Turns, args: Namespace, model: str, file: str) -> None:
