@@ -26,6 +26,7 @@ setup(
             "pytest",
             "hypothesis",
             "tensorboard",
+            "wandb",
             "pyarrow",
             "transformers>=5",
             "peft",

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from rm import batch, heads, parallel, step
-from rm.contract import TextSettings, check, encoding, settled
+from rm.contract import Contract, TextSettings, check, encoding, settled
 from rm.examples import Examples
+from rm.folder import read_json
 from rm.formats import Text, preference, split_turns
 
 
@@ -28,6 +29,7 @@ class Scorer:
 
     Attributes:
         contract: what scoring.json says, None for a model without one.
+        scale: (mean, standard deviation) of its rewards, None where the model names none.
         text: how texts become tokens.
     """
 
@@ -54,6 +56,7 @@ class Scorer:
         self.text, self.max_tokens = encoding(settings, self.contract), max_tokens
         computed = parallel.compute_dtype(parallel.ParallelSettings(dtype=dtype))
         self.model = heads.load_whole(path, computed)
+        self.scale = _scale(Path(path), self.contract)
         if self.contract:
             check(self.contract, path, self.text, computed, self._rewards)
 
@@ -61,7 +64,8 @@ class Scorer:
         """The reward of each whole conversation.
 
         Args:
-            normalized: less the contract's mean, over its standard deviation.
+            normalized: less the mean and over the standard deviation that the model names: in its contract, or in
+                config.json, where OpenRLHF writes them.
 
         Raises:
             ValueError: for a text longer than training took, where it did not shorten them.
@@ -86,11 +90,12 @@ class Scorer:
         return self._score(groups, normalized)
 
     def _score(self, groups: list[list[Text]], normalized: bool) -> list[list[float]]:
-        if normalized and (self.contract is None or self.contract.reward_std is None):
+        if normalized and not self.scale:
             raise ValueError("the model names no mean and standard deviation of its rewards: take them as they are")
         rewards = self._rewards(self.text.examples(groups)) if any(groups) else torch.zeros(0)
         if normalized:
-            rewards = (rewards - self.contract.reward_mean) / self.contract.reward_std
+            mean, deviation = self.scale
+            rewards = (rewards - mean) / deviation
         given = iter(rewards.tolist())
         return [[next(given) for _ in group] for group in groups]
 
@@ -101,3 +106,10 @@ class Scorer:
         rows = (batch.pack(examples, np.array(row, np.int64)) for row in numbers)
         replies, rewards = step.score_rows(self.model, rows, examples.reply_offsets)
         return rewards[replies.argsort()]
+
+
+def _scale(folder: Path, contract: Contract | None) -> tuple[float, float] | None:
+    if contract:
+        return None if contract.reward_std is None else (contract.reward_mean, contract.reward_std)
+    config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
+    return (config["mean"], config["std"]) if {"mean", "std"} <= config.keys() else None

@@ -60,6 +60,25 @@ def test_an_adapter_is_merged_for_transformers_and_its_pipeline_gives_the_reward
     torch.testing.assert_close(together, expected, rtol=1e-4, atol=1e-5)  # padded, and no sigmoid on top
 
 
+@torch.no_grad()
+def test_verls_class_and_trls_ppo_find_the_same_reward(adapter, tmp_path):
+    theirs, folder = adapter
+    out = run(folder, tmp_path / "out", "--dtype", "float32")
+    expected = scores(theirs, out)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(out)
+    ids = [tokenizer(text + tokenizer.eos_token, return_tensors="pt")["input_ids"] for text in TEXTS]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the bias that the file has not
+        tokens = transformers.AutoModelForTokenClassification.from_pretrained(out, num_labels=1).eval()
+    verl = torch.cat([tokens(x).logits[:, -1, 0] for x in ids])  # it scores every token and takes the last
+    torch.testing.assert_close(verl, expected, rtol=1e-4, atol=1e-5)
+
+    ppo = pytest.importorskip("trl.experimental.utils", reason="the bench extra brings trl")
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(out).eval()
+    trl = torch.cat([ppo.get_reward(model, x, model.config.pad_token_id, 1)[1] for x in ids])
+    torch.testing.assert_close(trl, expected, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_dtype_and_file_size_are_as_asked_and_the_head_stays_float32(adapter, tmp_path, dtype):
     theirs, folder = adapter

@@ -167,6 +167,17 @@ def test_normalized_rewards_are_standard_on_the_contracts_set(made, tmp_path):
         Scorer(made).score(["a"], normalized=True)
 
 
+def test_openrlhfs_mean_and_deviation_are_read_from_config_json(made, tmp_path):
+    folder = changed(made, tmp_path / "rm")
+    (folder / "scoring.json").unlink()
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"mean": 0.5, "std": 2.0, "normalize_reward": True}))
+    scorer = Scorer(folder)
+    raw = scorer.score(["a", "b"])
+    assert raw == Scorer(made).score(["a", "b"])
+    assert scorer.score(["a", "b"], normalized=True) == pytest.approx([(r - 0.5) / 2 for r in raw])
+
+
 def test_a_plain_python_process_scores_without_a_launcher(made):
     program = f"from rm.scoring import Scorer; print(Scorer({str(made)!r}).score(['hello']))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT)
