@@ -16,27 +16,37 @@ TOKENIZER_FILES = """tokenizer.json tokenizer.model tokenizer_config.json specia
 
 def describe(folder: Path, source: Path, hf: dict, architecture: str, head: str, dtype: torch.dtype) -> None:
     """config.json and the tokenizer's files, changed where transformers has to know of the reward head."""
-    for name in TOKENIZER_FILES + ["generation_config.json"] * (head == "lm"):
-        if (source / name).is_file():
-            shutil.copyfile(source / name, folder / name)
-
     config = hf | {"architectures": [architecture]}
     for spelling in hf.keys() & {"torch_dtype", "dtype"} or {"dtype"}:  # transformers 4, transformers 5
         config[spelling] = str(dtype).removeprefix("torch.")
+    padding = copy_tokenizer(folder, source, hf, head)
     if head == "reward":
-        token, config["pad_token_id"] = _padding(source, hf)
+        config |= {"pad_token_id": padding}
         config |= {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}  # one label, that is
         config |= {"problem_type": "regression"}  # or transformers' pipeline and vLLM put a sigmoid on the reward
         config |= {"value_head_prefix": "score"}  # OpenRLHF's word for what the head is called
-        if token is not None:
-            file, legacy = folder / "tokenizer_config.json", folder / "special_tokens_map.json"
-            # On the right: on the left it would shift learned positions.
-            write_json(file, read_json(file) | {"pad_token": token, "padding_side": "right"})
-            if legacy.is_file():
-                write_json(legacy, read_json(legacy) | {"pad_token": token})
+    elif (source / "generation_config.json").is_file():
+        shutil.copyfile(source / "generation_config.json", folder / "generation_config.json")
     write_json(folder / "config.json", config)
     for file in folder.glob("*.safetensors"):  # the library lets nobody but the owner read what it writes
         shutil.copymode(folder / "config.json", file)
+
+
+def copy_tokenizer(folder: Path, source: Path, hf: dict, head: str) -> int | None:
+    """The tokenizer's files; for a reward model, with the padding that its readers need, whose id is returned."""
+    for name in TOKENIZER_FILES:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, folder / name)
+    if head == "lm":
+        return None
+    token, number = _padding(source, hf)
+    if token is not None:
+        file, legacy = folder / "tokenizer_config.json", folder / "special_tokens_map.json"
+        # On the right: on the left it would shift learned positions.
+        write_json(file, read_json(file) | {"pad_token": token, "padding_side": "right"})
+        if legacy.is_file():
+            write_json(legacy, read_json(legacy) | {"pad_token": token})
+    return number
 
 
 def _padding(source: Path, hf: dict) -> tuple[str | None, int]:

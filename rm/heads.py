@@ -18,6 +18,7 @@ from rm.attention import choose_kernel
 from rm.batch import Batch, Work
 from rm.config import REQUIRED, setting
 from rm.examples import Examples
+from rm.folder import copy_tokenizer
 from rm.model import ModelConfig, Transformer
 
 Sums = dict[str, Tensor]
@@ -188,7 +189,11 @@ def save(model: Transformer, folder: Path, settings, probe: Batch) -> None:
     """
     base, dtype = settings.model_name_or_path, parallel.compute_dtype(settings)
     if settings.use_lora:
-        adapter.save(model, folder / "adapter", base, settings, weights.read_config(base)[1])
+        _, family, hf = weights.read_config(base)
+        adapter.save(model, folder / "adapter", base, settings, family)
+        if dist.is_main():
+            head = "reward" if isinstance(model, RewardModel) else "lm"
+            copy_tokenizer(folder / "adapter", weights.foundation(base), hf, head)
         before = _reading(model, probe)
         adapter.merge(model)
         gap, size = (_reading(model, probe) - before).abs().max().item(), before.abs().max().item()

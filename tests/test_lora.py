@@ -1,5 +1,6 @@
 """rm.lora against peft: what is trained, what it computes, what is saved."""
 
+import json
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -75,6 +76,31 @@ def test_peft_loads_the_adapter_and_transformers_the_merged_model_and_both_score
         with torch.no_grad():
             rows = [[model(torch.tensor([text])).logits.item() for text in p] for p in made.token_pairs(5, seed=9)]
         torch.testing.assert_close(torch.tensor(rows).flatten(), scores, rtol=1e-5, atol=1e-5)
+
+
+def test_the_adapters_tokenizer_names_a_padding_that_does_not_hide_the_eos(folder, tmp_path):
+    """Where the base pads with its EOS, transformers would read the reward one token early."""
+    from transformers import AutoModelForSequenceClassification as Classifier
+    from transformers import AutoTokenizer
+
+    from rm.scoring import Scorer
+    from rm.tokenizer import Tokenizer
+
+    for file in (folder / "tokenizer_config.json", folder / "config.json"):
+        held = json.loads(file.read_text())
+        eos = {"pad_token": held["eos_token"]} if "eos_token" in held else {"pad_token_id": Tokenizer(folder).eos_id}
+        file.write_text(json.dumps(held | eos))
+    run_ranks(1, train, Settings(model_name_or_path=str(folder)), tmp_path)
+    base = Classifier.from_pretrained(folder, num_labels=1)
+    model = peft.PeftModel.from_pretrained(base, str(tmp_path / "adapter")).eval()
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "adapter")
+    base.config.pad_token_id = tokenizer.pad_token_id
+    texts = ["hello", "good bye to all of you"]
+    batch = tokenizer([text + tokenizer.eos_token for text in texts], padding=True, return_tensors="pt")
+    with torch.no_grad():
+        theirs = model(**batch).logits[:, 0].tolist()
+    assert tokenizer.pad_token_id != tokenizer.eos_token_id
+    assert theirs == pytest.approx(Scorer(tmp_path / "adapter").score(texts), abs=1e-5)
 
 
 @pytest.mark.parametrize("world", [2, 4])
