@@ -46,6 +46,9 @@ class SplitAttention:
     @torch.compiler.disable  # the pieces differ from row to row: tracing them would compile every row anew
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, window: int, scale: float) -> Tensor:
         """q (T, H, E), k and v (T, K, E) -> (T, H, E)."""
+        dtype = q.dtype
+        if dtype == torch.bfloat16 and self.device.type == "cpu":  # where SDPA's backward then takes twice as long
+            q, k, v = q.float(), k.float(), v.float()
         queries, keys, values = (iter(x.split(self.pieces)) for x in (q, k, v))
         out = []
         for prefix, _, *others in self.documents:
@@ -54,7 +57,7 @@ class SplitAttention:
             for _ in others:
                 path = (torch.cat([shared[:prefix], next(own)]) for shared, own in ((key, keys), (value, values)))
                 out.append(self._attend(next(queries), *path, window, scale))
-        return torch.cat(out)  # (T, H, E)
+        return torch.cat(out).to(dtype)  # (T, H, E)
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, window: int, scale: float) -> Tensor:
         """The last L positions of a path of S attend to it: q (L, H, E), k and v (S, K, E) -> (L, H, E)."""
