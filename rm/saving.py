@@ -61,11 +61,13 @@ class Checkpoints:
         self.poll()
         if step == self.run.steps:
             self._finish()
-            self.watch.beat(LAST_SAVE)  # the model's export takes as long as it takes
 
     def poll(self) -> None:
         """Act on what the ranks have told each other. Raises Stopped if one of them was told to stop."""
-        self.watch.beat(FIRST_STEP if self.run.step == self.run.start.step else 1)
+        if self.run.step == self.run.steps:
+            self.watch.beat(LAST_SAVE)  # after the last evaluation the model is exported, on whatever disk
+        else:
+            self.watch.beat(FIRST_STEP if self.run.step == self.run.start.step else 1)
         told = self.sums.take()
         stop = told and self._act(*told)
         if self.failures == 2:

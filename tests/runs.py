@@ -68,11 +68,11 @@ def main(chosen, before: Callable[[], None] = lambda: None) -> None:
 
 
 def outcome(chosen) -> tuple[dict, list[dict]]:
-    """The weights and the lines of metrics that a run left, without what a clock has to do with."""
+    """The weights and the lines of metrics that a run left, without what clock and memory have to do with."""
     out = Path(chosen.output_dir)
     lines = [json.loads(line) for line in open(out / "metrics.jsonl")]
-    timeless = [{k: v for k, v in line.items() if "second" not in k} for line in lines]
-    return load_file(out / "model" / "model.safetensors"), timeless
+    same = [{k: v for k, v in line.items() if "second" not in k and "memory" not in k} for line in lines]
+    return load_file(out / "model" / "model.safetensors"), same
 
 
 def assert_same(one: tuple, other: tuple) -> None:

@@ -4,12 +4,14 @@ import json
 import os
 import shutil
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
 import torch
 
 import train_rm
+from rm import checkpoint, weights
 from tests.ranks import run_ranks
 from tests.runs import (
     assert_same,
@@ -56,6 +58,27 @@ def test_in_the_middle_of_lisas_interval_it_goes_on_with_the_same_layers_and_mom
     assert steps_saved(chosen)[-1] % 3  # not where layers are drawn anew
     run_ranks(2, main, chosen)
     assert_same(outcome(chosen), undisturbed(2, save_steps=1, **lisa))
+
+
+def crawls(slow: int):
+    """To be called in every rank: one whose disk takes its time with every tensor of weights and checkpoints."""
+
+    def prepare() -> None:
+        if int(os.environ["RANK"]) == slow:
+            for module, name in ((weights, "_copy"), (checkpoint, "_copy_overlap")):
+                read = getattr(module, name)
+                setattr(module, name, lambda *args, read=read: (time.sleep(0.15), read(*args))[1])
+
+    return prepare
+
+
+def test_one_process_that_reads_slowly_is_waited_for(tmp_path):
+    """As from a busy network disk: longer than --stall_timeout allows a step, weights and checkpoint alike."""
+    chosen = interrupted(tmp_path / "out", processes=2, stall_timeout=2)
+    began = time.monotonic()
+    run_ranks(2, main, chosen, crawls(slow=1))
+    assert time.monotonic() - began > 0.15 * 20
+    assert_same(outcome(chosen), undisturbed(2))
 
 
 def cut(folder: Path) -> None:
