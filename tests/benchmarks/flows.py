@@ -61,7 +61,8 @@ def make(args: Namespace, model: str, folder: Path) -> list[list]:
     train, held_out = texts[: 2 * args.steps * args.pairs], texts[-2 * args.texts :]
     write(folder / "sft.jsonl", [{"text": chosen} for chosen, _ in train])
     write(folder / "pairs.jsonl", [{"positive": chosen, "negative": rejected} for chosen, rejected in train])
-    short = [pair for pair in held_out if max(map(len, pair)) < 1500 and pair[0] != pair[1]]  # eval_rm.py drops the rest
+    # eval_rm.py drops the rest
+    short = [pair for pair in held_out if max(map(len, pair)) < 1500 and pair[0] != pair[1]]
     write(folder / "held_out.jsonl", [{"positive": chosen, "negative": rejected} for chosen, rejected in short])
     common = f"--global_batch_size {args.pairs} --max_steps {args.steps} --max_tokens 2048 --dtype float32"
     commands = [
