@@ -1,9 +1,10 @@
-"""What adapters and LISA save, and what they cost: our own reward-model step in six ways, on the same batches.
+"""What our own reward-model step needs and costs in several ways, on the same batches.
 
     python -m tests.benchmarks.methods --model MODEL --data pairs.jsonl.gz --out docs/benchmarks/methods.md
+    ... --compare recomputation     what is kept for the backward, and compiled layers
 
-All weights; adapters of rank 16, 32 and 128 on all linear layers; LISA with two layers at a time, with and without
-embeddings. Every method is `train_rm.py` in a process of its own; they take turns, step by step, on the same pairs.
+Methods: all weights; adapters of rank 16, 32 and 128 on all linear layers; LISA with two layers at a time, with and
+without embeddings. Each is `train_rm.py` in a process of its own; they take turns, step by step, on the same pairs.
 Adapters get ten times the learning rate, as they do in practice. So few steps say what a step costs; they say little
 about which method learns best.
 """
@@ -19,23 +20,31 @@ from tests.benchmarks.common import MIB, Page, flags, table
 from tests.benchmarks.turns import Contender, interleave
 
 ADAPTERS = "--use_lora true --lora_dropout 0 --lora_target_modules all-linear --learning_rate 1e-4"
-METHODS = {
-    "all weights": "",
-    **{f"LoRA {r}": f"{ADAPTERS} --lora_r {r} --lora_alpha {2 * r}" for r in (16, 32, 128)},
-    "LISA 2/20": "--use_lisa true",
-    "LISA 2/20, embeddings frozen": "--use_lisa true --lisa_train_embeddings false",
+WAYS = {
+    "methods": {
+        "all weights": "",
+        **{f"LoRA {r}": f"{ADAPTERS} --lora_r {r} --lora_alpha {2 * r}" for r in (16, 32, 128)},
+        "LISA 2/20": "--use_lisa true",
+        "LISA 2/20, embeddings frozen": "--use_lisa true --lisa_train_embeddings false",
+    },
+    "recomputation": {
+        "nothing recomputed": "",
+        **{f"{how} recomputation": f"--gradient_checkpointing {how}" for how in ("selective", "full")},
+        "layers compiled": "--torch_compile true",
+    },
 }
+TITLES = {"methods": "Full fine-tuning, LoRA and LISA", "recomputation": "Recomputation and compiled layers"}
 
 
 def main() -> None:
     args = arguments()
-    page = Page(f"Full fine-tuning, LoRA and LISA, {'bf16' if args.bf16 else 'fp32'}", args)
+    page = Page(f"{TITLES[args.compare]}, {'bf16' if args.bf16 else 'fp32'}", args)
     folder = Path(tempfile.mkdtemp())
     try:
         model, turns = training.first_layers(args.model, args.layers, folder / "layers"), args.warmup + args.steps + 2
         file, _ = training.choose(args, model, args.batch_pairs, turns - 2, data.pairs, folder)
         contenders = []
-        for number, (name, words) in enumerate(METHODS.items()):
+        for number, (name, words) in enumerate(WAYS[args.compare].items()):
             mine = training.our_flags(args, model, file, args.batch_pairs, turns, folder / f"run{number}")
             contenders.append(Contender(name, args.threads, training.ours, "train_rm", mine + words.split()))
         interleave(contenders, args.warmup + args.steps)
@@ -43,9 +52,9 @@ def main() -> None:
         shutil.rmtree(folder)
     page.add(
         f"{args.batch_pairs} pairs a step, pairs over {args.max_length} tokens left out, rows of at most "
-        f"{args.max_tokens} tokens. Six processes take turns; {args.warmup} warm-up, {args.steps} timed steps. Loss: "
-        f"mean of the last half of the steps, the same batches for all. Speed is relative to training all weights, by "
-        "the median over steps of the ratio of wall seconds.\n",
+        f"{args.max_tokens} tokens. {len(contenders)} processes take turns; {args.warmup} warm-up, {args.steps} timed "
+        "steps. Loss: mean of the last half of the steps, the same batches for all. Speed is relative to the first, "
+        "by the median over steps of the ratio of wall seconds.\n",
         report(contenders, args.warmup),
     )
     page.finish()
@@ -68,6 +77,7 @@ def report(contenders: list[Contender], warmup: int) -> str:
 def arguments():
     parser = flags(__doc__)
     add = parser.add_argument
+    add("--compare", choices=WAYS, default="methods", help="which table (default: methods)")
     add("--batch_pairs", type=int, default=8, help="pairs a step (default: 8)")
     add("--max_tokens", type=int, default=4096, help="tokens a row (default: 4096)")
     add("--bf16", action="store_true", help="compute in bfloat16")
