@@ -17,6 +17,7 @@ from torch.distributed._tools.fsdp2_mem_tracker import FSDPMemTracker
 
 from rm import dist
 from rm.batch import Work
+from rm.parallel import local
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Footprint:
         return self.weights + self.gradients + self.optimizer + self.activations + self.gathered
 
 
-def of_step(model: nn.Module, work: Work) -> Footprint:
+def of_step(model: nn.Module, work: Work, all_moments: bool = False) -> Footprint:
     """The footprint of a step with this work.
 
     Clipping and AdamW's fused update take next to no memory of their own, and Adam's moments are known: so what is run
@@ -45,6 +46,7 @@ def of_step(model: nn.Module, work: Work) -> Footprint:
 
     Args:
         model: of `rm.heads`, sharded, on the meta device.
+        all_moments: count Adam's moments of layers that are frozen now too, as `--lisa_state keep` leaves them.
     """
     with FakeTensorMode(allow_non_fake_inputs=True):
         model.to_empty(device=dist.device())
@@ -57,7 +59,8 @@ def of_step(model: nn.Module, work: Work) -> Footprint:
     held = Counter()
     for kind, count in peak.items():
         held[_HEADINGS.get(getattr(kind, "name", None))] += count
-    trained = sum(p.to_local().numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+    layers = set(model.layers.parameters()) if all_moments else set()
+    trained = sum(local(p).nbytes for p in model.parameters() if p.requires_grad or p in layers)
     return Footprint(
         weights=held["weights"],
         gradients=held["gradients"],

@@ -132,7 +132,7 @@ class Plan:
         work = loader.work(step, rows[-2:])  # the longest row as last, beside the gradients of those before
         model = heads.arrange(self.cls, settings, kernel=self.kernel)
         lisa.switch(model, SimpleNamespace(state={}), step, settings)  # there are no moments to place
-        footprint = memory.of_step(model, work)
+        footprint = memory.of_step(model, work, settings.use_lisa and settings.lisa_state == "keep")
         traffic = {name: getattr(footprint, name) / len(work.rows) * mean_rows
                    for name in ("gather_traffic", "replica_traffic")}  # fmt: skip
         return Heaviest(tokens, mean_rows, replace(footprint, **traffic))

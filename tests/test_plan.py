@@ -115,6 +115,16 @@ def test_the_heaviest_step_is_the_one_with_the_longest_row_of_all_ranks(folder):
     assert plan_.heaviest.tokens == max(sizes)
 
 
+def test_moments_that_lisa_keeps_are_counted_for_every_layer(folder):
+    def optimizer(**changes) -> int:
+        return planned(
+            settings_of(folder, use_lisa="true", lisa_activated_layers=1, **changes)
+        ).heaviest.footprint.optimizer
+
+    full, dropped = planned(settings_of(folder)).heaviest.footprint.optimizer, optimizer()
+    assert dropped < 0.9 * full and optimizer(lisa_state="keep") == pytest.approx(full, rel=0.01)
+
+
 @pytest.mark.parametrize(
     ("how", "near"), [("none", 0.04), ("full", 0.1)]
 )  # full repeats all but a layer's last product

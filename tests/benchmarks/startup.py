@@ -1,0 +1,113 @@
+"""From `python train_rm.py` to the end of the first step: where the seconds go, on a first start and on a second.
+
+    python -m tests.benchmarks.startup --model MODEL --data pairs.jsonl.gz --out docs/benchmarks/startup.md
+
+Each start is a process of its own, with all of the data. The second finds the tokens in the cache. What the script
+calls is timed by its own names; the first step stands for itself and is followed by a second one to compare with.
+"""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from argparse import Namespace
+from pathlib import Path
+
+# Nothing of ours is imported up here: the child is timed from nothing.
+
+STAGES = {  # name -> (module of rm, function), in the order in which train_rm.py calls them
+    "tokenizer": ("tokenizer", "Tokenizer"),
+    "data: read, tokenize or map": ("data", "load"),
+    "model: arrange, read weights": ("heads", "load"),
+    "optimizer": ("optim", "adamw"),
+    "where to begin": ("resume", "restore"),
+    "the first step": ("step", "train_step"),
+}
+
+
+WHOLE = "in all, to the end of the first step"
+
+
+def main() -> None:
+    from tests.benchmarks.common import Page, table
+
+    args = arguments()
+    page = Page("From the command to the first step", args)
+    starts: dict[str, list[dict]] = {"first": [], "second": []}
+    for turn in range(args.steps):
+        with tempfile.TemporaryDirectory() as folder:
+            for start in starts:
+                starts[start].append(one(args, Path(folder), f"{turn}{start}"))
+                print(f"{turn + 1}/{args.steps} {start}: {starts[start][-1]}", file=sys.stderr)
+    names = list(starts["first"][0])
+    middle = {
+        start: {name: statistics.median(run[name] for run in runs) for name in names} for start, runs in starts.items()
+    }
+    rows = [[name, *(f"{middle[start][name]:.2f}" for start in starts)] for name in names]
+    files = " ".join(Path(path).name for path in args.data)
+    page.add(
+        f"All pairs of {files}, {args.threads} threads, medians of {args.steps} starts each.\n",
+        table(["seconds", "first start", "second start"], rows),
+    )
+    page.finish()
+
+
+def one(args: Namespace, folder: Path, name: str) -> dict[str, float]:
+    """Seconds of every stage of one start."""
+    from tests.benchmarks import training
+
+    words = training.our_flags(args, args.model, args.data[0], args.batch_pairs, 2, folder / name)
+    words += ["--dataset_path", *args.data, "--cache_dir", str(folder / "cache")]
+    code = f"from tests.benchmarks.startup import child; child({time.time()!r}, {json.dumps(words)})"
+    environment = os.environ | {"OMP_NUM_THREADS": str(args.threads)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(done.stderr)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def child(began: float, words: list[str]) -> None:
+    """train_rm.py's own main, with a clock around what it calls; prints seconds of every stage."""
+    before = time.time()
+    import train_rm
+    from rm import dist
+    from rm.config import parse
+
+    seconds = {"python itself": before - began, "import train_rm": time.time() - before}
+
+    def timed(stage: str, call):
+        def wrapped(*args, **named):
+            again, start = stage in seconds, time.time()
+            result = call(*args, **named)
+            seconds["the second step" if again else stage] = time.time() - start
+            if stage == "the first step" and not again:
+                seconds[WHOLE] = time.time() - began
+            return result
+
+        return wrapped
+
+    for stage, (module, name) in STAGES.items():
+        home = getattr(train_rm, module, None)
+        owner = home if home is not None and hasattr(home, name) and not hasattr(train_rm, name) else train_rm
+        setattr(owner, name, timed(stage, getattr(owner, name)))
+    settings = parse(train_rm.Settings, "", words)
+    start = time.time()
+    with dist.session(settings.seed):
+        seconds["process group"] = time.time() - start
+        train_rm.main(settings)
+    print(json.dumps(seconds))
+
+
+def arguments() -> Namespace:
+    from tests.benchmarks.common import flags
+
+    parser = flags(__doc__, steps=3)
+    parser.add_argument("--batch_pairs", type=int, default=8, help="pairs a step (default: 8)")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
