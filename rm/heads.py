@@ -152,7 +152,7 @@ def arrange(cls: type, settings, train: bool = True, kernel: type | None = None)
         settings = settings if settings.shard_base else replace(settings, shard_group_size=1)
     if isinstance(settings, losses.LossSettings):
         model.loss_settings = settings
-    parallel.arrange(model, settings)
+    parallel.arrange(model, settings, shard=train or dist.world() > 1)
     return model
 
 

@@ -65,22 +65,35 @@ def apply(model: nn.Module, settings: ParallelSettings) -> None:
     model.to_empty(device=dist.device())
 
 
-def arrange(model: nn.Module, settings: ParallelSettings) -> None:
-    """Recompute, compile and shard a meta-built model, which stays on the meta device."""
+def arrange(model: nn.Module, settings: ParallelSettings, shard: bool = True) -> None:
+    """Recompute, compile and shard a meta-built model, which stays on the meta device.
+
+    Args:
+        shard: False for one process that only scores: nothing is gathered there, and every layer would be copied.
+    """
     for layer in model.layers:
         if settings.gradient_checkpointing != "none":
             layer.forward = functools.partial(_CHECKPOINTED[settings.gradient_checkpointing], layer.forward)
         if settings.torch_compile:
             layer.compile(dynamic=True)
-    _shard(model, _mesh(settings.shard_group_size or dist.world()), compute_dtype(settings))
+    dtype = compute_dtype(settings)
+    if shard:
+        _shard(model, _mesh(settings.shard_group_size or dist.world()), dtype)
+    else:
+        _to_compute(model, dtype)
 
 
 def place(model: nn.Module, dtype: torch.dtype) -> None:
-    """Give a meta-built model memory on this device, whole, in the dtype it computes in; a score head is fp32."""
+    """Give a meta-built model memory on this device, whole, in the dtype it computes in."""
+    _to_compute(model, dtype)
+    model.to_empty(device=dist.device())
+
+
+def _to_compute(model: nn.Module, dtype: torch.dtype) -> None:
+    """A whole model in the dtype it computes in; a score head is fp32."""
     model.to(dtype)
     if hasattr(model, "score"):
         model.score.float()
-    model.to_empty(device=dist.device())
 
 
 def _mesh(group: int) -> DeviceMesh:
