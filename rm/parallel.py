@@ -37,7 +37,7 @@ class ParallelSettings:
         may_change=True,
     )
     torch_compile: bool = setting(
-        False, "compile each layer: faster steps after a first one that takes minutes", may_change=True
+        False, "compile each layer, after a first step of a minute: for GPUs; a CPU's steps get slower", may_change=True
     )
     shard_group_size: int | None = setting(
         None,
