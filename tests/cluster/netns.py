@@ -146,18 +146,18 @@ class Lab:
 
     def dead_peer(self) -> Run:
         """one host is gone for good; the other ends by itself; the same command on both goes on"""
-        return self.lose("dead_peer", gone=1)
+        return self._lose("dead_peer", gone=1)
 
     def dead_head(self) -> Run:
         """the host where they meet is gone for good; the other ends by itself; the same command on both goes on"""
-        return self.lose("dead_head", gone=0)
+        return self._lose("dead_head", gone=0)
 
     def cut(self, seconds: float) -> None:
         self.hosts.cable("down")
         time.sleep(seconds)
         self.hosts.cable("up")
 
-    def lose(self, name: str, gone: int) -> Run:
+    def _lose(self, name: str, gone: int) -> Run:
         limits = {"HEAD_TIMEOUT": "30", "PET_RDZV_CONF": "join_timeout=30"}
         run = Run(self.folder / name, self.world, limits, stall_timeout=15)
         run.wait_for_step(25)
@@ -174,7 +174,11 @@ class Lab:
         return again
 
 
-SCENARIOS = [name for name, f in vars(Lab).items() if getattr(f, "__annotations__", {}).get("return") is Run]
+SCENARIOS = [
+    name
+    for name, f in vars(Lab).items()
+    if getattr(f, "__annotations__", {}).get("return") is Run and not name.startswith("_")
+]
 
 
 def main() -> None:
