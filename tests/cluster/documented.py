@@ -120,15 +120,15 @@ def runnable(command: str, folder: Path) -> str:
     words = shlex.split(command)
     script = next((word for word in words if word.endswith(".py") or word.startswith("rm.")), "")
     words = ["anthropic.jsonl" if word.startswith("hub:") else word for word in words]
-    sizes = {"10000": "100", "112000": "100"}  # of rm.prepare_hh, whose stand-in is small
-    words = [sizes.get(word, word) for word in words]
+    if script == "rm.prepare_hh":  # of a stand-in that is small
+        words = [{"10000": "100", "112000": "100"}.get(word, word) for word in words]
+        words += [] if "--sft" in words else ["--sft", "100", "--rm", "100"]
     fresh = f"runs/{len(list((folder / 'runs').iterdir()))}"
     if "..." in words:
         at = words.index("...")
         given = {"--model_name_or_path": "runs/sft/model", "--dataset_path": "pairs.jsonl.gz", "--output_dir": fresh}
         if script == "rm.audit" or script == "rm.prepare_hh":
             given = {"pairs.jsonl.gz": ""} if script == "rm.audit" else {"anthropic.jsonl": "", "--output_dir": fresh}
-            given |= {"--sft": "100", "--rm": "100"} if script == "rm.prepare_hh" else {}
         words[at : at + 1] = [
             word for name, value in given.items() if name not in words for word in (name, value) if word
         ]
@@ -149,6 +149,7 @@ def runnable(command: str, folder: Path) -> str:
     if script in TRAININGS:
         words += SHORT.split()
     if "launch/hh_rlhf.sh" in words:
+        words[words.index("launch/hh_rlhf.sh")] = str(ROOT / "launch/hh_rlhf.sh")  # which installs where it lies
         words += ["--nproc", "2", "--out", fresh, "--", *SHORT.split()]
     return shlex.join(words)
 
