@@ -61,7 +61,7 @@ def main(settings: Settings) -> None:
     settings = hub.fetched(settings)
     if settings.plan:
         return plan.show(heads.RewardModel, data.pairs, settings)
-    resume.check_folder(settings)
+    resume.check_folder(settings, contract.last_file(settings))
 
     # text: files -> examples
     tokenizer = Tokenizer(settings.model_name_or_path)

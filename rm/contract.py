@@ -242,12 +242,15 @@ def _golden(text: Encoding) -> list[Text]:
     return found
 
 
+def last_file(settings) -> str:
+    """What `conclude` writes last, within the output folder: with it a training is finished."""
+    return f"{'adapter' if settings.use_lora else 'model'}/{FILE}"
+
+
 def conclude(model: nn.Module, folder: Path, reward_set: tuple[Examples, str], settings) -> None:
     """At the end of a training: the contract of `folder/model`, and of `folder/adapter` where LoRA left one.
 
-    Args:
-        reward_set: on whose best replies rewards are measured, and its name.
-        settings: of the training.
+    `reward_set` has the examples on whose best replies rewards are measured, and its name.
     """
     examples, name = reward_set
     statistics = step.reward_statistics(model, batch.InOrder(examples, settings)) | {"reward_set": name}

@@ -8,6 +8,7 @@ import sentencepiece
 import tokenizers
 import torch
 
+from rm import journal
 from rm.tokenizer import Tokenizer
 
 TOKENIZER_FILES = """tokenizer.json tokenizer.model tokenizer_config.json special_tokens_map.json
@@ -87,4 +88,5 @@ def read_json(file: Path) -> dict:
 
 
 def write_json(file: Path, value: dict) -> None:
-    file.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    """A JSON object, whole or not at all."""
+    journal.replace(file, json.dumps(value, indent=2, ensure_ascii=False) + "\n")

@@ -10,10 +10,13 @@ from pathlib import Path
 def replace(file: Path, text: str) -> None:
     """Write a file so that whoever reads it, at any time, finds the old text or the new one."""
     writing = file.with_name(f".{file.name}.writing")
-    writing.write_text(text, encoding="utf-8")
-    with open(writing, "rb") as written:
-        os.fsync(written.fileno())
-    os.replace(writing, file)
+    try:
+        writing.write_text(text, encoding="utf-8")
+        with open(writing, "rb") as written:
+            os.fsync(written.fileno())
+        os.replace(writing, file)
+    finally:
+        writing.unlink(missing_ok=True)  # a full disk may have taken half of it
 
 
 class Journal:

@@ -110,7 +110,7 @@ class Run:
             if dist.lost_a_process(error):
                 return
             with contextlib.suppress(OSError):  # a full disk: the error that led here is the one to tell
-                replace(self.folder / "exit.json", json.dumps(ended | {"time": _now()}) + "\n")
+                mark_end(self.folder, **ended)
                 track.write_csv(self.journal.file)
 
     def train(
@@ -197,6 +197,11 @@ class Run:
         except (OSError, ValueError, KeyError, TypeError):
             before = []
         return {"starts": before + [{"step": self.start.step, "time": _now(), "processes": dist.world()}]}
+
+
+def mark_end(folder: Path, **ended) -> None:
+    """exit.json: how a run ended, and when."""
+    replace(folder / "exit.json", json.dumps(ended | {"time": _now()}) + "\n")
 
 
 def _check_finite(step: int, sums: dict[str, float]) -> None:

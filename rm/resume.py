@@ -49,8 +49,12 @@ class ResumeSettings:
                 raise ValueError(f"--{name} must not be negative, got {getattr(self, name)}")
 
 
-def check_folder(settings) -> None:
-    """Refuse an --output_dir that holds another run or cannot be written; leave with 0 where this run is finished."""
+def check_folder(settings, last: str = "model") -> None:
+    """Refuse an --output_dir that holds another run or cannot be written; leave with 0 where this run is finished.
+
+    Args:
+        last: what the run writes last: where that is missing, its end is done again from the newest checkpoint.
+    """
     out = Path(settings.output_dir)
     if settings.resume_from_checkpoint == NONE:
         log.check_free(settings.output_dir)
@@ -61,7 +65,9 @@ def check_folder(settings) -> None:
     there = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
     if not there.is_dir() or not os.access(there, os.W_OK):
         raise ValueError(f"--output_dir {out} cannot be written: {there} is {'read-only' * there.is_dir() or 'a file'}")
-    if dist.agree((out / "model").exists()):  # its last act
+    if dist.agree((out / last).exists()):
+        if dist.is_main() and read_json(out / "exit.json").get("status") != "finished":  # a full disk, or a power cut
+            log.mark_end(out, status="finished", reason="found finished")
         log.say(f"{out}: this run is finished; nothing to do")
         sys.exit(0)
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import train_rm
-from rm import checkpoint, weights
+from rm import checkpoint, contract, weights
 from tests.ranks import run_ranks
 from tests.runs import (
     assert_same,
@@ -79,6 +79,23 @@ def test_one_process_that_reads_slowly_is_waited_for(tmp_path):
     run_ranks(2, main, chosen, crawls(slow=1))
     assert time.monotonic() - began > 0.15 * 20
     assert_same(outcome(chosen), undisturbed(2))
+
+
+@pytest.mark.parametrize("changes", [{}, {"use_lora": True}], ids=["all weights", "lora"])
+def test_a_disk_that_is_full_when_the_contract_is_written_costs_no_more_than_the_end(changes, tmp_path):
+    """The model is there by then; without its contract the run is not finished, and half a file is none."""
+    full = befalls(contract, "write", 1, lambda: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    chosen = settings(tmp_path / "out", **changes)
+    with pytest.raises(RuntimeError, match="No space left"):
+        run_ranks(1, main, chosen, full)
+    assert (tmp_path / "out" / "model").exists() and not (tmp_path / "out" / contract.last_file(chosen)).exists()
+    run_ranks(1, main, chosen)
+    assert_same(outcome(chosen), undisturbed(1, **changes))
+    assert (tmp_path / "out" / contract.last_file(chosen)).exists()
+
+    (tmp_path / "out" / "exit.json").unlink()  # which a full disk keeps from being written
+    run_ranks(1, main, chosen)
+    assert json.loads((tmp_path / "out" / "exit.json").read_text())["status"] == "finished"
 
 
 def cut(folder: Path) -> None:
