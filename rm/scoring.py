@@ -111,5 +111,5 @@ class Scorer:
 def _scale(folder: Path, contract: Contract | None) -> tuple[float, float] | None:
     if contract:
         return None if contract.reward_std is None else (contract.reward_mean, contract.reward_std)
-    config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
+    config = read_json(folder / "config.json")
     return (config["mean"], config["std"]) if {"mean", "std"} <= config.keys() else None
