@@ -94,6 +94,7 @@ def write_lines(file: Path, lines: Iterable[dict]) -> None:
 
 
 if __name__ == "__main__":
-    settings = parse(Settings, __doc__)
-    with dist.one_line_errors(), dist.session(seed=0):
-        main(settings)
+    with dist.one_line_errors():
+        settings = parse(Settings, __doc__)
+        with dist.session(seed=0):
+            main(settings)

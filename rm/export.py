@@ -54,6 +54,7 @@ def is_reward_model(folder: str) -> bool:
 
 
 if __name__ == "__main__":
-    settings = parse(Settings, __doc__)
-    with dist.one_line_errors(), dist.session(0):
-        main(settings)
+    with dist.one_line_errors():
+        settings = parse(Settings, __doc__)
+        with dist.session(0):
+            main(settings)

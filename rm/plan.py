@@ -7,7 +7,6 @@ end how far it was off. `docs/scale.md` shows what it says of 7B to 70B.
 """
 
 import dataclasses
-import json
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -16,11 +15,11 @@ from types import SimpleNamespace
 
 from torch import nn
 
-from rm import batch, data, dist, heads, journal, lisa, log, lora, memory, parallel
+from rm import batch, data, dist, heads, lisa, log, lora, memory, parallel
 from rm.attention import SplitAttention, VarlenAttention
 from rm.config import as_dict, changed, require_positive, setting
 from rm.examples import Examples
-from rm.folder import read_json
+from rm.folder import read_json, write_json
 from rm.memory import Footprint
 from rm.tokenizer import Tokenizer
 
@@ -96,7 +95,7 @@ def _keep(footprint: Footprint, settings, processes: int) -> None:
     folder = Path(settings.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     plan = {"processes": processes, "peak": footprint.peak, "footprint": dataclasses.asdict(footprint)}
-    journal.replace(folder / FILE, json.dumps(plan | {"settings": as_dict(settings)}, indent=2) + "\n")
+    write_json(folder / FILE, plan | {"settings": as_dict(settings)})
 
 
 def compare(settings) -> None:
@@ -106,7 +105,10 @@ def compare(settings) -> None:
     said = f"memory: {peak / GIB:.2f} GiB at the peak ({what})"
     if file.is_file():
         plan = read_json(file)
-        before, now = plan["settings"], replace(settings, dtype=str(parallel.compute_dtype(settings))[len("torch.") :])
+        before, now = (
+            plan["settings"],
+            replace(settings, dtype=str(parallel.compute_dtype(settings)).removeprefix("torch.")),
+        )
         free = (name for name in ("max_tokens", "gradient_checkpointing") if before[name] != getattr(now, name))
         other = [*changed(now, before), *free]
         other += ["world_size"] * (plan["processes"] != dist.world())
