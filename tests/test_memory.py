@@ -44,7 +44,10 @@ def work_of(cls) -> batch.Work:
 
 
 def measured(cls, settings: parallel.ParallelSettings, method: str) -> int:
-    """Bytes at the peak of a step: what lives through it and what the profiler sees come and go."""
+    """Bytes at the peak of a step: what lives through it and what the profiler sees come and go.
+
+    The least of five steps: on a busy machine gloo's own thread may let go of a buffer late, which is no step's need.
+    """
     model = arranged(cls, settings, method)
     model.to_empty(device="cpu")
     for p in model.parameters():
@@ -54,16 +57,20 @@ def measured(cls, settings: parallel.ParallelSettings, method: str) -> int:
     states = [x for state in optimizer.state.values() for x in state.values()]
     held = [x.detach() for x in (*model.parameters(), *states)]
     lasting = sum((x.to_local() if hasattr(x, "to_local") else x).untyped_storage().nbytes() for x in held)
+    coming_and_going = min(_peak_of(lambda: step.train_step(model, optimizer, work, 1.0)) for _ in range(5))
+    return lasting + coming_and_going
+
+
+def _peak_of(call) -> int:
+    """The most bytes that the allocator has handed out at a time in a call, by the profiler's account."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
-        step.train_step(model, optimizer, work, 1.0)
-    if dist.rank() > 0:
-        return 0
+        call()
     found = profiled.profiler.kineto_results.events()
     now = peak = 0
     for _, change in sorted((e.start_ns(), e.nbytes()) for e in found if e.name() == "[memory]"):
         now += change
         peak = max(peak, now)
-    return lasting + peak
+    return peak
 
 
 @pytest.mark.parametrize(

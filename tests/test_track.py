@@ -2,6 +2,7 @@
 
 import csv
 import json
+import time
 
 import pytest
 import torch
@@ -42,6 +43,7 @@ def test_wandb_itself_keeps_every_line_offline_in_one_run_however_often_it_goes_
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
     run_ranks(1, run, tmp_path, 0, "wandb")
+    time.sleep(1)  # wandb names a folder by the second
     run_ranks(1, run, tmp_path, 2, "wandb", 6)  # from a checkpoint of step 2
     name = (tmp_path / "wandb_run_id").read_text()
     first, second = sorted(
