@@ -77,7 +77,6 @@ def write(folder: Path, rank: int, taken: Snapshot) -> None:
     sync(file)
     described = {"bytes": file.stat().st_size, "sha256": _digest(file), "slices": taken.slices}
     write_json(_description(folder, rank), described)
-    sync(_description(folder, rank))
 
 
 def publish(folder: Path, final: Path, state: dict, taken: Snapshot) -> None:
@@ -95,7 +94,6 @@ def publish(folder: Path, final: Path, state: dict, taken: Snapshot) -> None:
         described.unlink()
     whole = {"format": FORMAT, "world": dist.world()} | state | {"parameters": taken.parameters, "files": files}
     write_json(folder / "state.json", whole)
-    sync(folder / "state.json")
     (folder / COMPLETE).write_text(_digest(folder / "state.json") + "\n")
     sync(folder / COMPLETE)
     sync(folder)

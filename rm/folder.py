@@ -88,5 +88,5 @@ def read_json(file: Path) -> dict:
 
 
 def write_json(file: Path, value: dict) -> None:
-    """A JSON object, whole or not at all."""
+    """A JSON object, on the disk whole or not at all."""
     journal.replace(file, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
