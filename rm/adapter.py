@@ -38,13 +38,12 @@ def save(model: nn.Module, out: Path, base: str, settings: LoraSettings, family:
         base: the folder that the adapters belong to, which the file names as its base.
     """
     tensors, ranks, transposed = _adapters(model, family)
-    head = "reward" if hasattr(model, "score") else "lm"
-    if head == "reward":
+    if model.head == "reward":
         tensors[f"{OUTER}{SCORE}"] = _on_main(model.score.weight)
     if dist.is_main():
         out.mkdir(parents=True, exist_ok=True)
         save_file(tensors, out / TENSORS, metadata={"format": "pt"})
-        write_json(out / CONFIG, _config(base, settings, ranks, transposed, head))
+        write_json(out / CONFIG, _config(base, settings, ranks, transposed, model.head))
     dist.barrier()
 
 

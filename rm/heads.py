@@ -40,6 +40,8 @@ class ModelSettings:
 class LanguageModel(Transformer):
     """Next-token prediction; the head is the embedding where the model ties them."""
 
+    head = "lm"
+
     def __init__(self, config: ModelConfig, kernel: type):
         super().__init__(config, kernel)
         if not config.tie_embeddings:
@@ -47,9 +49,9 @@ class LanguageModel(Transformer):
 
     def forward(self, row: Batch) -> Sums:
         """`loss`: summed cross entropy of the row's labelled tokens, () fp32; `count`: how many."""
-        hidden = self.hidden(row.tokens, row.position, row.documents)  # (T, D)
+        hidden = self.hidden(row.tokens, row.position, row.documents, row.labelled)  # (L, D)
         head = self.embed if self.config.tie_embeddings else self.lm_head
-        loss = losses.linear_cross_entropy(hidden[row.labelled], head.weight, row.targets)
+        loss = losses.linear_cross_entropy(hidden, head.weight, row.targets)
         return {"loss": loss + _nothing(hidden), "count": loss.new_tensor(len(row.targets))}
 
     @staticmethod
@@ -60,6 +62,8 @@ class LanguageModel(Transformer):
 
 class RewardModel(Transformer):
     """One number a reply: a linear fp32 head on the hidden state of its last token. No logits anywhere."""
+
+    head = "reward"
 
     def __init__(self, config: ModelConfig, kernel: type):
         super().__init__(config, kernel)
@@ -84,8 +88,8 @@ class RewardModel(Transformer):
         }
 
     def _rewards(self, row: Batch) -> tuple[Tensor, Tensor]:
-        hidden = self.hidden(row.tokens, row.position, row.documents)  # (T, D)
-        return self.score(hidden[row.last].float())[:, 0], hidden
+        hidden = self.hidden(row.tokens, row.position, row.documents, row.last)  # (R, D)
+        return self.score(hidden.float())[:, 0], hidden
 
     @staticmethod
     def count(work: Work) -> int:
@@ -152,7 +156,7 @@ def arrange(cls: type, settings, train: bool = True, kernel: type | None = None)
         settings = settings if settings.shard_base else replace(settings, shard_group_size=1)
     if isinstance(settings, losses.LossSettings):
         model.loss_settings = settings
-    parallel.arrange(model, settings, shard=train or dist.world() > 1)
+    parallel.arrange(model, settings, train)
     return model
 
 
@@ -192,8 +196,7 @@ def save(model: Transformer, folder: Path, settings, probe: Batch) -> None:
         _, family, hf = weights.read_config(base)
         adapter.save(model, folder / "adapter", base, settings, family)
         if dist.is_main():
-            head = "reward" if isinstance(model, RewardModel) else "lm"
-            copy_tokenizer(folder / "adapter", weights.foundation(base), hf, head)
+            copy_tokenizer(folder / "adapter", weights.foundation(base), hf, model.head)
         before = _reading(model, probe)
         adapter.merge(model)
         gap, size = (_reading(model, probe) - before).abs().max().item(), before.abs().max().item()

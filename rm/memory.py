@@ -2,7 +2,7 @@
 
 The code is the real one. The tensors have shapes and no memory (`FakeTensorMode`) and the other processes do not exist
 (`dist.on_paper`), so that a CPU finds in seconds what one of 512 devices will hold. `FSDPMemTracker` of torch keeps the
-books: every tensor from its making to its end, and what it is for.
+books: every tensor from its making to its end, and what it is for (`MemTracker` where nothing is sharded).
 
 Not in the books: what a device's libraries take (CUDA context, NCCL, cuBLAS), what kernels use inside, and fragments.
 """
@@ -14,6 +14,9 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed._tools.fsdp2_mem_tracker import FSDPMemTracker
+from torch.distributed._tools.mem_tracker import MemTracker
+from torch.distributed.fsdp import FSDPModule
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from rm import dist
 from rm.batch import Work
@@ -50,8 +53,12 @@ def of_step(model: nn.Module, work: Work, all_moments: bool = False) -> Footprin
     """
     with FakeTensorMode(allow_non_fake_inputs=True):
         model.to_empty(device=dist.device())
-        books = _Books(model)
-        with books:
+        if isinstance(model, FSDPModule):
+            books = FSDPMemTracker(model)
+        else:
+            books = MemTracker()
+            books.track_external(model)
+        with books, _Traffic() as traffic:
             for row in work.rows:
                 books.reset_mod_stats()  # or it takes a second forward for a mistake
                 (model(row)["loss"] / model.count(work)).backward()
@@ -67,14 +74,16 @@ def of_step(model: nn.Module, work: Work, all_moments: bool = False) -> Footprin
         optimizer=2 * trained,
         activations=held["activations"],
         gathered=held["gathered"],
-        gather_traffic=books.gather_traffic,
-        replica_traffic=books.replica_traffic,
+        gather_traffic=traffic.gathered,
+        replica_traffic=traffic.replicated,
     )
 
 
 _HEADINGS = {
     "SHARDED_PARAM": "weights",
+    "PARAM": "weights",
     "SHARDED_GRAD": "gradients",
+    "GRAD": "gradients",
     "ACT": "activations",
     "TEMP": "activations",
     "INP": "activations",
@@ -85,17 +94,15 @@ _HEADINGS = {
 }
 
 
-class _Books(FSDPMemTracker):
-    """That of torch, which also counts what travels."""
+class _Traffic(TorchDispatchMode):
+    """Counts bytes that travel."""
 
-    def __init__(self, model: nn.Module):
-        super().__init__(model)
-        self.gather_traffic = self.replica_traffic = 0
+    gathered = replicated = 0
 
     def __torch_dispatch__(self, op, types, args=(), kwargs=None):
         c10d = torch.ops.c10d
         if op in (c10d._allgather_base_.default, c10d._reduce_scatter_base_.default):
-            self.gather_traffic += abs(args[0].nbytes - args[1].nbytes)  # all but a rank's own part
+            self.gathered += abs(args[0].nbytes - args[1].nbytes)  # all but a rank's own part
         elif op is c10d.allreduce_.default:
-            self.replica_traffic += 2 * sum(x.nbytes for x in args[0])  # a ring sends everything not quite twice
-        return super().__torch_dispatch__(op, types, args, kwargs)
+            self.replicated += 2 * sum(x.nbytes for x in args[0])  # a ring sends everything not quite twice
+        return op(*args, **(kwargs or {}))

@@ -5,7 +5,11 @@ files: those act on it from outside. All choices are made when it is built, alon
 parameters only, no buffers, so a model made on the meta device and sharded has nothing to restore but what the
 checkpoint holds.
 
-Shapes: T tokens in a row, D width, H heads, K kv heads, E head width, F hidden width of the MLP, V vocabulary.
+Attention is where tokens meet. Behind that of the last layer each is on its own, so what nobody asks for ends there:
+of a pair, a reward model asks for two tokens.
+
+Shapes: T tokens in a row, N of them asked for, D width, H heads, K kv heads, E head width, F hidden width of the MLP,
+V vocabulary.
 """
 
 from collections.abc import Callable
@@ -17,6 +21,9 @@ from torch import Tensor, nn
 
 from rm.attention import Document, SplitAttention
 from rm.lean import RMSNormFunction, SwiGLUFunction
+
+Asked = Tensor | slice  # (N,) places in a row
+EVERYTHING = slice(None)
 
 
 @dataclass(frozen=True)
@@ -182,10 +189,11 @@ class Attention(nn.Module):
         )
         self.rotate = _rotation(config.ropes[layer], config.head_dim)
 
-    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor] | None, attend) -> Tensor:
+    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor] | None, attend, asked: Asked) -> Tensor:
         q, k, v = (project(x).unflatten(-1, (-1, self.head_dim)) for project in (self.q_proj, self.k_proj, self.v_proj))
         q, k = self.rotate(self.q_norm(q), rope), self.rotate(self.k_norm(k), rope)  # (T, H, E), (T, K, E)
-        return self.o_proj(attend(q, k, v, window=self.window, scale=self.scale).flatten(1))  # (T, H, E) -> (T, D)
+        seen = attend(q, k, v, window=self.window, scale=self.scale)  # (T, H, E)
+        return self.o_proj(seen[asked].flatten(1))  # (N, D)
 
 
 class Block(nn.Module):
@@ -198,16 +206,16 @@ class Block(nn.Module):
         self.mlp_norm = _norm(config, config.dim)
         self.mlp = MLPS[config.mlp](config)
 
-    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor] | None, attend) -> Tensor:
-        x = x + self.attn(self.attn_norm(x), rope, attend)
+    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor] | None, attend, asked: Asked) -> Tensor:
+        x = x[asked] + self.attn(self.attn_norm(x), rope, attend, asked)
         return x + self.mlp(self.mlp_norm(x))
 
 
 class ParallelBlock(Block):
     """Attention and MLP side by side, each behind a norm of its own."""
 
-    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor] | None, attend) -> Tensor:
-        return x + self.attn(self.attn_norm(x), rope, attend) + self.mlp(self.mlp_norm(x))
+    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor] | None, attend, asked: Asked) -> Tensor:
+        return x[asked] + self.attn(self.attn_norm(x), rope, attend, asked) + self.mlp(self.mlp_norm(x[asked]))
 
 
 class SandwichBlock(Block):
@@ -218,8 +226,8 @@ class SandwichBlock(Block):
         self.attn_post_norm = _norm(config, config.dim)
         self.mlp_post_norm = _norm(config, config.dim)
 
-    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor] | None, attend) -> Tensor:
-        x = x + self.attn_post_norm(self.attn(self.attn_norm(x), rope, attend))
+    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor] | None, attend, asked: Asked) -> Tensor:
+        x = x[asked] + self.attn_post_norm(self.attn(self.attn_norm(x), rope, attend, asked))
         return x + self.mlp_post_norm(self.mlp(self.mlp_norm(x)))
 
 
@@ -251,16 +259,17 @@ class Transformer(nn.Module):
         self.layers = nn.ModuleList(BLOCKS[config.block](config, i) for i in range(config.n_layers))
         self.norm = _norm(config, config.dim)
 
-    def hidden(self, tokens: Tensor, position: Tensor, documents: list[Document]) -> Tensor:
+    def hidden(self, tokens: Tensor, position: Tensor, documents: list[Document], asked: Asked = EVERYTHING) -> Tensor:
         """Hidden states after the last norm.
 
         Args:
             tokens: (T,) ids of one packed row.
             position: (T,) place of each token in its own text; a reply's positions continue its prefix's.
             documents: the row's documents, in order, as `rm.attention` describes them; their lengths sum to T.
+            asked: (N,) places of the tokens whose states are returned.
 
         Returns:
-            (T, D), in the dtype of the (gathered) parameters.
+            (N, D), in the dtype of the (gathered) parameters.
         """
         x = self.embed(tokens)  # (T, D)
         if self.config.positions == "learned":
@@ -268,5 +277,5 @@ class Transformer(nn.Module):
         tables = {rope: rope_table(position, rope, x.dtype) for rope in set(self.config.ropes)}
         attend = self.kernel(documents, x.device)
         for layer, rope in zip(self.layers, self.config.ropes, strict=True):
-            x = layer(x, tables[rope], attend)
-        return self.norm(x)
+            x = layer(x, tables[rope], attend, asked if layer is self.layers[-1] else EVERYTHING)
+        return self.norm(x)  # (N, D)

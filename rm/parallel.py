@@ -1,7 +1,9 @@
 """How a model is spread over devices: recompute, compile, shard, in that order, from outside the model.
 
-FSDP2 (`fully_shard`) is always applied, on one process and on the CPU too: one code path, one place where precision
-is decided. Parameters are made on the meta device and get memory only when each rank holds its shard.
+FSDP2 (`fully_shard`) is applied wherever there is something to gather or to cast: on several processes, and on one that
+trains in bfloat16 with float32 masters. One process that trains in float32, or only scores, holds the model as it is:
+every layer would be copied for nothing. Parameters are made on the meta device and get memory only when each rank holds
+its shard.
 """
 
 import functools
@@ -65,20 +67,16 @@ def apply(model: nn.Module, settings: ParallelSettings) -> None:
     model.to_empty(device=dist.device())
 
 
-def arrange(model: nn.Module, settings: ParallelSettings, shard: bool = True) -> None:
-    """Recompute, compile and shard a meta-built model, which stays on the meta device.
-
-    Args:
-        shard: False for one process that only scores: nothing is gathered there, and every layer would be copied.
-    """
+def arrange(model: nn.Module, settings: ParallelSettings, train: bool = True) -> None:
+    """Recompute, compile and shard a meta-built model, which stays on the meta device."""
     for layer in model.layers:
         if settings.gradient_checkpointing != "none":
             layer.forward = functools.partial(_CHECKPOINTED[settings.gradient_checkpointing], layer.forward)
         if settings.torch_compile:
             layer.compile(dynamic=True)
-    dtype = compute_dtype(settings)
-    if shard:
-        _shard(model, _mesh(settings.shard_group_size or dist.world()), dtype)
+    dtype, mesh = compute_dtype(settings), _mesh(settings.shard_group_size or dist.world())
+    if mesh.size() > 1 or (train and dtype != torch.float32):
+        _shard(model, mesh, dtype)
     else:
         _to_compute(model, dtype)
 

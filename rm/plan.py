@@ -15,7 +15,7 @@ from types import SimpleNamespace
 
 from torch import nn
 
-from rm import batch, data, dist, heads, lisa, log, lora, memory, parallel
+from rm import batch, data, dist, heads, lisa, log, memory, parallel
 from rm.attention import SplitAttention, VarlenAttention
 from rm.config import as_dict, changed, require_positive, setting
 from rm.examples import Examples
@@ -240,18 +240,26 @@ def step_flops(model: nn.Module, loader: batch.Loader, settings) -> float:
     """Operations of a mean step over all processes, recomputation included.
 
     A product with a matrix of n numbers is 2n a token forward, 2n for the gradient of what went in, and 2n for the
-    matrix' own where it trains. Attention's backward is twice its forward.
+    matrix' own where it trains. Attention's backward is twice its forward. Behind the attention of the last layer there
+    are only the tokens that the head asks for.
     """
-    linear = [layer for layer in model.layers.modules() if isinstance(layer, nn.Linear)]
-    base = sum(layer.weight.numel() for layer in linear)
-    trained = sum(layer.weight.numel() for layer in linear if layer.weight.requires_grad)
-    low = sum(p.numel() for name, p in model.named_parameters() if lora.is_adapter(name))
     passes = 2 + (settings.gradient_checkpointing == "full")
+
+    def products(*modules: nn.Module) -> int:
+        matrices = [p for module in modules for p in module.parameters() if p.ndim == 2]
+        return 2 * sum(p.numel() * (passes + p.requires_grad) for p in matrices)
+
+    last = model.layers[-1]
+    behind, asked = products(last.attn.o_proj, last.mlp), loader.labels.sum()
     tokens, sights = loader.lengths.sum(), loader.costs.sum() - loader.lengths.sum()
-    flops = 2 * tokens * (passes * (base + low) + trained + low) + 2 * sights * (passes + 1) * base
-    if not hasattr(model, "score"):
+    base = sum(layer.weight.numel() for layer in model.layers.modules() if isinstance(layer, nn.Linear))
+    flops = 2 * sights * (passes + 1) * base
+    if model.head == "lm":
         head = model.embed if model.config.tie_embeddings else model.lm_head
-        flops += 2 * loader.labels.sum() * head.weight.numel() * (2 + head.weight.requires_grad)
+        flops += 2 * asked * head.weight.numel() * (2 + head.weight.requires_grad)
+    else:
+        asked = len(loader.examples.grade)
+    flops += tokens * (products(model.layers) - behind) + asked * behind
     return float(flops) / loader.steps_per_epoch
 
 

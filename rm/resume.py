@@ -123,7 +123,7 @@ def _identity(model: nn.Module, settings, facts: dict) -> dict:
     return {
         "settings": fixed(settings),
         "model": weights.fingerprint(settings.model_name_or_path),
-        "head": type(model).__name__,
+        "head": model.head,
         "dtype": str(parallel.compute_dtype(settings)).removeprefix("torch."),
         "data": facts["data"]["train"]["sha256"],
         "tokenizer": facts["data"]["tokenizer"],

@@ -200,7 +200,6 @@ def save(
     config, family, hf = read_config(source)
     assert all(layer.merged for layer in model.modules() if isinstance(layer, lora.LoRALinear))
     parameters = {name: p for name, p in model.named_parameters() if not lora.is_adapter(name)}
-    head = "reward" if SCORE in parameters else "lm"
     tensors = {theirs: family.ours(theirs) for theirs in map(family.theirs, parameters)}
     dtypes = {theirs: torch.float32 if ours == [SCORE] else dtype for theirs, ours in tensors.items()}
     count = {theirs: sum(parameters[name].numel() for name in ours) for theirs, ours in tensors.items()}
@@ -222,7 +221,7 @@ def save(
                 weight_map = {theirs: file for file, names in shards.items() for theirs in names}
                 index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map}
                 write_json(folder / "model.safetensors.index.json", index)
-            describe(folder, foundation(source), hf, family.classes[head], head, dtype)
+            describe(folder, foundation(source), hf, family.classes[model.head], model.head, dtype)
 
 
 def _plan(sizes: dict[str, int], limit: int) -> dict[str, list[str]]:

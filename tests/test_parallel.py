@@ -24,7 +24,7 @@ def gradients(**settings):
         loss = model(row)["loss"]
     loss.backward()
     names = {name for name, _ in model.named_parameters()}
-    return loss.item(), [p.grad.full_tensor() for p in model.parameters()], sum(kept), names
+    return loss.item(), [parallel.whole(p.grad) for p in model.parameters()], sum(kept), names
 
 
 @pytest.mark.parametrize("how", ["selective", "full"])

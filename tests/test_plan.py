@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import train_rm
 import train_sft
-from rm import batch, dist, plan
+from rm import batch, dist, parallel, plan
 from rm.attention import SplitAttention, VarlenAttention
 from rm.config import parse
 from rm.heads import LanguageModel, RewardModel
@@ -99,7 +99,7 @@ def test_what_does_not_fit_is_refused_with_advice_that_fits(folder, monkeypatch)
 
 
 def test_the_largest_max_tokens_fits_and_a_little_more_does_not(folder):
-    plan_ = planned(settings_of(folder, device_memory_gb=3.003, global_batch_size=24))
+    plan_ = planned(settings_of(folder, device_memory_gb=3.0022, global_batch_size=24))
     with dist.on_paper(2):
         best = plan_.largest_max_tokens(plan_.heaviest)
         assert plan_.fits(plan_.simulate(max_tokens=best))
@@ -126,24 +126,24 @@ def test_moments_that_lisa_keeps_are_counted_for_every_layer(folder):
 
 
 @pytest.mark.parametrize(
-    ("how", "near"), [("none", 0.04), ("full", 0.1)]
+    ("how", "near"), [("none", 0.001), ("full", 0.1)]
 )  # full repeats all but a layer's last product
 def test_operations_are_those_that_torch_counts(folder, how, near):
     settings = settings_of(folder, gradient_checkpointing=how)
     examples = made.pair_examples(made.token_pairs(6))
     with dist.on_paper(1):
         plan_ = plan.Plan(RewardModel, settings, examples, SplitAttention)
+        plan_.loader.costs = plan_.loader.lengths  # torch leaves out attention on CPU
         said = plan.step_flops(plan_.model, plan_.loader, settings)
         model = plan_.model.to_empty(device="cpu")
         with torch.no_grad(), FlopCounterMode(display=False) as counted:
-            [p.to_local().normal_(std=0.02) for p in model.parameters()]
+            [parallel.local(p).normal_(std=0.02) for p in model.parameters()]
             with torch.enable_grad():
                 model(batch.pack(examples, range(6)))["loss"].backward()
-    # torch leaves out attention on CPU, and full recomputation stops before a layer's last product
     assert said == pytest.approx(counted.get_total_flops(), rel=near)
 
 
-def test_a_language_model_adds_three_products_with_its_head(folder):
+def test_a_language_model_adds_three_products_with_its_head_and_asks_for_more_tokens(folder):
     settings, examples = settings_of(folder), made.text_examples([a for a, _ in made.token_pairs(8)])
     with dist.on_paper(1):
         said = [
@@ -151,4 +151,6 @@ def test_a_language_model_adds_three_products_with_its_head(folder):
             for p in (plan.Plan(cls, settings, examples, SplitAttention) for cls in (LanguageModel, RewardModel))
         ]
         labels = batch.Loader(examples, settings, 0, 0.0).labels.sum()
-    assert said[0] - said[1] == pytest.approx(3 * 2 * labels * HF["vocab_size"] * HF["hidden_size"])
+    width, behind = HF["hidden_size"], HF["hidden_size"] * (HF["hidden_size"] + 3 * HF["intermediate_size"])
+    with_head = labels * HF["vocab_size"] * width
+    assert said[0] - said[1] == pytest.approx(3 * 2 * (with_head + (labels - len(examples)) * behind))

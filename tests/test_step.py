@@ -49,7 +49,7 @@ def train(cls, config, settings: Settings, examples, loss=None):
         summed = step.dist.sum_over_ranks(torch.stack([sums["loss"].double(), sums["count"].double()]))
         lines.append(((summed[0] / summed[1]).item(), sums["grad_norm"].item()))
         assert summed[1] == model.count(work)
-    return lines, [p.full_tensor() for p in model.parameters()]
+    return lines, [parallel.whole(p) for p in model.parameters()]
 
 
 def train_slowly(cls, config, settings: Settings, examples, mean_loss):

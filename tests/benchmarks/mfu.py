@@ -7,7 +7,8 @@ After each step, the products of the step's own linear layers are timed alone: f
 dgrad and wgrad of q, k, v, o, gate, up and down, in the step's dtype, over `--gemm_layers` layers of distinct weights.
 Model FLOPs of a step are 6 P T + 12 L H E S: P weights of the blocks' linears, T tokens, and S (query, key) pairs
 that see each other; what is recomputed, the embedding, norms, clipping and the optimizer count for nothing, though
-their time counts. Tokens are those computed: a shared prefix counts once.
+their time counts. Tokens are those computed: a shared prefix counts once, and behind the last layer's attention there
+are only a pair's two ends.
 """
 
 import shutil
@@ -50,17 +51,19 @@ def main() -> None:
         f"{args.batch_pairs} random pairs a step, pairs over {args.max_length} tokens left out, rows of at most "
         f"{args.max_tokens} tokens{' and ' + args.ours if args.ours else ''}. Step, products, step, products, ... in "
         f"two processes; {args.warmup} warm-up.\n",
-        report(config, step, gemm, args.warmup),
+        report(config, step, gemm, args.warmup, 2 * args.batch_pairs),
     )
     page.finish()
 
 
-def report(config: ModelConfig, step: Contender, gemm: Contender, warmup: int) -> str:
+def report(config: ModelConfig, step: Contender, gemm: Contender, warmup: int, ends: int) -> str:
     rows, found = [], {"wall": [], "cpu": []}
-    linears = sum(a * b for a, b in shapes(config)) * config.n_layers
+    layer = [a * b for a, b in shapes(config)]
+    behind = sum(layer[3:])  # the attention's products: o, gate, up, down
+    linears = sum(layer) * config.n_layers - behind
     pair = 12 * config.n_layers * config.n_heads * config.head_dim
     for i, (a, b) in enumerate(zip(step.turns, gemm.turns, strict=True)):
-        flops = 6 * linears * a["tokens"] + pair * a["sights"]
+        flops = 6 * (linears * a["tokens"] + behind * ends) + pair * a["sights"]
         reached = {clock: (flops / a[clock], b["flops"] / b[clock]) for clock in found}
         for clock, (own, peak) in reached.items():
             found[clock] += [own / peak] if i >= warmup else []
