@@ -8,7 +8,7 @@ import sentencepiece
 import tokenizers
 import torch
 
-from rm import journal
+from rm import chat, journal
 from rm.tokenizer import Tokenizer
 
 TOKENIZER_FILES = """tokenizer.json tokenizer.model tokenizer_config.json special_tokens_map.json
@@ -53,7 +53,8 @@ def copy_tokenizer(folder: Path, source: Path, hf: dict, head: str) -> int | Non
 def _padding(source: Path, hf: dict) -> tuple[str | None, int]:
     """The token that pads a reward model's batches, and its id.
 
-    transformers scores a row's last token that is not padding, and our texts end in EOS: any other will do.
+    transformers scores a row's last token that is not padding, and our texts end in EOS or in what the template ends a
+    turn with: any other will do.
     Best is one that the tokenizer treats as special already. GPT-2's has nothing special but EOS: there it is
     the longest entry that begins with the mark of a space, a string that no text holds. Declaring one like
     "!" special would change how "!!" is cut.
@@ -66,14 +67,25 @@ def _padding(source: Path, hf: dict) -> tuple[str | None, int]:
     else:
         return None, int(hf.get("eos_token_id") == 0)
 
-    eos = Tokenizer(source).eos_id
-    ids = {token: i for token, i in ids.items() if i != eos and i < hf["vocab_size"]}  # some have no row
+    tokenizer = Tokenizer(source)
+    ends = {tokenizer.eos_id, _turns_end(tokenizer)}
+    ids = {token: i for token, i in ids.items() if i not in ends and i < hf["vocab_size"]}  # some have no row
     settings = read_json(source / "special_tokens_map.json") | read_json(source / "tokenizer_config.json")
     named = settings.get("pad_token"), settings.get("unk_token"), "<unk>", settings.get("bos_token")
     named = [token["content"] if isinstance(token, dict) else token for token in named]
     unspelled = max(ids, key=lambda token: (token.startswith(("\u0120", "\u2581")), len(token), token))
     token = next(token for token in (*named, unspelled) if token in ids)
     return token, ids[token]
+
+
+def _turns_end(tokenizer: Tokenizer) -> int | None:
+    """The token that the model's own chat template, if it has one, ends a text with."""
+    template = chat.choose(None, None, tokenizer)
+    try:
+        text = template and template.render([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}])
+    except ValueError:  # it is for other dialogues, or unsound: nothing was trained on it
+        return None
+    return text.parts[-1] if text and text.ended else None
 
 
 def read_json(file: Path) -> dict:

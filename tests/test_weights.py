@@ -351,6 +351,17 @@ def test_a_padding_token_that_the_embedding_has_no_row_for_is_not_used(tmp_path,
         assert json.loads((tmp_path / "out/tokenizer_config.json").read_text())["pad_token"] == pad
 
 
+def test_what_a_template_ends_its_turns_with_is_no_padding(tmp_path, folder):
+    llama_like(folder)
+    for template, pad in (("{{ messages[-1].content }}</s>", "<s>"), ("{{ messages[-1].content }}<s>", "<unk>")):
+        edit(folder / "tokenizer_config.json", pad_token="<s>", eos_token="</s>", chat_template=template)
+        save(reward_model(folder), tmp_path / "out", folder, torch.float32)
+        assert json.loads((tmp_path / "out/tokenizer_config.json").read_text())["pad_token"] == pad
+    edit(folder / "tokenizer_config.json", chat_template="{{ raise_exception('no') }}<s>")  # nothing is trained on it
+    save(reward_model(folder), tmp_path / "out", folder, torch.float32)
+    assert json.loads((tmp_path / "out/tokenizer_config.json").read_text())["pad_token"] == "<s>"
+
+
 def test_without_a_tokenizer_the_padding_is_just_not_the_end(tmp_path, folder):
     for eos, pad in ((2, 0), (0, 1)):
         edit(folder / "config.json", eos_token_id=eos)
