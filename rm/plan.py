@@ -105,10 +105,8 @@ def compare(settings) -> None:
     said = f"memory: {peak / GIB:.2f} GiB at the peak ({what})"
     if file.is_file():
         plan = read_json(file)
-        before, now = (
-            plan["settings"],
-            replace(settings, dtype=str(parallel.compute_dtype(settings)).removeprefix("torch.")),
-        )
+        before = plan["settings"]
+        now = replace(settings, dtype=str(parallel.compute_dtype(settings)).removeprefix("torch."))
         free = (name for name in ("max_tokens", "gradient_checkpointing") if before[name] != getattr(now, name))
         other = [*changed(now, before), *free]
         other += ["world_size"] * (plan["processes"] != dist.world())
