@@ -1,6 +1,6 @@
 """What recipes and large models need, as `--plan` says it: the tables of docs/scale.md. No weights, no GPU.
 
-    python -m tests.benchmarks.scale recipes        launch/recipes on 8 GPUs, and their reward models on one
+    python -m tests.benchmarks.scale recipes        launch/recipes on 8 GPUs and on one
     python -m tests.benchmarks.scale sizes          7B, 13B and 70B on 8 to 512 GPUs
 
 The lengths are made up, like those of HH-RLHF: prompts of 125 tokens on average, replies of 45, log-normal.
@@ -95,7 +95,7 @@ def main(table: str) -> None:
     print("| " + " | ".join(HEADER) + " |\n" + "|---" * len(HEADER) + "|")
     if table == "recipes":
         for name in (name for name in MODELS if Path(f"launch/recipes/{name}.sft.json").exists()):
-            for kind, processes in (("sft", 8), ("rm", 8), ("rm", 1)):
+            for kind, processes in (("sft", 8), ("sft", 1), ("rm", 8), ("rm", 1)):
                 row(name, kind, processes)
         return
     full = {"gradient_checkpointing": "full", "max_length": 2048}
