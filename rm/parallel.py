@@ -51,6 +51,11 @@ class ParallelSettings:
     def check(self) -> None:
         if self.shard_group_size is not None:
             require_positive(self, "shard_group_size")
+        if self.torch_compile and self.gradient_checkpointing == "selective":
+            raise ValueError(
+                "--torch_compile true goes with --gradient_checkpointing none or full, not with selective: a compiled "
+                "layer has no single operations whose results could be kept"
+            )
 
 
 def compute_dtype(settings: ParallelSettings) -> torch.dtype:
@@ -70,10 +75,10 @@ def apply(model: nn.Module, settings: ParallelSettings) -> None:
 def arrange(model: nn.Module, settings: ParallelSettings, train: bool = True) -> None:
     """Recompute, compile and shard a meta-built model, which stays on the meta device."""
     for layer in model.layers:
+        if settings.torch_compile:
+            layer.forward = torch.compile(layer.forward, dynamic=True)
         if settings.gradient_checkpointing != "none":
             layer.forward = functools.partial(_CHECKPOINTED[settings.gradient_checkpointing], layer.forward)
-        if settings.torch_compile:
-            layer.compile(dynamic=True)
     dtype, mesh = compute_dtype(settings), _mesh(settings.shard_group_size or dist.world())
     if mesh.size() > 1 or (train and dtype != torch.float32):
         _shard(model, mesh, dtype)

@@ -4,6 +4,7 @@ import functools
 
 import pytest
 import torch
+from torch._dynamo.backends.debugging import aot_eager
 
 from rm import batch, parallel
 from rm.heads import RewardModel
@@ -58,21 +59,31 @@ def test_selective_repeats_no_matrix_product_and_full_repeats_those_of_the_layer
     assert full - none >= 6 * made.LLAMA.n_layers  # the seventh need not run: the backward starts before it
 
 
-def test_compiled_layers_compute_the_same(monkeypatch):
-    compiled = []
-    compile = torch.nn.Module.compile
+@pytest.mark.parametrize("how", ["none", "full"])
+def test_compiled_layers_compute_the_same(monkeypatch, how):
+    graphs = []
+    compile = torch.compile
 
-    def quickly(layer, **kwargs):  # traced and differentiated as ever; only inductor's minutes of C++ are left out
-        compiled.append(kwargs)
-        compile(layer, backend="aot_eager", **kwargs)
+    def quickly(forward, **kwargs):  # traced and differentiated as ever; only inductor's minutes of C++ are left out
+        def backend(graph, inputs):
+            graphs.append(graph)
+            return aot_eager(graph, inputs)
 
-    monkeypatch.setattr(torch.nn.Module, "compile", quickly)
+        return compile(forward, backend=backend, **kwargs)
+
+    monkeypatch.setattr(torch, "compile", quickly)
     loss, grads, *_ = run_ranks(1, gradients)[0]
-    (other, others, *_), calls = run_ranks(1, lambda: (gradients(torch_compile=True), len(compiled)))[0]
-    assert calls == made.LLAMA.n_layers
+    settings = {"torch_compile": True, "gradient_checkpointing": how}
+    (other, others, *_), compiled = run_ranks(1, lambda: (gradients(**settings), len(graphs)))[0]
+    assert compiled >= 2  # what comes before a layer's attention, and what comes after it
     assert other == pytest.approx(loss, rel=1e-6)
     for a, b in zip(grads, others, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_what_a_compiled_layer_keeps_is_not_chosen_operation_by_operation():
+    with pytest.raises(ValueError, match="--torch_compile true goes with --gradient_checkpointing none or full"):
+        parallel.ParallelSettings(torch_compile=True, gradient_checkpointing="selective").check()
 
 
 def filled(rows: int):
