@@ -51,7 +51,7 @@ def test_a_run_that_hangs_shows_its_stacks_and_ends():
 
 
 def test_the_first_step_may_take_longer_and_every_beat_begins_anew():
-    slow = process("[(time.sleep(0.2), watch.beat()) for i in range(5)]", stall=0.6)
+    slow = process("[(time.sleep(0.2), watch.beat()) for i in range(9)]", stall=1.5)
     assert slow.wait(timeout=20) == 0
     waiting = Watch(stall_timeout=10)
     assert waiting.patience > 1
@@ -60,9 +60,10 @@ def test_the_first_step_may_take_longer_and_every_beat_begins_anew():
 
 
 def test_a_process_that_was_suspended_has_not_stalled():
-    run = process("from rm import stop; stop.SUSPENDED = 0.5; time.sleep(2.5)", stall=1)
+    run = process("from rm import stop; stop.SUSPENDED = 0.5; print('now', flush=True); time.sleep(3)", stall=2)
+    assert run.stdout.readline() == "now\n"
     run.send_signal(signal.SIGSTOP)
-    time.sleep(1.8)
+    time.sleep(2.5)
     run.send_signal(signal.SIGCONT)
     assert run.wait(timeout=20) == 0
 
