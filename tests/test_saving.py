@@ -65,7 +65,7 @@ def signalled(owner, name: str, call: int, rank: int = 0, number: int = signal.S
     def twice():
         for _ in range(2):
             os.kill(os.getpid(), number)
-        time.sleep(0.05)  # the thread that listens has heard it
+        time.sleep(0.2)  # the thread that listens has heard it
 
     return befalls(owner, name, call, twice, rank)
 
