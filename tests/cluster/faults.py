@@ -149,9 +149,11 @@ def pause(run: Run) -> None:
 def harm(run: Run) -> None:
     """a bit of the newest checkpoint flips, or a file of it is cut, emptied or lost; then a power cut"""
     run.kill_all()
-    for folder in run.newest()[:1]:
-        run.harmed.add(int(folder.name[5:]))
-        file = run.rng.choice(sorted(folder.iterdir()))
+    steps = [int(folder.name[5:]) for folder in run.newest()]
+    # Where none is good any more a run says so and ends: whether to begin anew is for a person to decide.
+    if any(step not in run.harmed for step in steps[1:]):
+        run.harmed.add(steps[0])
+        file = run.rng.choice(sorted(f for f in run.newest()[0].iterdir() if f.stat().st_size))
         content = bytearray(file.read_bytes())
         how = run.rng.choice(("flip", "flip", "cut", "empty", "lose"))
         if how == "flip":
