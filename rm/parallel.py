@@ -73,7 +73,11 @@ def apply(model: nn.Module, settings: ParallelSettings) -> None:
 
 
 def arrange(model: nn.Module, settings: ParallelSettings, train: bool = True) -> None:
-    """Recompute, compile and shard a meta-built model, which stays on the meta device."""
+    """Recompute, compile and shard a meta-built model, which stays on the meta device.
+
+    Args:
+        train: False for a model that only scores: it needs no float32 masters.
+    """
     for layer in model.layers:
         if settings.torch_compile:
             layer.forward = torch.compile(layer.forward, dynamic=True)

@@ -110,6 +110,28 @@ def held(group: int):
     return sum(p.to_local().numel() for p in model.parameters()), model.norm.weight.device_mesh.mesh.tolist()
 
 
+def kinds(dtype: str, train: bool) -> set:
+    """(is a parameter sharded, its dtype) of a model arranged so."""
+    with torch.device("meta"):
+        model = RewardModel(made.LLAMA, made.SplitAttention)
+    parallel.arrange(model, parallel.ParallelSettings(dtype=dtype), train)
+    return {(parallel.local(p) is not p, p.dtype) for name, p in model.named_parameters() if name != "score.weight"}
+
+
+@pytest.mark.parametrize(
+    ("world", "dtype", "train", "kind"),
+    [
+        (1, "float32", True, (False, torch.float32)),
+        (1, "bfloat16", True, (True, torch.float32)),
+        (1, "bfloat16", False, (False, torch.bfloat16)),
+        (2, "float32", True, (True, torch.float32)),
+        (2, "bfloat16", False, (True, torch.float32)),
+    ],
+)
+def test_one_process_is_sharded_only_for_its_masters(world, dtype, train, kind):
+    assert run_ranks(world, kinds, dtype, train)[0] == {kind}
+
+
 def test_a_group_of_two_holds_the_model_between_its_two_and_the_next_group_holds_it_again():
     results = run_ranks(4, held, 2)
     whole = sum(p.numel() for p in made.model(RewardModel).parameters())
