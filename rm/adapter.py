@@ -118,20 +118,6 @@ def _add(weight: Tensor, b: Tensor, a: Tensor, scale: float) -> None:
     weight.copy_(weight.float() + scale * (b.float() @ a.float()))
 
 
-def base_of(folder: str | Path) -> Path | None:
-    """The folder of the base model, where `folder` holds an adapter; None where it holds a model of its own."""
-    folder = Path(folder)
-    if not (folder / CONFIG).is_file() or any(folder.glob("model*.safetensors")):
-        return None
-    base = read_json(folder / CONFIG).get("base_model_name_or_path")
-    if not base or not Path(base).is_dir():
-        raise ValueError(
-            f"{folder} is an adapter without its base: {CONFIG} names {base!r} as base_model_name_or_path, which is no "
-            "folder here; put the base there, or correct the entry"
-        )
-    return Path(base)
-
-
 @torch.no_grad()
 def add(parameters: dict[str, Tensor], folder: Path, family: Family, kv_heads: int) -> set[str]:
     """Add the adapter in `folder` to the parameters of its base, sharded or not.

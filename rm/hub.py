@@ -18,9 +18,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rm import dist
-from rm.folder import TOKENIZER_FILES
+from rm.folder import TOKENIZER_FILES, read_json
 
-MODEL_FILES = ["config.json", "generation_config.json", "adapter_config.json", "scoring.json", *TOKENIZER_FILES]
+ADAPTER = "adapter_config.json"
+MODEL_FILES = ["config.json", "generation_config.json", ADAPTER, "scoring.json", *TOKENIZER_FILES]
 WEIGHTS = ["*.safetensors", "*.safetensors.index.json"]
 DATA = ("*.jsonl", "*.json", "*.jsonl.gz", "*.json.gz", "*.parquet")
 
@@ -64,16 +65,53 @@ def fetched(settings):
 
 
 def model(text: str, weights: bool = True) -> str:
-    """The folder of a model: `text` itself if it exists or can only be a path."""
-    name = None if Path(text).exists() else Name.read(text)
-    if name is None:
-        return text
-    if name.file:
-        raise ValueError(f"{text}: a model is a whole repository, hub:{name.repo}")
-    folder = _snapshot(name, "model", [*MODEL_FILES, *(WEIGHTS if weights else [])])
-    if weights and not any(folder.glob("*.safetensors")):
-        raise ValueError(f"{text}: the repository holds no safetensors, and pickled weights are not read here")
-    return str(folder)
+    """The folder of a model: `text` itself if it exists or can only be a path. An adapter's base is fetched with it."""
+    name, folder = None if Path(text).exists() else Name.read(text), Path(text)
+    if name:
+        if name.file:
+            raise ValueError(f"{text}: a model is a whole repository, hub:{name.repo}")
+        folder = _snapshot(name, "model", [*MODEL_FILES, *(WEIGHTS if weights else [])])
+        if weights and not any(folder.glob("*.safetensors")):
+            raise ValueError(f"{text}: the repository holds no safetensors, and pickled weights are not read here")
+    if base := _base_named_by(folder):
+        model(base, weights)
+    return str(folder) if name else text
+
+
+def base_of(folder: str | Path) -> Path | None:
+    """The folder of the base model, where `folder` holds an adapter; None where it holds a model of its own."""
+    base = _base_named_by(Path(folder))
+    if base is None:
+        return None
+    name = None if Path(base).is_dir() else Name.read(base)
+    found = _kept(name) if name else Path(base)
+    if not base or found is None or not found.is_dir():
+        raise ValueError(
+            f"{folder} is an adapter without its base: {ADAPTER} names {base!r} as base_model_name_or_path, which is "
+            "no folder here; put the base there, or correct the entry"
+        )
+    return found
+
+
+def _base_named_by(folder: Path) -> str | None:
+    """What the adapter in a folder calls its base, "" if nothing; None where there is no adapter, or a whole model."""
+    if not (folder / ADAPTER).is_file() or any(folder.glob("model*.safetensors")):
+        return None
+    config = read_json(folder / ADAPTER)
+    base, revision = config.get("base_model_name_or_path") or "", config.get("revision")
+    return f"{base}@{revision}" if revision and not Path(base).exists() else base
+
+
+def _kept(name: Name) -> Path | None:
+    """The folder of a model that was fetched before."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name.repo, revision=name.revision, allow_patterns=MODEL_FILES,
+                                      local_files_only=True))  # fmt: skip
+    except LocalEntryNotFoundError:
+        return None
 
 
 def data(text: str) -> str:

@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from rm import adapter, dist, families, lora
+from rm import adapter, dist, families, hub, lora
 from rm.adapter import SCORE
 from rm.families.layout import Layout
 from rm.families.rules import Family
@@ -60,7 +60,7 @@ def read_config(folder: str | Path) -> tuple[ModelConfig, Family, dict]:
 
 def foundation(folder: str | Path) -> Path:
     """The folder of the whole model that the adapter in `folder`, if it holds one, stands on."""
-    base = adapter.base_of(folder)
+    base = hub.base_of(folder)
     return Path(folder) if base is None else foundation(base)
 
 
@@ -70,7 +70,7 @@ def fingerprint(folder: str | Path) -> str:
     Samples, since to read a large model takes minutes: training changes nearly every value, so they nearly always tell.
     """
     folder = Path(folder)
-    if base := adapter.base_of(folder):
+    if base := hub.base_of(folder):
         digest, files = hashlib.sha256(fingerprint(base).encode()), [folder / adapter.CONFIG, folder / adapter.TENSORS]
     else:
         digest, files = hashlib.sha256((folder / "config.json").read_bytes()), _files(folder)
@@ -91,7 +91,7 @@ def load(model: nn.Module, folder: str | Path) -> set[str]:
         The parameters that the folder lacks and the caller has to initialise: {"score.weight"} or nothing.
     """
     parameters = dict(model.named_parameters())
-    if base := adapter.base_of(folder):
+    if base := hub.base_of(folder):
         config, family, _ = read_config(base)
         return load(model, base) - adapter.add(parameters, Path(folder), family, config.n_kv_heads)
     shapes = {name: tuple(p.shape) for name, p in parameters.items()}

@@ -123,10 +123,10 @@ def server():
 
 
 def test_a_model_comes_once_a_machine_without_pickles_and_stays_for_later_runs_without_a_network(server, tmp_path):
-    code = "print(hub.model('o/n@main'))"
+    code = "folder = hub.model('o/n@main'); dist.is_main() and print(folder)"
     done = server.run(tmp_path, code, processes=2)
     assert done.returncode == 0, done.stderr
-    folder = Path(done.stdout.splitlines()[0])
+    folder = Path(done.stdout.strip())
     assert sorted(f.name for f in folder.rglob("*")) == ["config.json", "model.safetensors", "tokenizer.json"]
     assert (folder / "model.safetensors").read_bytes() == WEIGHTS and COMMIT in str(folder)
     fetches = [path for method, path, _ in server.requests if method == "GET" and "resolve" in path]
@@ -173,6 +173,24 @@ def test_offline_the_error_says_what_to_fetch(server, tmp_path):
     done = server.run(tmp_path, "hub.model('o/n@v2')", HF_HUB_OFFLINE="1")
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("error")]
     assert "hf download o/n --revision v2" in line and not server.requests
+
+
+def test_an_adapters_base_comes_with_it_and_is_found_without_a_network(server, tmp_path):
+    config = {"base_model_name_or_path": "o/n", "revision": "v1"}
+    theirs = {"adapter_config.json": json.dumps(config).encode(), "adapter_model.safetensors": WEIGHTS[:1000]}
+    server.repositories["models/o/a"] = theirs
+    code = "folder = hub.model('o/a'); dist.is_main() and print(folder, hub.base_of(folder))"
+    done = server.run(tmp_path, code, processes=2)
+    assert done.returncode == 0, done.stderr
+    folder, base = map(Path, done.stdout.split())
+    assert (base / "model.safetensors").read_bytes() == WEIGHTS and hub.base_of(base) is None
+    assert (folder / "adapter_model.safetensors").exists()
+    again = server.run(tmp_path, code, HF_HUB_OFFLINE="1", HF_ENDPOINT="http://127.0.0.1:1")
+    assert again.stdout.split() == [str(folder), str(base)], again.stderr
+    (tmp_path / "mine").mkdir()  # a folder here that names a base there
+    (tmp_path / "mine/adapter_config.json").write_text(json.dumps(config))
+    mine = f"hub.model({str(tmp_path / 'mine')!r}); print(hub.base_of({str(tmp_path / 'mine')!r}))"
+    assert server.run(tmp_path, mine).stdout.split() == [str(base)]
 
 
 def test_data_files_have_names_too_and_a_plan_fetches_no_weights(server, tmp_path):
