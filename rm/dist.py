@@ -18,6 +18,8 @@ import torch
 import torch.distributed as torch_dist
 from torch import Tensor
 
+import rm
+
 
 class Stopped(Exception):
     """The run was told to stop, on all ranks, and leaves; `signal` is the number of what this process was told by."""
@@ -30,6 +32,7 @@ class Stopped(Exception):
 @contextlib.contextmanager
 def session(seed: int) -> Iterator[None]:
     """Join the process group that torchrun describes in the environment, or make one of a single rank."""
+    _end_with_the_launcher()
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     if torch.cuda.is_available():
         torch.cuda.set_device(device())
@@ -39,7 +42,6 @@ def session(seed: int) -> Iterator[None]:
     else:  # a store in memory: no port, nothing to collide with
         torch_dist.init_process_group(backend, store=torch_dist.HashStore(), rank=0, world_size=1, timeout=timeout)
     torch.manual_seed(seed)
-    _end_with_the_launcher()
     _keep_freed_memory()
     try:
         yield
@@ -70,6 +72,8 @@ def _end_with_the_launcher() -> None:
     if under_torchrun() and sys.platform == "linux":
         PR_SET_PDEATHSIG = 1
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != rm.LAUNCHER:  # it is dead already
+            os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _keep_freed_memory() -> None:

@@ -87,7 +87,9 @@ def test_a_process_whose_launcher_is_killed_does_not_live_on(monkeypatch):
     reader, writer = os.pipe()
     launcher = os.fork()
     if launcher == 0:
+        launcher_of_it = os.getpid()
         if os.fork() == 0:
+            monkeypatch.setattr("rm.LAUNCHER", launcher_of_it)
             dist._end_with_the_launcher()
             os.write(writer, b"ready")
             time.sleep(30)
@@ -100,3 +102,25 @@ def test_a_process_whose_launcher_is_killed_does_not_live_on(monkeypatch):
     began = time.monotonic()
     assert os.read(reader, 5) == b"" and time.monotonic() - began < 5  # its end of the pipe is closed: it is gone
     os.close(reader)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks Linux")
+def test_a_process_whose_launcher_died_while_it_began_ends(tmp_path):
+    code = """
+import os, time, rm
+from rm import dist
+open("began", "w")
+while os.getppid() == rm.LAUNCHER:
+    time.sleep(0.01)
+dist._end_with_the_launcher()
+open("trained on", "w")
+"""
+    launcher = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {code!r}]).wait()"
+    environment = os.environ | {"TORCHELASTIC_RUN_ID": "test", "PYTHONPATH": os.getcwd()}
+    torchrun = subprocess.Popen([sys.executable, "-c", launcher], cwd=tmp_path, env=environment, stdout=subprocess.PIPE)
+    while not (tmp_path / "began").exists():
+        assert torchrun.poll() is None
+        time.sleep(0.01)
+    torchrun.kill()
+    assert torchrun.stdout.read() == b""  # until the last process that holds it has ended
+    assert not (tmp_path / "trained on").exists()
