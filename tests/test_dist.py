@@ -22,13 +22,30 @@ from rm import dist
     ],
 )
 def test_torchrun_starts_a_mistake_only_once(error, restarts, told, monkeypatch):
-    kills = []
+    kills, ends = [], []
     monkeypatch.setattr(os, "kill", lambda *call: kills.append(call))
+    monkeypatch.setattr(os, "_exit", ends.append)
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
     monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", restarts)
     with pytest.raises(SystemExit), dist.one_line_errors():
         raise error
     assert kills == [(os.getppid(), signal.SIGTERM)] * told
+    assert ends == [0 if error.args == (0,) else 2]
+
+
+@pytest.mark.parametrize("launcher", ["torchrun", "python"])
+def test_under_torchrun_what_python_does_as_it_ends_can_make_no_failure_of_a_success(launcher):
+    code = """
+import atexit, os
+from rm import dist
+atexit.register(os.abort)
+with dist.one_line_errors(), dist.session(0):
+    print("done")
+"""
+    environment = os.environ | ({"TORCHELASTIC_RUN_ID": "1"} if launcher == "torchrun" else {})
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.stdout == "done\n"
+    assert done.returncode == (0 if launcher == "torchrun" else -signal.SIGABRT)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="it is glibc that is told")
