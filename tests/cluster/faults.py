@@ -64,6 +64,10 @@ class Run:
         found = [f for f in self.out.glob("checkpoints/step_*") if f.name[5:].isdecimal()]
         return sorted(found, key=lambda f: -int(f.name[5:]))
 
+    def good(self) -> list[int]:
+        """The steps of those that were not damaged here."""
+        return [step for folder in self.newest() if (step := int(folder.name[5:])) not in self.harmed]
+
     def one_rank(self) -> list[int]:
         """Of its processes one, if any is left."""
         return self.rng.sample(ranks := lab.ranks(self.out), k=min(1, len(ranks)))
@@ -149,11 +153,11 @@ def pause(run: Run) -> None:
 def harm(run: Run) -> None:
     """a bit of the newest checkpoint flips, or a file of it is cut, emptied or lost; then a power cut"""
     run.kill_all()
-    steps = [int(folder.name[5:]) for folder in run.newest()]
+    newest = run.newest()[:1]
     # Where none is good any more a run says so and ends: whether to begin anew is for a person to decide.
-    if any(step not in run.harmed for step in steps[1:]):
-        run.harmed.add(steps[0])
-        file = run.rng.choice(sorted(f for f in run.newest()[0].iterdir() if f.stat().st_size))
+    if newest and set(run.good()) - {step := int(newest[0].name[5:])}:
+        run.harmed.add(step)
+        file = run.rng.choice(sorted(f for f in newest[0].iterdir() if f.stat().st_size))
         content = bytearray(file.read_bytes())
         how = run.rng.choice(("flip", "flip", "cut", "empty", "lose"))
         if how == "flip":
@@ -168,7 +172,7 @@ def harm(run: Run) -> None:
 def half_written(run: Run) -> None:
     """a power cut leaves half a checkpoint of a later step, hidden and with a name, and half a line of metrics"""
     run.kill_all()
-    for name in (".step_190.dead", "step_195"):
+    for name in (".step_190.dead", *["step_195"] * bool(run.good())):  # as in `harm`
         (run.out / "checkpoints" / name).mkdir(parents=True, exist_ok=True)
         (run.out / "checkpoints" / name / "rank_00000.safetensors").write_bytes(run.rng.randbytes(1000))
     run.harmed.add(195)
