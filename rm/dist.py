@@ -117,8 +117,8 @@ def one_line_errors() -> Iterator[None]:
 def _leave(status: int | None) -> None:
     """End under torchrun at once, without taking Python down: everything is written.
 
-    A thread of torch.distributed that lets go of a tensor meanwhile aborts the process (torch 2.13, 1 in 25 evaluations
-    on a busy machine). torchrun takes that for a failure, and kills the ranks that still write.
+    On a busy machine some of torch's threads, at work meanwhile, abort the process (torch 2.13). torchrun takes that
+    for a failure, and kills the ranks that still write.
     """
     if under_torchrun():
         for stream in (sys.stdout, sys.stderr):
@@ -129,6 +129,7 @@ def _leave(status: int | None) -> None:
 
 @contextlib.contextmanager
 def _told() -> Iterator[None]:
+    """Say what ended the program, and turn it into an exit status."""
     try:
         yield
     except SystemExit as done:

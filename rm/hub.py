@@ -15,6 +15,7 @@ import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from rm import dist
@@ -104,12 +105,10 @@ def _base_named_by(folder: Path) -> str | None:
 
 def _kept(name: Name) -> Path | None:
     """The folder of a model that was fetched before."""
-    from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(name.repo, revision=name.revision, allow_patterns=MODEL_FILES,
-                                      local_files_only=True))  # fmt: skip
+        return _download(name, "model", MODEL_FILES, local_files_only=True)
     except LocalEntryNotFoundError:
         return None
 
@@ -130,19 +129,21 @@ def data(text: str) -> str:
 
 def _snapshot(name: Name, kind: str, patterns: list[str]) -> Path:
     """The folder of a repository's revision, with these files in it; fetched by one process of each machine."""
-    from huggingface_hub import snapshot_download  # here and not above: it takes a third of a second
     from huggingface_hub.utils import disable_progress_bars
 
     if not sys.stderr.isatty():
         disable_progress_bars()
-    nested = None if kind == "dataset" else ["*/*", "consolidated*"]  # the same weights in other forms
-
-    def download(**how) -> Path:
-        return Path(snapshot_download(name.repo, repo_type=kind, revision=name.revision, allow_patterns=patterns,
-                                      ignore_patterns=nested, **how))  # fmt: skip
-
+    download = partial(_download, name, kind, patterns)
     dist.once_per_node(lambda: _checked(name, kind, patterns, download))
     return download(local_files_only=True)
+
+
+def _download(name: Name, kind: str, patterns: list[str], **how) -> Path:
+    from huggingface_hub import snapshot_download  # here and not above: it takes a third of a second
+
+    nested = None if kind == "dataset" else ["*/*", "consolidated*"]  # the same weights in other forms
+    return Path(snapshot_download(name.repo, repo_type=kind, revision=name.revision, allow_patterns=patterns,
+                                  ignore_patterns=nested, **how))  # fmt: skip
 
 
 def _checked(name: Name, kind: str, patterns: list[str], download: Callable[[], Path]) -> None:

@@ -1,4 +1,4 @@
-"""How a model is spread over devices: recompute, compile, shard, in that order, from outside the model.
+"""How a model is spread over devices: compile, recompute, shard, in that order, from outside the model.
 
 FSDP2 (`fully_shard`) is applied wherever there is something to gather or to cast: on several processes, and on one that
 trains in bfloat16 with float32 masters. One process that trains in float32, or only scores, holds the model as it is:
@@ -39,7 +39,10 @@ class ParallelSettings:
         may_change=True,
     )
     torch_compile: bool = setting(
-        False, "compile each layer, after a first step of a minute: for GPUs; a CPU's steps get slower", may_change=True
+        False,
+        "compile each layer, after a first step of a minute: for GPUs; a CPU's steps get slower; goes with "
+        "recomputation none or full",
+        may_change=True,
     )
     shard_group_size: int | None = setting(
         None,
@@ -67,19 +70,20 @@ def compute_dtype(settings: ParallelSettings) -> torch.dtype:
 
 
 def apply(model: nn.Module, settings: ParallelSettings) -> None:
-    """Recompute, compile and shard a meta-built model, and give every rank's shard memory, without values."""
+    """Compile, recompute and shard a meta-built model, and give every rank's shard memory, without values."""
     arrange(model, settings)
     model.to_empty(device=dist.device())
 
 
 def arrange(model: nn.Module, settings: ParallelSettings, train: bool = True) -> None:
-    """Recompute, compile and shard a meta-built model, which stays on the meta device.
+    """Compile, recompute and shard a meta-built model, which stays on the meta device.
 
     Args:
         train: False for a model that only scores: it needs no float32 masters.
     """
     for layer in model.layers:
         if settings.torch_compile:
+            # Below what recomputes: attention breaks the graph, and a checkpoint with a break in it is never compiled.
             layer.forward = torch.compile(layer.forward, dynamic=True)
         if settings.gradient_checkpointing != "none":
             layer.forward = functools.partial(_CHECKPOINTED[settings.gradient_checkpointing], layer.forward)

@@ -247,17 +247,15 @@ def step_flops(model: nn.Module, loader: batch.Loader, settings) -> float:
         matrices = [p for module in modules for p in module.parameters() if p.ndim == 2]
         return 2 * sum(p.numel() * (passes + p.requires_grad) for p in matrices)
 
-    last = model.layers[-1]
-    behind, asked = products(last.attn.o_proj, last.mlp), loader.labels.sum()
+    behind = products(model.layers[-1].attn.o_proj, model.layers[-1].mlp)
     tokens, sights = loader.lengths.sum(), loader.costs.sum() - loader.lengths.sum()
     base = sum(layer.weight.numel() for layer in model.layers.modules() if isinstance(layer, nn.Linear))
-    flops = 2 * sights * (passes + 1) * base
+    flops = tokens * (products(model.layers) - behind) + 2 * sights * (passes + 1) * base
     if model.head == "lm":
         head = model.embed if model.config.tie_embeddings else model.lm_head
-        flops += 2 * asked * head.weight.numel() * (2 + head.weight.requires_grad)
+        flops += loader.labels.sum() * (behind + 2 * head.weight.numel() * (2 + head.weight.requires_grad))
     else:
-        asked = len(loader.examples.grade)
-    flops += tokens * (products(model.layers) - behind) + asked * behind
+        flops += len(loader.examples.grade) * behind
     return float(flops) / loader.steps_per_epoch
 
 
