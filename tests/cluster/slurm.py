@@ -87,8 +87,8 @@ class Lab:
 
     def time_limit(self) -> Job:
         """the time limit of two minutes comes before the end"""
-        slow = {"eval_dataset_path": self.world / "rm_test.jsonl", "eval_steps": 5}  # changes nothing but the clock
-        job = self.job("time_limit", "--time", 2, "--signal", "B:USR1@45", **slow)
+        slow = {"eval_dataset_path": self.world / "rm_test.jsonl", "eval_steps": 1}  # changes nothing but the clock
+        job = self.job("time_limit", "--time", 2, "--signal", "B:USR1@75", **slow)
         assert job.wait("COMPLETED", "FAILED", "TIMEOUT") == "COMPLETED", job.said()
         assert int(job.field("Restarts")) >= 1 and "SIGUSR1" in job.said()
         return job
