@@ -40,8 +40,8 @@ class ParallelSettings:
     )
     torch_compile: bool = setting(
         False,
-        "compile each layer, after a first step of a minute: for GPUs; a CPU's steps get slower; goes with "
-        "recomputation none or full",
+        "compile each layer, in a first step of up to a minute: for GPUs; a CPU gains little, and loses in "
+        "bfloat16; goes with recomputation none or full",
         may_change=True,
     )
     shard_group_size: int | None = setting(
