@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from rm import dist, lora
 from rm.families.layout import Layout
 from rm.families.rules import Family
-from rm.folder import read_json, write_json
+from rm.files import read_json, write_json
 from rm.lora import LoraSettings
 from rm.parallel import local, local_slices, whole
 

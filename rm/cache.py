@@ -15,6 +15,7 @@ from pathlib import Path
 
 from rm import dist
 from rm.examples import Examples
+from rm.files import feed
 
 FORMAT = 4  # of an entry; a new number leaves old entries alone
 
@@ -58,10 +59,7 @@ def _digest(name: list[str], files: tuple[str, ...]) -> str:
     digest = hashlib.sha256(json.dumps(name).encode())
     for file in files:
         try:
-            with open(file, "rb") as content:
-                for block in iter(lambda: content.read(2**20), b""):
-                    digest.update(block)
-                digest.update(f" {content.tell()} ".encode())  # so that two files are not one
+            digest.update(f" {feed(digest, Path(file))} ".encode())  # the length, so that two files are not one
         except OSError:
             digest.update(b"unreadable")
     return digest.hexdigest()

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from rm import dist, lora
-from rm.folder import read_json, write_json
+from rm.files import feed, read_json, write_json
 from rm.parallel import local, local_slices
 
 FORMAT = 1
@@ -211,7 +211,5 @@ def sync(path: Path) -> None:
 
 def _digest(file: Path) -> str:
     digest = hashlib.sha256()
-    with open(file, "rb") as content:
-        for block in iter(lambda: content.read(2**20), b""):
-            digest.update(block)
+    feed(digest, file)
     return digest.hexdigest()

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from rm import batch, chat, dist, heads, log, parallel, step
 from rm.encode import Encoder, Item
 from rm.examples import Examples
-from rm.folder import read_json, write_json
+from rm.files import read_json, write_json
 from rm.formats import Sample, Text, split_turns
 from rm.tokenizer import Tokenizer
 

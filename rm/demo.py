@@ -29,6 +29,8 @@ import numpy as np
 from safetensors.numpy import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from rm.files import write_json
+
 DIALOGUES, TRAIN_PAIRS, TEST_PAIRS = 4000, 1200, 480
 SHARES = {"correct": 1 / 2, "topic": 1 / 4, "polite": 1 / 4}  # of the pairs
 
@@ -210,10 +212,6 @@ def write_world(folder: Path, seed: int) -> None:
     write_tokenizer(folder / "model", texts)
     write_json(folder / "model" / "config.json", CONFIG)
     save_file(weights(rng), folder / "model" / "model.safetensors", metadata={"format": "pt"})
-
-
-def write_json(file: Path, value: dict) -> None:
-    file.write_text(json.dumps(value, indent=1) + "\n")
 
 
 def write_tokenizer(folder: Path, texts: list[str]) -> None:

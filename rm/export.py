@@ -15,7 +15,7 @@ import torch
 from rm import contract, dist, heads, hub, log, parallel, weights
 from rm.attention import SplitAttention
 from rm.config import REQUIRED, parse, require_positive, setting
-from rm.folder import read_json
+from rm.files import read_json
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,5 @@
 """What lies beside the weights in a Hugging Face folder: config.json and the tokenizer's files."""
 
-import json
 import shutil
 from pathlib import Path
 
@@ -8,7 +7,8 @@ import sentencepiece
 import tokenizers
 import torch
 
-from rm import chat, journal
+from rm import chat
+from rm.files import read_json, write_json
 from rm.tokenizer import Tokenizer
 
 TOKENIZER_FILES = """tokenizer.json tokenizer.model tokenizer_config.json special_tokens_map.json
@@ -86,19 +86,3 @@ def _turns_end(tokenizer: Tokenizer) -> int | None:
     except ValueError:  # it is for other dialogues, or unsound: nothing was trained on it
         return None
     return text.parts[-1] if text and text.ended else None
-
-
-def read_json(file: Path) -> dict:
-    """A JSON object, {} where there is no such file."""
-    try:
-        value = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    except ValueError as error:
-        raise ValueError(f"{file} is not JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"{file} holds a JSON {type(value).__name__}, not an object")
-    return value
-
-
-def write_json(file: Path, value: dict) -> None:
-    """A JSON object, on the disk whole or not at all."""
-    journal.replace(file, json.dumps(value, indent=2, ensure_ascii=False) + "\n")

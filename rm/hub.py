@@ -19,7 +19,8 @@ from functools import partial
 from pathlib import Path
 
 from rm import dist
-from rm.folder import TOKENIZER_FILES, read_json
+from rm.files import feed, read_json
+from rm.folder import TOKENIZER_FILES
 
 ADAPTER = "adapter_config.json"
 MODEL_FILES = ["config.json", "generation_config.json", ADAPTER, "scoring.json", *TOKENIZER_FILES]
@@ -175,7 +176,5 @@ def _checked(name: Name, kind: str, patterns: list[str], download: Callable[[], 
 def _is_itself(blob: Path) -> bool:
     """Whether a file has the hash that it is named by: SHA-256, or git's SHA-1 of small files."""
     digest = hashlib.sha256() if len(blob.name) == 64 else hashlib.sha1(b"blob %d\0" % blob.stat().st_size)
-    with open(blob, "rb") as content:
-        for block in iter(lambda: content.read(2**20), b""):
-            digest.update(block)
+    feed(digest, blob)
     return digest.hexdigest() == blob.name

@@ -1,4 +1,4 @@
-"""Small files that outlive a killed process: metrics.jsonl, a line at a time, and files replaced as a whole."""
+"""metrics.jsonl, a line at a time, which outlives a killed process."""
 
 import contextlib
 import json
@@ -6,17 +6,7 @@ import os
 import sys
 from pathlib import Path
 
-
-def replace(file: Path, text: str) -> None:
-    """Write a file so that whoever reads it, at any time, finds the old text or the new one."""
-    writing = file.with_name(f".{file.name}.writing")
-    try:
-        writing.write_text(text, encoding="utf-8")
-        with open(writing, "rb") as written:
-            os.fsync(written.fileno())
-        os.replace(writing, file)
-    finally:
-        writing.unlink(missing_ok=True)  # a full disk may have taken half of it
+from rm.files import replace
 
 
 class Journal:

@@ -23,7 +23,8 @@ from tqdm import tqdm
 
 from rm import dist, track
 from rm.config import REQUIRED, as_dict, require_positive, setting
-from rm.journal import Journal, replace
+from rm.files import replace
+from rm.journal import Journal
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,7 @@ from rm import batch, data, dist, heads, lisa, log, memory, parallel
 from rm.attention import SplitAttention, VarlenAttention
 from rm.config import as_dict, changed, require_positive, setting
 from rm.examples import Examples
-from rm.folder import read_json, write_json
+from rm.files import read_json, write_json
 from rm.memory import Footprint
 from rm.tokenizer import Tokenizer
 

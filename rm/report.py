@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from rm import dist, figures, log, page
-from rm.folder import read_json
+from rm.files import read_json
 
 CURVES = [  # (title, axis, name in metrics.jsonl; of the held-out data it begins with eval_)
     ("Loss", "loss", "loss"),

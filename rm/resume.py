@@ -16,7 +16,7 @@ from torch import nn
 
 from rm import checkpoint, dist, log, parallel, weights
 from rm.config import changed, fixed, setting
-from rm.folder import read_json
+from rm.files import read_json
 
 AUTO, NONE = "auto", "none"
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from rm import batch, heads, parallel, step
 from rm.contract import Contract, TextSettings, check, encoding, settled
 from rm.examples import Examples
-from rm.folder import read_json
+from rm.files import read_json
 from rm.formats import Text, preference, split_turns
 
 

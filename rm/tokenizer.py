@@ -9,13 +9,14 @@ are those it means and whatever a user typed is still text.
 """
 
 import hashlib
-import json
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
 import sentencepiece
 import tokenizers
+
+from rm.files import read_json
 
 Parts = Sequence[str | int]  # a text whose special tokens are given as ids
 Spans = list[tuple[int, int]]  # for each token, where its text begins and ends; an id counts as one character.
@@ -47,7 +48,7 @@ class Tokenizer:
         if self.eos_id is None:
             raise ValueError(f"{folder}: names no EOS token; set eos_token in its tokenizer_config.json")
         self.bos_id = _bos_id(model, folder)
-        settings = _read_object(folder / "tokenizer_config.json")
+        settings = read_json(folder / "tokenizer_config.json")
         names = _special_names(settings)
         model.keep_as_text(names)
         self.vocab_size = 1 + max(model.highest_id(), self.eos_id, self.bos_id or 0)
@@ -200,14 +201,14 @@ class _SentencePieceModel:
 
 def _home(folder: Path, kinds: list[str]) -> Path:
     """An adapter without a tokenizer of its own has that of its base."""
-    base = _read_object(folder / "adapter_config.json").get("base_model_name_or_path")
+    base = read_json(folder / "adapter_config.json").get("base_model_name_or_path")
     own = any((folder / name).is_file() for name in kinds)
     return folder if own or not base or not Path(base).is_dir() else _home(Path(base), kinds)
 
 
 def _bos_id(model: _JsonModel | _SentencePieceModel, folder: Path) -> int | None:
     """tokenizer_config.json's add_bos_token decides; without it, what the model file itself does."""
-    asked = _read_object(folder / "tokenizer_config.json").get("add_bos_token")
+    asked = read_json(folder / "tokenizer_config.json").get("add_bos_token")
     if asked is None:
         return model.own_bos_id
     index = _special_id("bos", model, folder) if asked else None
@@ -218,7 +219,7 @@ def _bos_id(model: _JsonModel | _SentencePieceModel, folder: Path) -> int | None
 
 def _special_id(name: str, model: _JsonModel | _SentencePieceModel, folder: Path) -> int | None:
     """The id of "bos" or "eos": by tokenizer_config.json, else by config.json, else the model file's own."""
-    settings = _read_object(folder / "tokenizer_config.json")
+    settings = read_json(folder / "tokenizer_config.json")
     token = _content(settings.get(f"{name}_token"))
     if token is not None:
         index = model.id_of(token)
@@ -226,7 +227,7 @@ def _special_id(name: str, model: _JsonModel | _SentencePieceModel, folder: Path
         if index is None:
             raise ValueError(f"{folder}: {name}_token {token!r} is not in the vocabulary; correct it")
         return index
-    index = _read_object(folder / "config.json").get(f"{name}_token_id")
+    index = read_json(folder / "config.json").get(f"{name}_token_id")
     if isinstance(index, list) and index:  # the first ends a document; the others may end a turn
         index = index[0]
     if index is not None and type(index) is not int:
@@ -237,7 +238,7 @@ def _special_id(name: str, model: _JsonModel | _SentencePieceModel, folder: Path
 def _added_tokens(folder: Path, settings: dict) -> dict[str, int]:
     """What a fine-tune added beside a tokenizer.model, in either of the two places that are in use."""
     listed = {_content(token): int(i) for i, token in settings.get("added_tokens_decoder", {}).items()}
-    return listed | _read_object(folder / "added_tokens.json")
+    return listed | read_json(folder / "added_tokens.json")
 
 
 def _named(model: _JsonModel | _SentencePieceModel, settings: dict, ids: dict[str, int | None]) -> dict[str, str]:
@@ -258,14 +259,3 @@ def _content(token) -> str | None:
     """A token in tokenizer_config.json: a string, {"content": string}, null, or (LLaMA 1) an empty string."""
     token = token.get("content") if isinstance(token, dict) else token
     return token if isinstance(token, str) and token else None
-
-
-def _read_object(file: Path) -> dict:
-    """A JSON object, or {} when the folder has no such file."""
-    try:
-        value = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{file}: cannot be read as JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise ValueError(f"{file}: expected a JSON object, got {type(value).__name__}")
-    return value

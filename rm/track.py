@@ -7,7 +7,7 @@ import os
 import secrets
 from pathlib import Path
 
-from rm.journal import replace
+from rm.files import replace
 
 TOOLS = ("none", "tensorboard", "wandb")
 

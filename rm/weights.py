@@ -22,7 +22,8 @@ from rm import adapter, dist, families, hub, lora
 from rm.adapter import SCORE
 from rm.families.layout import Layout
 from rm.families.rules import Family
-from rm.folder import describe, read_json, write_json
+from rm.files import read_json, write_json
+from rm.folder import describe
 from rm.model import ModelConfig
 from rm.parallel import local, local_slices, whole
 

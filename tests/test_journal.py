@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from rm.journal import Journal, replace
+from rm.journal import Journal
 
 
 def steps(file) -> list[int]:
@@ -38,10 +38,3 @@ def test_what_a_full_disk_did_not_take_is_written_with_the_next_line(tmp_path, c
     journal.file = real
     journal.write({"step": 3})
     assert steps(tmp_path / "metrics.jsonl") == [1, 2, 3]
-
-
-def test_replace_leaves_the_old_text_or_the_new_one(tmp_path):
-    for text in ("old", "new"):
-        replace(tmp_path / "file", text)
-        assert (tmp_path / "file").read_text() == text
-    assert [f.name for f in tmp_path.iterdir()] == ["file"]
