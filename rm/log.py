@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from rm import dist, track
 from rm.config import REQUIRED, as_dict, require_positive, setting
-from rm.files import replace
+from rm.files import read_json, replace
 from rm.journal import Journal
 
 
@@ -194,7 +194,7 @@ class Run:
     def _history(self) -> dict:
         """For run.json: each start of this run, the first one and from which step it went on."""
         try:
-            before = json.loads((self.folder / "run.json").read_text())["starts"]
+            before = read_json(self.folder / "run.json")["starts"]
         except (OSError, ValueError, KeyError, TypeError):
             before = []
         return {"starts": before + [{"step": self.start.step, "time": _now(), "processes": dist.world()}]}

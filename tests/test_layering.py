@@ -29,7 +29,7 @@ LAYERS = [
     {"data", "adapter", "checkpoint", "findings", "hub"},
     {"batch", "optim", "lisa", "weights", "reward_set", "saving"},
     {"heads", "resume", "memory"},
-    {"step", "evaluation", "report", "audit", "plan", "bench", "demo", "prepare_hh"},
+    {"step", "evaluation", "report", "audit", "plan", "demo", "prepare_hh"},
     {"report_eval", "contract"},
     {"scoring", "export"},
 ]
