@@ -16,13 +16,23 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from rm import batch, contract, data, dist, evaluation, heads, hub, log, parallel, report_eval
+from rm import cli
 from rm.config import REQUIRED, parse, setting
-from rm.step import score
+from rm.data import batch, dataset
+from rm.distributed import process_group as dist
+from rm.distributed import sharding
+from rm.evaluation.results import Result, named_sets
+from rm.evaluation.results import report as evaluation_report
+from rm.hf import build, hub
+from rm.model import heads
+from rm.report import evaluation
+from rm.scoring import contract
+from rm.scoring.score import all_rewards
+from rm.training import run_log
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(heads.ModelSettings, data.DataSettings, batch.RowSettings, parallel.ParallelSettings):
+class Settings(build.ModelSettings, dataset.DataSettings, batch.RowSettings, sharding.ParallelSettings):
     dataset_path: tuple[str, ...] = setting(REQUIRED, "files, or NAME=FILE: files of one name are one set")
     baseline_model_name_or_path: str | None = setting(None, "another reward model, for a paired test on the same pairs")
     max_length: int | None = setting(None, "the longest text in tokens; none: as in training, else 512")
@@ -37,8 +47,8 @@ class Settings(heads.ModelSettings, data.DataSettings, batch.RowSettings, parall
 
 def main(settings: Settings) -> None:
     settings = hub.fetched(settings)
-    log.check_free(settings.output_dir, ("report.json", "run.json", "scores.jsonl"))
-    sets = evaluation.named_sets(settings.dataset_path)
+    run_log.check_free(settings.output_dir, ("report.json", "run.json", "scores.jsonl"))
+    sets = named_sets(settings.dataset_path)
     ours, counts = score_sets(settings, sets)
     theirs = {}
     if settings.baseline_model_name_or_path:
@@ -47,29 +57,27 @@ def main(settings: Settings) -> None:
         write(settings, ours, theirs, counts)
 
 
-def score_sets(settings: Settings, sets: dict[str, list[str]]) -> tuple[dict[str, evaluation.Result], dict]:
+def score_sets(settings: Settings, sets: dict[str, list[str]]) -> tuple[dict[str, Result], dict]:
     """(every set's rewards, what became of its records), on every rank."""
     settings, agreed = contract.settled(settings)
     text = contract.encoding(settings, agreed)
-    kind = data.replies if settings.score_only else data.pairs
-    read = {name: data.read_once(kind, paths, settings, text.tokenizer) for name, paths in sets.items()}
+    kind = dataset.replies if settings.score_only else dataset.pairs
+    read = {name: dataset.read_once(kind, paths, settings, text.tokenizer) for name, paths in sets.items()}
     for name, (_, counts) in read.items():
-        log.say(f"{name}: {counts}")
-    model = heads.load(heads.RewardModel, settings, train=False)
-    heads.check_ids(model, *(examples for examples, _ in read.values()))
+        dist.say(f"{name}: {counts}")
+    model = build.load(heads.RewardModel, settings, train=False)
+    build.check_ids(model, *(examples for examples, _ in read.values()))
     if agreed:
-        dtype = parallel.compute_dtype(settings)
-        contract.check(agreed, settings.model_name_or_path, text, dtype, partial(contract.score, model))
+        dtype = sharding.compute_dtype(settings)
+        contract.check(agreed, settings.model_name_or_path, text, dtype, partial(contract.score_examples, model))
     results = {}
     for name, (examples, _) in read.items():
-        results[name] = evaluation.Result(sets[name], examples, score(model, batch.InOrder(examples, settings)).numpy())
+        results[name] = Result(sets[name], examples, all_rewards(model, batch.InOrder(examples, settings)).numpy())
         results[name].check_finite()
     return results, {name: asdict(counts) for name, (_, counts) in read.items()}
 
 
-def write(
-    settings: Settings, ours: dict[str, evaluation.Result], theirs: dict[str, evaluation.Result], counts: dict
-) -> None:
+def write(settings: Settings, ours: dict[str, Result], theirs: dict[str, Result], counts: dict) -> None:
     """All files, and the table on the terminal. Of the main process alone."""
     folder = Path(settings.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
@@ -78,14 +86,14 @@ def write(
     if settings.best_of_n:
         write_lines(folder / "best.jsonl", ({"set": name} | line for name, result in results for line in result.best()))
     if settings.score_only:
-        log.say(f"scores: {folder / 'scores.jsonl'}")
+        dist.say(f"scores: {folder / 'scores.jsonl'}")
         return
-    report = evaluation.report(ours, theirs) | {"data": counts} | log.provenance(settings)
+    report = evaluation_report(ours, theirs) | {"data": counts} | run_log.provenance(settings)
     (folder / "report.json").write_text(json.dumps(report, indent=2, allow_nan=False) + "\n")
-    page = report_eval.evaluation_page(report, ours)
+    page = evaluation.evaluation_page(report, ours)
     (folder / "report.html").write_text(page, encoding="utf-8")
-    log.say(report_eval.terminal(report))
-    log.say(f"report: {folder / 'report.html'}")
+    dist.say(evaluation.terminal(report))
+    dist.say(f"report: {folder / 'report.html'}")
 
 
 def write_lines(file: Path, lines: Iterable[dict]) -> None:
@@ -94,7 +102,7 @@ def write_lines(file: Path, lines: Iterable[dict]) -> None:
 
 
 if __name__ == "__main__":
-    with dist.one_line_errors():
+    with cli.one_line_errors():
         settings = parse(Settings, __doc__)
         with dist.session(seed=0):
             main(settings)

@@ -11,25 +11,33 @@ the end-of-text token; packed texts never see one another.
 
 from dataclasses import dataclass
 
-from rm import batch, data, dist, heads, hub, lisa, log, lora, optim, parallel, plan, report, resume, saving, split
+from rm import cli
 from rm.config import parse, setting
-from rm.step import evaluate, train_step
-from rm.tokenizer import Tokenizer
+from rm.data import batch, dataset, split
+from rm.data.tokenizer import Tokenizer
+from rm.distributed import process_group as dist
+from rm.distributed import sharding
+from rm.hf import build, hub
+from rm.model import heads, lisa, lora
+from rm.plan import plan
+from rm.report import training
+from rm.training import checkpointer, optim, resume, run_log
+from rm.training.step import evaluate, train_step
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings(
-    heads.ModelSettings,
-    data.DataSettings,
-    data.MixtureSettings,
+    build.ModelSettings,
+    dataset.DataSettings,
+    dataset.MixtureSettings,
     split.SplitSettings,
     batch.BatchSettings,
     batch.RowSettings,
     optim.OptimSettings,
     lora.LoraSettings,
     lisa.LisaSettings,
-    parallel.ParallelSettings,
-    log.RunSettings,
+    sharding.ParallelSettings,
+    run_log.RunSettings,
     resume.ResumeSettings,
     plan.PlanSettings,
 ):
@@ -39,16 +47,16 @@ class Settings(
 def main(settings: Settings) -> None:
     settings = hub.fetched(settings)
     if settings.plan:
-        return plan.show(heads.LanguageModel, data.texts, settings)
+        return plan.show(heads.LanguageModel, dataset.texts, settings)
     resume.check_folder(settings)
 
     # text: files -> examples
     tokenizer = Tokenizer(settings.model_name_or_path)
-    train, held_out, facts = data.load(data.texts, settings, tokenizer, log.say)
+    train, held_out, facts = dataset.load(dataset.texts, settings, tokenizer, dist.say)
 
     # weights: shapes, shards, numbers
-    model = heads.load(heads.LanguageModel, settings)
-    heads.check_ids(model, train, held_out)
+    model = build.load(heads.LanguageModel, settings)
+    build.check_ids(model, train, held_out)
     optimizer = optim.adamw(model, settings)
 
     # examples -> the work of every step
@@ -58,8 +66,8 @@ def main(settings: Settings) -> None:
     # the step to begin with: 0, or where this run was stopped
     start = resume.restore(model, optimizer, settings, facts)
     with (
-        log.Run(settings, loader.steps, loader.steps_per_epoch, facts, start) as run,
-        saving.Checkpoints(model, optimizer, run) as checkpoints,
+        run_log.Run(settings, loader.steps, loader.steps_per_epoch, facts, start) as run,
+        checkpointer.Checkpoints(model, optimizer, run) as checkpoints,
     ):
         if held_out and run.evaluates(start.step):
             run.evaluation(start.step, evaluate(model, held_out, checkpoints.poll))
@@ -75,13 +83,13 @@ def main(settings: Settings) -> None:
             if held_out and run.evaluates(step + 1):
                 run.evaluation(step + 1, evaluate(model, held_out, checkpoints.poll))
         # ------------------------------------------------------------------ the loop ends
-        heads.save(model, run.folder, settings, probe=batch.pack(train, range(min(4, len(train)))))
+        build.save(model, run.folder, settings, probe=batch.pack(train, range(min(4, len(train)))))
     plan.compare(settings)
-    report.write_for(settings.output_dir)
+    training.write_for(settings.output_dir)
 
 
 if __name__ == "__main__":
-    with dist.one_line_errors():
+    with cli.one_line_errors():
         settings = parse(Settings, __doc__)
         with dist.session(settings.seed):
             main(settings)

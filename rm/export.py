@@ -12,14 +12,19 @@ from pathlib import Path
 
 import torch
 
-from rm import contract, dist, heads, hub, log, parallel, weights
-from rm.attention import SplitAttention
+from rm import cli
 from rm.config import REQUIRED, parse, require_positive, setting
+from rm.distributed import process_group as dist
+from rm.distributed import sharding
 from rm.files import read_json
+from rm.hf import build, hub, weights
+from rm.model import heads
+from rm.model.attention import SplitAttention
+from rm.scoring import contract
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(heads.ModelSettings):
+class Settings(build.ModelSettings):
     """Export"""
 
     output_dir: str = setting(REQUIRED, "folder to write: new, or of a model that is replaced")
@@ -37,13 +42,13 @@ def main(settings: Settings) -> None:
     config, *_ = weights.read_config(source)
     with torch.device("meta"):
         model = (heads.RewardModel if is_reward_model(source) else heads.LanguageModel)(config, SplitAttention)
-    parallel.apply(model, parallel.ParallelSettings(dtype="float32"))
+    sharding.apply(model, sharding.ParallelSettings(dtype="float32"))
     if weights.load(model, source):
         raise ValueError(f"{source} calls itself a reward model, but holds no {weights.SCORE}")
     weights.save(model, settings.output_dir, source, getattr(torch, settings.dtype), int(settings.max_shard_gb * 10**9))
     if is_reward_model(source):
         contract.carry(source, settings.output_dir)
-    log.say(f"saved {settings.output_dir}")
+    dist.say(f"saved {settings.output_dir}")
 
 
 def is_reward_model(folder: str) -> bool:
@@ -54,7 +59,7 @@ def is_reward_model(folder: str) -> bool:
 
 
 if __name__ == "__main__":
-    with dist.one_line_errors():
+    with cli.one_line_errors():
         settings = parse(Settings, __doc__)
         with dist.session(0):
             main(settings)

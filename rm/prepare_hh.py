@@ -21,11 +21,12 @@ import random
 from collections import Counter
 from pathlib import Path
 
-from rm import dist, hub
-from rm.conversation import key, turns
-from rm.evidence import best_and_worst
-from rm.formats import Message
-from rm.records import read_records
+from rm import cli
+from rm.data.conversation import best_and_worst, key, turns
+from rm.data.formats import Message
+from rm.data.records import read_records
+from rm.distributed import process_group as dist
+from rm.hf import hub
 
 NAMES = {"user": "Human", "assistant": "Assistant"}
 Pair = tuple[str, str]  # the better text first
@@ -140,5 +141,5 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    with dist.one_line_errors(), dist.session(seed=0):
+    with cli.one_line_errors(), dist.session(seed=0):
         main()

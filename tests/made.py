@@ -3,10 +3,10 @@
 import numpy as np
 import torch
 
-from rm.attention import SplitAttention
-from rm.examples import Example, Examples
-from rm.heads import LanguageModel, RewardModel
-from rm.model import ModelConfig, Rope
+from rm.data.examples import Example, Examples
+from rm.model.attention import SplitAttention
+from rm.model.heads import LanguageModel, RewardModel
+from rm.model.transformer import ModelConfig, Rope
 
 LLAMA = ModelConfig(
     vocab_size=61, dim=32, n_layers=3, n_heads=4, n_kv_heads=2, head_dim=8, hidden_dim=48,
@@ -59,7 +59,7 @@ def token_rankings(n: int, seed: int = 0) -> tuple[list[list[list[int]]], list[l
 
 
 def pair_examples(pairs) -> Examples:
-    """As rm.data makes them: the longest common token prefix is stored once."""
+    """As rm.data.dataset makes them: the longest common token prefix is stored once."""
     return Examples.build(_example(pair) for pair in pairs)
 
 

@@ -23,7 +23,9 @@ def sight(documents, window: int) -> Tensor:
 
 
 class DenseAttention:
-    """The rule of sight as one (T, T) mask and a softmax written out; same signature as the kernels of rm.attention."""
+    """The rule of sight as one (T, T) mask and a softmax written out; same signature as the kernels of
+    rm.model.attention.
+    """
 
     def __init__(self, documents, device):
         self.documents = documents

@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 
 import train_rm
 import train_sft
-from rm import checkpoint, dist
+from rm.distributed import checkpoint
+from rm.distributed import process_group as dist
 from tests import text_fixtures, tiny
 from tests.ranks import run_ranks
 

@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from rm import data, demo, weights
-from rm.tokenizer import Tokenizer
+from rm import demo
+from rm.data import dataset
+from rm.data.tokenizer import Tokenizer
+from rm.hf import weights
 
 DIALOGUE = re.compile(r"(###Human: [^#]+###Assistant: [^#]+){1,3}")
 
@@ -74,10 +76,10 @@ def test_every_text_has_the_shape_of_the_recipe(world):
 
 def test_our_reader_keeps_every_record(world):
     tokenizer = Tokenizer(world / "model")
-    found, _ = data.texts([world / "sft.json"], tokenizer, max_length=512)
+    found, _ = dataset.texts([world / "sft.json"], tokenizer, max_length=512)
     assert len(found) == demo.DIALOGUES
     for name, count in (("rm_train.jsonl", demo.TRAIN_PAIRS), ("rm_test.jsonl", demo.TEST_PAIRS)):
-        found, _ = data.pairs([world / name], tokenizer, max_length=512)
+        found, _ = dataset.pairs([world / name], tokenizer, max_length=512)
         assert len(found) == count
 
 

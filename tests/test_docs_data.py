@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from rm import chat, data, formats
-from rm.tokenizer import Tokenizer
+from rm.data import chat, dataset, formats
+from rm.data.tokenizer import Tokenizer
 from tests.templates import folder_of
 
 PAGE = (Path(__file__).parent.parent / "docs" / "data.md").read_text()
@@ -25,7 +25,7 @@ def tokenizer(tmp_path_factory):
 
 
 @pytest.mark.parametrize("form", [None, "hh"])
-@pytest.mark.parametrize("section, read", [("Demonstrations", data.texts), ("Preferences", data.pairs)])
+@pytest.mark.parametrize("section, read", [("Demonstrations", dataset.texts), ("Preferences", dataset.pairs)])
 def test_every_record_on_the_page_becomes_an_example(section, read, form, tokenizer, tmp_path):
     found = [r for r in records(section) if form is None or "system" not in json.dumps(r)]  # hh has no place for it
     path = tmp_path / "file"

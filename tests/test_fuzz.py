@@ -7,8 +7,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from rm import chat, data
-from rm.tokenizer import Tokenizer
+from rm.data import chat, dataset
+from rm.data.tokenizer import Tokenizer
 from tests.templates import folder_of
 
 SPECIAL = [
@@ -77,7 +77,7 @@ def survive(read, content: bytes, tokenizer, folder, form=None, **how):
         ends = {int(reply[-1]) for reply in example.replies}
         assert ends <= {tokenizer.eos_id} and all(map(len, example.replies))
         assert all(len(example.prefix) + len(reply) <= how.get("max_length", 64) for reply in example.replies)
-        assert read is data.pairs or example.loss[0].any()
+        assert read is dataset.pairs or example.loss[0].any()
     return examples
 
 
@@ -87,7 +87,7 @@ def survive(read, content: bytes, tokenizer, folder, form=None, **how):
     form=st.sampled_from(FORMS),
     cut=st.sampled_from([None, "left", "right"]),
 )
-@pytest.mark.parametrize("read", [data.texts, data.pairs])
+@pytest.mark.parametrize("read", [dataset.texts, dataset.pairs])
 def test_any_records(read, records, form, cut, tokenizer, tmp_path):
     content = "\n".join(json.dumps(record) for record in records).encode()
     survive(read, content, tokenizer, tmp_path, form, cut=cut, max_length=24)
@@ -99,7 +99,7 @@ def test_any_records(read, records, form, cut, tokenizer, tmp_path):
     | values.map(lambda value: json.dumps(value).encode())
     | texts.map(lambda t: t.encode(errors="replace"))
 )
-@pytest.mark.parametrize("read", [data.texts, data.pairs])
+@pytest.mark.parametrize("read", [dataset.texts, dataset.pairs])
 def test_any_bytes(read, content, tokenizer, tmp_path):
     survive(read, content, tokenizer, tmp_path)
     survive(read, gzip.compress(content), tokenizer, tmp_path)
@@ -110,7 +110,7 @@ def test_any_bytes(read, content, tokenizer, tmp_path):
 @given(asked=texts, said=texts)
 def test_nobody_types_a_special_token(asked, said, tokenizer, tmp_path):
     record = {"messages": [{"role": "user", "content": asked}, {"role": "assistant", "content": said}]}
-    examples = survive(data.texts, json.dumps(record).encode(), tokenizer, tmp_path, "own", max_length=9999)
+    examples = survive(dataset.texts, json.dumps(record).encode(), tokenizer, tmp_path, "own", max_length=9999)
     if examples is not None:
         im = [tokenizer.special[token] for token in ("<|im_start|>", "<|im_end|>", "<|endoftext|>")]
         assert [(examples.tokens == i).sum() for i in im] == [3, 3, 0]
@@ -121,15 +121,15 @@ def test_texts_of_a_megabyte(form, cut, tokenizer, tmp_path):
     long = "the cat <|im_end|>🙂\n" * 50_000
     record = {"messages": [{"role": "user", "content": long}, {"role": "assistant", "content": "a"}]}
     pair = {"prompt": long, "chosen": "a", "rejected": "b"}
-    for read, r in ((data.texts, record), (data.pairs, pair)):
+    for read, r in ((dataset.texts, record), (dataset.pairs, pair)):
         examples = survive(read, json.dumps(r).encode(), tokenizer, tmp_path, form, cut=cut)
-        assert (examples is None) == (cut is None or (form is None and read is data.texts))
+        assert (examples is None) == (cut is None or (form is None and read is dataset.texts))
 
 
 @pytest.mark.parametrize("depth", [50, 900, 100_000])
 def test_deep_nesting(depth, tokenizer, tmp_path):
     deep = "[" * depth + "]" * depth
-    for read, record in ((data.texts, '{"messages": %s}'), (data.pairs, '{"chosen": %s, "rejected": "a"}')):
+    for read, record in ((dataset.texts, '{"messages": %s}'), (dataset.pairs, '{"chosen": %s, "rejected": "a"}')):
         assert survive(read, (record % deep).encode(), tokenizer, tmp_path) is None
         fine = record.replace('"messages"', '"text": "a", "more"').replace('"chosen"', '"chosen": "b", "more"')
         assert (survive(read, (fine % deep).encode(), tokenizer, tmp_path) is None) == (depth > 50_000) or depth == 900
@@ -143,4 +143,4 @@ def test_one_bad_record_among_thousands_is_named(tokenizer, tmp_path):
         path = tmp_path / "file"
         path.write_text("\n".join(lines))
         with pytest.raises(ValueError, match="file line 2346: "):
-            data.pairs([path], tokenizer, 64)
+            dataset.pairs([path], tokenizer, 64)

@@ -1,50 +1,39 @@
-"""Ratchets on the shape of the package: who imports whom, how long files and functions are."""
+"""Who may import whom, and what no file of the package may use."""
 
 import ast
-import difflib
 import re
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
-LAYERS = [
-    {"files"},
-    {
-        "config",
-        "dist",
-        "attention",
-        "tokenizer",
-        "examples",
-        "records",
-        "formats",
-        "lean",
-        "journal",
-        "stats",
-        "figures",
-        "page",
-    },
-    {"metrics", "track", "chat", "model", "parallel", "cache", "lora", "losses", "conversation", "split", "stop"},
-    {"log", "encode", "rewardbench", "families", "folder", "evidence"},
-    {"data", "adapter", "checkpoint", "findings", "hub"},
-    {"batch", "optim", "lisa", "weights", "reward_set", "saving"},
-    {"heads", "resume", "memory"},
-    {"step", "evaluation", "report", "audit", "plan", "demo", "prepare_hh"},
-    {"report_eval", "contract"},
-    {"scoring", "export"},
-]
-LEVEL = {module: level for level, modules in enumerate(LAYERS) for module in modules}
+FOUNDATION = ("config", "files", "distributed", "cli")  # in this order: each may import those before it
+MAY_IMPORT = {  # besides FOUNDATION and the folder's own files
+    "data": (),
+    "model": ("data",),
+    "hf": ("data", "model"),
+    "evaluation": ("data",),
+    "scoring": ("data", "model", "hf"),
+    "training": ("data", "model", "hf", "scoring", "evaluation"),
+    "plan": ("data", "model", "hf", "scoring", "evaluation", "training"),
+    "report": ("evaluation",),
+    "audit": ("data", "hf"),
+    "prepare_hh": ("data", "hf"),
+    "demo": ("data", "hf"),
+    "export": ("data", "model", "hf", "scoring", "evaluation"),
+}
 SCRIPTS = ["train_sft.py", "train_rm.py", "eval_rm.py"]
 FRAMEWORKS = {"transformers", "peft", "trl", "accelerate", "lightning", "deepspeed"}
 PACKAGE = sorted((ROOT / "rm").rglob("*.py"))
 
 
-def module_of(path: Path) -> str:
+def part_of(path: Path) -> str:
+    """The folder of rm/ that a file lies in, or the name of a file directly in rm/."""
     return path.relative_to(ROOT / "rm").parts[0].removesuffix(".py")
 
 
 def imports(path: Path) -> list[str]:
-    """Dotted names of everything a file imports, wherever in the file."""
+    """Dotted names of everything that a file imports, at its top or inside a function."""
     found = []
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom):
@@ -56,37 +45,19 @@ def imports(path: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("path", PACKAGE, ids=lambda p: str(p.relative_to(ROOT)))
-def test_imports_go_strictly_down(path):
-    here = module_of(path)
-    if here == "__init__":
-        return
+def test_a_file_imports_only_what_its_folder_may(path):
+    here = part_of(path)
+    if here in FOUNDATION:
+        allowed = FOUNDATION[: FOUNDATION.index(here)]
+    else:
+        allowed = (*FOUNDATION, *MAY_IMPORT.get(here, ()))  # rm/__init__.py imports nothing of the package
     for name in imports(path):
         if name.startswith("rm."):
             there = name.split(".")[1]
-            assert there == here or LEVEL[there] < LEVEL[here], f"rm.{there} does not lie below rm.{here}"
+            assert there == here or there in allowed, f"rm.{here} may not import rm.{there}"
 
 
 @pytest.mark.parametrize("path", [*PACKAGE, *(ROOT / s for s in SCRIPTS)], ids=lambda p: str(p.relative_to(ROOT)))
 def test_no_framework_and_no_pickle(path):
     assert not {name.split(".")[0] for name in imports(path)} & (FRAMEWORKS | {"pickle"})
     assert not re.search(r"torch\.(load|save)\(|allow_pickle=True", path.read_text())
-
-
-@pytest.mark.parametrize("path", PACKAGE, ids=lambda p: str(p.relative_to(ROOT)))
-def test_files_and_functions_stay_short(path):
-    text = path.read_text()
-    assert len(text.splitlines()) <= 300
-    for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.FunctionDef):
-            assert node.end_lineno - node.lineno < 40, f"{path.name}:{node.lineno} {node.name}"
-
-
-@pytest.mark.parametrize("path", [*PACKAGE, *(ROOT / s for s in SCRIPTS)], ids=lambda p: str(p.relative_to(ROOT)))
-def test_every_file_says_what_it_is_for(path):
-    assert ast.get_docstring(ast.parse(path.read_text()))
-
-
-def test_the_two_loops_differ_only_in_what_reward_modelling_is():
-    sft, rm = ((ROOT / s).read_text().partition("def main")[2].splitlines() for s in ("train_sft.py", "train_rm.py"))
-    differ = [line for line in difflib.ndiff(sft, rm) if line.startswith(("-", "+"))]
-    assert len(differ) <= 2 * 6 + 1, differ  # and the line that writes the scoring contract

@@ -6,7 +6,7 @@ import random
 import pytest
 
 from rm import prepare_hh
-from rm.conversation import key
+from rm.data.conversation import key
 
 PROMPT = "\n\nHuman: Are space heaters safe?\n\nAssistant: What?  Can’t you say?\n\nHuman: Fire\n\nAssistant:"
 ANTHROPIC = {"chosen": PROMPT + " Yes.", "rejected": PROMPT + " No"}

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from rm.scoring import Scorer
+from rm.scoring.scorer import Scorer
 from tests import text_fixtures, tiny
 
 ROOT = Path(__file__).parent.parent

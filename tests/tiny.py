@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from rm import weights
-from rm.attention import SplitAttention
-from rm.heads import LanguageModel
+from rm.hf import weights
+from rm.model.attention import SplitAttention
+from rm.model.heads import LanguageModel
 
 transformers = pytest.importorskip("transformers")
 

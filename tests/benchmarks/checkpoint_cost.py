@@ -15,7 +15,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from rm import checkpoint
+from rm.distributed import checkpoint
 from tests.benchmarks.common import MIB, Page, table
 
 ROOT = Path(__file__).parents[2]

@@ -9,9 +9,10 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from rm import dist, weights
-from rm.batch import pack
-from rm.heads import LanguageModel, RewardModel
+from rm.data.batch import pack
+from rm.distributed import process_group as dist
+from rm.hf import weights
+from rm.model.heads import LanguageModel, RewardModel
 from tests import made, test_families, tiny
 from tests.benchmarks.common import Page, table
 

@@ -20,8 +20,8 @@ from pathlib import Path
 
 import torch
 
-from rm.records import read_records
-from rm.scoring import Scorer
+from rm.data.records import read_records
+from rm.scoring.scorer import Scorer
 from tests.benchmarks import training
 from tests.benchmarks.common import Page, flags, table
 

@@ -26,8 +26,8 @@ from pathlib import Path
 import numpy as np
 
 from rm import demo
-from rm.encode import common_prefix
-from rm.tokenizer import Tokenizer
+from rm.data.encode import common_prefix
+from rm.data.tokenizer import Tokenizer
 from tests.benchmarks.common import Page, table
 
 ROOT = Path(__file__).parents[2]

@@ -14,7 +14,7 @@ import statistics
 import tempfile
 from pathlib import Path
 
-from rm import data
+from rm.data import dataset
 from tests.benchmarks import training
 from tests.benchmarks.common import MIB, Page, flags, table
 from tests.benchmarks.turns import Contender, interleave
@@ -42,7 +42,7 @@ def main() -> None:
     folder = Path(tempfile.mkdtemp())
     try:
         model, turns = training.first_layers(args.model, args.layers, folder / "layers"), args.warmup + args.steps + 2
-        file, _ = training.choose(args, model, args.batch_pairs, turns - 2, data.pairs, folder)
+        file, _ = training.choose(args, model, args.batch_pairs, turns - 2, dataset.pairs, folder)
         contenders = []
         for number, (name, words) in enumerate(WAYS[args.compare].items()):
             mine = training.our_flags(args, model, file, args.batch_pairs, turns, folder / f"run{number}")

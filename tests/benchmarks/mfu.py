@@ -20,9 +20,9 @@ from pathlib import Path
 
 import torch
 
-from rm import data
-from rm.model import ModelConfig
-from rm.weights import read_config
+from rm.data import dataset
+from rm.hf.weights import read_config
+from rm.model.transformer import ModelConfig
 from tests.benchmarks import training
 from tests.benchmarks.common import Page, flags, table
 from tests.benchmarks.turns import Contender, Turns
@@ -35,7 +35,7 @@ def main() -> None:
     try:
         model, rounds = training.first_layers(args.model, args.layers, folder / "layers"), args.warmup + args.steps
         config = read_config(model)[0]
-        file, _ = training.choose(args, model, args.batch_pairs, rounds, data.pairs, folder)
+        file, _ = training.choose(args, model, args.batch_pairs, rounds, dataset.pairs, folder)
         mine = training.our_flags(args, model, file, args.batch_pairs, rounds + 1, folder / "ours")
         step = Contender("step", args.threads, training.ours, "train_rm", mine)
         gemm = Contender("GEMM", args.threads, products, config, args.gemm_layers, args.max_tokens, args.bf16)

@@ -3,8 +3,9 @@
     python -m tests.benchmarks.plan_speed --out docs/benchmarks/plan_speed.md
     ... --model MODEL --data pairs.jsonl.gz      lengths drawn from real pairs instead of a log-normal likeness
 
-What is timed is all that `rm.batch.Loader` does to decide an epoch: the shuffle, each step's slice of the lengths and
-costs, and `plan` for all ranks; packing tokens into tensors is not planning. One process, NumPy and Python only.
+What is timed is all that `rm.data.batch.Loader` does to decide an epoch: the shuffle, each step's slice of the
+lengths and costs, and `plan` for all ranks; packing tokens into tensors is not planning. One process, NumPy and
+Python only.
 """
 
 import argparse
@@ -14,7 +15,7 @@ import time
 
 import numpy as np
 
-from rm.batch import plan
+from rm.data.batch import plan
 from tests.benchmarks.common import Page, table
 
 ATTENTION_COST = 0.000326  # of SmolLM2-135M, `ModelConfig.attention_cost`
@@ -74,10 +75,10 @@ def draw(args: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:
         prefixes, replies = random.lognormal(4.45, 0.85, n).astype(int) + 1, random.lognormal(3.6, 0.7, (n, 2))
         replies = replies.astype(int) + 1
     else:
-        from rm import data
-        from rm.tokenizer import Tokenizer
+        from rm.data import dataset
+        from rm.data.tokenizer import Tokenizer
 
-        examples, _ = data.pairs(args.data, Tokenizer(args.model), args.max_length)
+        examples, _ = dataset.pairs(args.data, Tokenizer(args.model), args.max_length)
         drawn = random.integers(len(examples), size=args.examples)
         prefixes, replies = examples.prefix_lengths[drawn], examples.reply_lengths.reshape(-1, 2)[drawn]
     fits = (prefixes + replies.max(1) <= args.max_length).nonzero()[0][: args.examples]

@@ -14,7 +14,7 @@ import tempfile
 from argparse import BooleanOptionalAction
 from pathlib import Path
 
-from rm import data
+from rm.data import dataset
 from tests.benchmarks import training
 from tests.benchmarks.common import Page, flags, side_by_side, versus
 from tests.benchmarks.turns import Contender, in_child, interleave
@@ -28,7 +28,7 @@ def main() -> None:
         base = training.first_layers(args.model, args.layers, folder / "layers")
         model, turns = str(folder / "model"), args.warmup + args.steps + 2  # one profiled, one that is never asked for
         in_child(training.export_reward_model, base, model, args.seed)
-        file, examples = training.choose(args, model, args.batch_pairs, turns - 2, data.pairs, folder)
+        file, examples = training.choose(args, model, args.batch_pairs, turns - 2, dataset.pairs, folder)
         rows = [
             {"chosen_ids": [*e.prefix.tolist(), *e.replies[0].tolist()],
              "rejected_ids": [*e.prefix.tolist(), *e.replies[1].tolist()]}

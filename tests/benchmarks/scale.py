@@ -16,11 +16,12 @@ import numpy as np
 
 import train_rm
 import train_sft
-from rm import dist, plan
-from rm.attention import VarlenAttention
 from rm.config import parse
-from rm.examples import Example, Examples
-from rm.heads import LanguageModel, RewardModel
+from rm.data.examples import Example, Examples
+from rm.distributed import process_group as dist
+from rm.model.attention import VarlenAttention
+from rm.model.heads import LanguageModel, RewardModel
+from rm.plan import plan
 
 LLAMA = {"model_type": "llama", "hidden_act": "silu", "vocab_size": 32000, "max_position_embeddings": 2048}
 GPT_NEO = {"model_type": "gpt_neo", "vocab_size": 50257, "max_position_embeddings": 2048, "window_size": 256}

@@ -13,7 +13,7 @@ import tempfile
 from argparse import Namespace
 from pathlib import Path
 
-from rm import data
+from rm.data import dataset
 from tests.benchmarks import training
 from tests.benchmarks.common import MIB, Page, flags, table
 from tests.benchmarks.turns import Contender, interleave
@@ -63,7 +63,7 @@ def measure(args: Namespace, sweep: str, values: list[int]) -> str:
 def start(case: Namespace, folder: Path) -> Contender:
     folder.mkdir()
     model, steps = training.first_layers(case.model, case.layers, folder / "layers"), case.warmup + case.steps + 2
-    file, _ = training.choose(case, model, case.batch_pairs, steps - 2, data.pairs, folder)
+    file, _ = training.choose(case, model, case.batch_pairs, steps - 2, dataset.pairs, folder)
     words = training.our_flags(case, model, file, case.batch_pairs, steps, folder / "ours")
     return Contender(folder.name, case.threads, training.ours, "train_rm", words)
 

@@ -16,10 +16,13 @@ import numpy as np
 import torch
 
 import eval_rm
-from rm import batch, data, dist, heads
 from rm.config import parse
-from rm.step import score
-from rm.tokenizer import Tokenizer
+from rm.data import batch, dataset
+from rm.data.tokenizer import Tokenizer
+from rm.distributed import process_group as dist
+from rm.hf import build
+from rm.model import heads
+from rm.scoring.score import all_rewards
 from tests.benchmarks import training
 from tests.benchmarks.common import Page, flags, versus
 from tests.benchmarks.turns import Contender, Turns, in_child, interleave
@@ -32,7 +35,7 @@ def main() -> None:
     try:
         base, model = training.first_layers(args.model, args.layers, folder / "layers"), str(folder / "model")
         in_child(training.export_reward_model, base, model, args.seed)
-        file, _ = training.choose(args, model, args.pairs, 1, data.pairs, folder, again=0)
+        file, _ = training.choose(args, model, args.pairs, 1, dataset.pairs, folder, again=0)
         ours = Contender("ours", args.threads, our_scores, args, model, file)
         theirs = Contender("transformers", args.threads, their_scores, args, model, file)
         interleave([ours, theirs], args.warmup + args.steps)
@@ -60,11 +63,11 @@ def our_scores(turns: Turns, args: Namespace, model: str, file: str) -> None:
     words = ["--model_name_or_path", model, "--dtype", dtype, *shlex.split(f"{words} {args.ours}")]
     settings = parse(eval_rm.Settings, "", words)
     with dist.session(args.seed):
-        examples, _ = data.pairs([file], Tokenizer(model), args.max_length)
-        loaded = heads.load(heads.RewardModel, settings, train=False)
+        examples, _ = dataset.pairs([file], Tokenizer(model), args.max_length)
+        loaded = build.load(heads.RewardModel, settings, train=False)
         while True:
             turns.begin()
-            scores = score(loaded, batch.InOrder(examples, settings))
+            scores = all_rewards(loaded, batch.InOrder(examples, settings))
             turns.end(scores=scores.view(-1, 2).tolist(), tokens=int(examples.lengths.sum()))
 
 
@@ -75,7 +78,7 @@ def their_scores(turns: Turns, args: Namespace, model: str, file: str) -> None:
     loaded = AutoModelForSequenceClassification.from_pretrained(model, num_labels=1, dtype=dtype).eval()
     for parameter in loaded.parameters():  # a file mapped into memory is not anonymous memory
         parameter.data = parameter.data.clone()
-    examples, _ = data.pairs([file], Tokenizer(model), args.max_length)
+    examples, _ = dataset.pairs([file], Tokenizer(model), args.max_length)
     texts = [torch.from_numpy(np.concatenate([e.prefix, reply])) for e in examples for reply in e.replies]
     pad = torch.nn.utils.rnn.pad_sequence
     while True:

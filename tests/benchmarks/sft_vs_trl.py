@@ -13,7 +13,7 @@ import tempfile
 from argparse import BooleanOptionalAction
 from pathlib import Path
 
-from rm import data
+from rm.data import dataset
 from tests.benchmarks import training
 from tests.benchmarks.common import Page, flags, side_by_side, versus
 from tests.benchmarks.turns import Contender, interleave
@@ -25,7 +25,7 @@ def main() -> None:
     folder = Path(tempfile.mkdtemp())
     try:
         model, turns = training.first_layers(args.model, args.layers, folder / "layers"), args.warmup + args.steps + 2
-        file, examples = training.choose(args, model, args.batch_texts, turns - 2, data.texts, folder)
+        file, examples = training.choose(args, model, args.batch_texts, turns - 2, dataset.texts, folder)
         rows = [{"input_ids": e.replies[0].tolist()} for e in examples]
         mine = training.our_flags(args, model, file, args.batch_texts, turns, folder / "ours")
         other = training.trl_settings(args, folder / "trl", turns, args.batch_texts)

@@ -73,8 +73,8 @@ def child(began: float, words: list[str]) -> None:
     """train_rm.py's own main, with a clock around what it calls; prints seconds of every stage."""
     before = time.time()
     import train_rm
-    from rm import dist
     from rm.config import parse
+    from rm.distributed import process_group as dist
 
     seconds = {"python itself": before - began, "import train_rm": time.time() - before}
 

@@ -18,11 +18,12 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 import train_rm
-from rm import data, dist
 from rm.config import parse
-from rm.examples import Examples
-from rm.step import train_step
-from rm.tokenizer import Tokenizer
+from rm.data import dataset
+from rm.data.examples import Examples
+from rm.data.tokenizer import Tokenizer
+from rm.distributed import process_group as dist
+from rm.training.step import train_step
 from tests.benchmarks import training
 from tests.benchmarks.common import Page, flags, table
 from tests.benchmarks.turns import in_child
@@ -70,7 +71,7 @@ def profiled(args: Namespace, folder: str) -> None:
     """Seconds of each kind of operator in one step, written to a file."""
     torch.set_num_threads(args.threads)
     turns, seen = args.warmup + 3, 0
-    file, _ = training.choose(args, args.model, args.batch_pairs, turns - 2, data.pairs, Path(folder))
+    file, _ = training.choose(args, args.model, args.batch_pairs, turns - 2, dataset.pairs, Path(folder))
 
     def step(*work) -> dict:
         nonlocal seen
@@ -95,7 +96,7 @@ def profiled(args: Namespace, folder: str) -> None:
 
 def padding(args: Namespace, batches: int = 1000) -> np.ndarray:
     """(batches,) padded tokens over ours, for random batches of the files' pairs."""
-    examples: Examples = data.pairs(args.data, Tokenizer(args.model), args.max_length)[0]
+    examples: Examples = dataset.pairs(args.data, Tokenizer(args.model), args.max_length)[0]
     texts = examples.prefix_lengths.repeat(2).reshape(-1, 2) + examples.reply_lengths.reshape(-1, 2)  # (pairs, 2)
     drawn = np.random.default_rng(args.seed).integers(len(texts), size=(batches, args.batch_pairs))
     return 2 * args.batch_pairs * texts[drawn].max((1, 2)) / examples.lengths[drawn].sum(1)

@@ -19,12 +19,16 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 import train_rm
-from rm import batch, data, dist, heads, log, weights
 from rm.config import parse
-from rm.parallel import local
-from rm.records import read_records
-from rm.step import parameters_trained, train_step
-from rm.tokenizer import Tokenizer
+from rm.data import batch, dataset
+from rm.data.records import read_records
+from rm.data.tokenizer import Tokenizer
+from rm.distributed import process_group as dist
+from rm.distributed.sharding import local
+from rm.hf import build, weights
+from rm.model import heads
+from rm.training import run_log
+from rm.training.step import parameters_trained, train_step
 from tests.benchmarks.turns import Turns
 
 
@@ -48,7 +52,7 @@ def export_reward_model(source: str, folder: str, seed: int) -> None:
     words = ["--model_name_or_path", source, "--dataset_path", "none", "--output_dir", "none", "--seed", str(seed)]
     settings = parse(train_rm.Settings, "", [*words, "--dtype", "float32"])
     with dist.session(seed):
-        weights.save(heads.load(heads.RewardModel, settings), folder, source, torch.float32)
+        weights.save(build.load(heads.RewardModel, settings), folder, source, torch.float32)
 
 
 def choose(args: Namespace, model: str, size: int, rounds: int, read, folder: Path, again: int = 2) -> tuple:
@@ -62,7 +66,7 @@ def choose(args: Namespace, model: str, size: int, rounds: int, read, folder: Pa
     """
     found = (record for path in args.data for _, record in read_records(path))
     records = list(itertools.islice(found, args.records))
-    if read is data.texts:
+    if read is dataset.texts:
         records = [{"text": record["chosen"]} for record in records]
     tokenizer = Tokenizer(model)
     examples, _ = read([_write(folder / "pool.jsonl", records)], tokenizer, args.max_length)
@@ -102,7 +106,7 @@ def ours(turns: Turns, name: str, flags: list[str]) -> None:
             size = self.settings.global_batch_size
             return np.arange(step * size, (step + 1) * size) % len(self.examples)
 
-    class Told(log.Run):
+    class Told(run_log.Run):
         def train(self, step: int, sums: dict, rate: float, examples: int, tokens: int, unit: str) -> None:
             super().train(step, sums, rate, examples, tokens, unit)
             documents = [row.documents for row in InTurns.current.rows]

@@ -1,0 +1,28 @@
+"""The model families: `model_type` in config.json -> what `rm.hf.weights` has to know.
+
+A new family is a file of its own and a line in the registry.
+"""
+
+from rm.hf.families import gemma, gemma3, gpt2, gpt_neo, gpt_neox, llama, mistral, phi3, qwen2, qwen3
+from rm.hf.families.rules import Family
+
+FAMILIES: dict[str, Family] = {
+    "gemma": gemma.FAMILY,
+    "gemma3_text": gemma3.FAMILY,
+    "gpt2": gpt2.FAMILY,
+    "gpt_neo": gpt_neo.FAMILY,
+    "gpt_neox": gpt_neox.FAMILY,
+    "llama": llama.FAMILY,
+    "mistral": mistral.FAMILY,
+    "phi3": phi3.FAMILY,
+    "qwen2": qwen2.FAMILY,
+    "qwen3": qwen3.FAMILY,
+}
+
+
+def find(hf: dict) -> Family:
+    """The family of a config.json."""
+    model_type = hf.get("model_type")
+    if model_type not in FAMILIES:
+        raise ValueError(f"model_type {model_type!r} is not supported, only {', '.join(sorted(FAMILIES))}")
+    return FAMILIES[model_type]

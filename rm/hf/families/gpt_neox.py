@@ -1,0 +1,70 @@
+"""GPT-NeoX and Pythia: attention beside the MLP, a quarter of each head rotates; on disk, q, k and v are one tensor in
+which they take turns head by head. `model_type` "gpt_neox".
+
+Defaults are those of transformers. Dropout settings are deliberately not read: the base model runs without
+dropout here, in training too.
+"""
+
+from rm.hf.families.layout import QKV, Layout
+from rm.hf.families.rope import rope
+from rm.hf.families.rules import Family, divides, only
+from rm.model.transformer import ModelConfig
+
+# The last three are one function, up to the digits of a constant.
+MLPS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_fast": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh"}
+
+
+def config(hf: dict) -> ModelConfig:
+    only(hf, "hidden_act", *MLPS)
+    head_dim = divides(hf, "hidden_size", "num_attention_heads")
+    layers = hf["num_hidden_layers"]
+    turning = rope(hf, head_dim, theta=hf.get("rotary_emb_base", 10000.0), partial=hf.get("rotary_pct", 0.25))
+
+    return ModelConfig(
+        vocab_size=hf["vocab_size"],
+        dim=hf["hidden_size"],
+        n_layers=layers,
+        n_heads=hf["num_attention_heads"],
+        n_kv_heads=hf["num_attention_heads"],
+        head_dim=head_dim,
+        hidden_dim=hf["intermediate_size"],
+        norm="layer",
+        norm_eps=hf.get("layer_norm_eps", 1e-5),
+        mlp=MLPS[hf.get("hidden_act", "gelu")],
+        positions="rope",
+        max_positions=hf.get("max_position_embeddings", 2048),
+        ropes=(turning,) * layers,
+        qkv_bias=hf.get("attention_bias", True),
+        out_bias=hf.get("attention_bias", True),
+        mlp_bias=True,
+        attn_scale=head_dim**-0.5,
+        windows=(0,) * layers,
+        tie_embeddings=hf.get("tie_word_embeddings", False),
+        block="parallel" if hf.get("use_parallel_residual", True) else "serial",
+    )
+
+
+FAMILY = Family(
+    config=config,
+    modules={
+        "gpt_neox.embed_in": "embed",
+        "gpt_neox.layers.{}.input_layernorm": "layers.{}.attn_norm",
+        "gpt_neox.layers.{}.attention.query_key_value": Layout(QKV, by_head=True),
+        "gpt_neox.layers.{}.attention.dense": "layers.{}.attn.o_proj",
+        "gpt_neox.layers.{}.post_attention_layernorm": "layers.{}.mlp_norm",
+        "gpt_neox.layers.{}.mlp.dense_h_to_4h": "layers.{}.mlp.up_proj",
+        "gpt_neox.layers.{}.mlp.dense_4h_to_h": "layers.{}.mlp.down_proj",
+        "gpt_neox.final_layer_norm": "norm",
+        "embed_out": "lm_head",
+        "lm_head": "lm_head",  # in the memory of transformers 5, and in what is saved from there
+    },
+    prefix="gpt_neox.",
+    ignored=frozenset(
+        {
+            "gpt_neox.layers.{}.attention.bias",
+            "gpt_neox.layers.{}.attention.masked_bias",
+            "gpt_neox.layers.{}.attention.rotary_emb.inv_freq",
+        }
+    ),
+    classes={"lm": "GPTNeoXForCausalLM", "reward": "GPTNeoXForSequenceClassification"},
+)

@@ -1,0 +1,64 @@
+"""LLaMA 1 to 3 and what is built like them (TinyLlama, SmolLM2, Vicuna, ...): `model_type` "llama".
+
+Defaults are those of transformers. Dropout settings are deliberately not read: the base model runs without
+dropout here, in training too.
+"""
+
+from rm.hf.families.rope import rope
+from rm.hf.families.rules import Family, divides, only
+from rm.model.transformer import ModelConfig
+
+MLPS = {"silu": "swiglu", "gelu_pytorch_tanh": "geglu_tanh"}
+
+
+def config(hf: dict, partial: float | None = None) -> ModelConfig:
+    """Of LLaMA and, with what they differ in replaced, of families like it; `partial` as in `rope`."""
+    only(hf, "hidden_act", *MLPS)
+    hf = hf | {"num_key_value_heads": hf.get("num_key_value_heads") or hf["num_attention_heads"]}
+    divides(hf, "num_attention_heads", "num_key_value_heads")
+    head_dim = hf.get("head_dim") or divides(hf, "hidden_size", "num_attention_heads")
+    layers = hf["num_hidden_layers"]
+
+    return ModelConfig(
+        vocab_size=hf["vocab_size"],
+        dim=hf["hidden_size"],
+        n_layers=layers,
+        n_heads=hf["num_attention_heads"],
+        n_kv_heads=hf["num_key_value_heads"],
+        head_dim=head_dim,
+        hidden_dim=hf["intermediate_size"],
+        norm="rms",
+        norm_eps=hf.get("rms_norm_eps", 1e-6),
+        mlp=MLPS[hf.get("hidden_act", "silu")],
+        positions="rope",
+        max_positions=hf.get("max_position_embeddings", 2048),
+        ropes=(rope(hf, head_dim, partial=partial),) * layers,
+        qkv_bias=hf.get("attention_bias", False),
+        out_bias=hf.get("attention_bias", False),
+        mlp_bias=hf.get("mlp_bias", False),
+        attn_scale=head_dim**-0.5,
+        windows=(0,) * layers,
+        tie_embeddings=hf.get("tie_word_embeddings", False),
+    )
+
+
+FAMILY = Family(
+    config=config,
+    modules={
+        "model.embed_tokens": "embed",
+        "model.layers.{}.input_layernorm": "layers.{}.attn_norm",
+        "model.layers.{}.self_attn.q_proj": "layers.{}.attn.q_proj",
+        "model.layers.{}.self_attn.k_proj": "layers.{}.attn.k_proj",
+        "model.layers.{}.self_attn.v_proj": "layers.{}.attn.v_proj",
+        "model.layers.{}.self_attn.o_proj": "layers.{}.attn.o_proj",
+        "model.layers.{}.post_attention_layernorm": "layers.{}.mlp_norm",
+        "model.layers.{}.mlp.gate_proj": "layers.{}.mlp.gate_proj",
+        "model.layers.{}.mlp.up_proj": "layers.{}.mlp.up_proj",
+        "model.layers.{}.mlp.down_proj": "layers.{}.mlp.down_proj",
+        "model.norm": "norm",
+        "lm_head": "lm_head",
+    },
+    prefix="model.",
+    ignored=frozenset({"model.layers.{}.self_attn.rotary_emb.inv_freq", "model.rotary_emb.inv_freq"}),
+    classes={"lm": "LlamaForCausalLM", "reward": "LlamaForSequenceClassification"},
+)

@@ -1,0 +1,23 @@
+"""Qwen 3, dense: a LLaMA with a norm on each head's q and k, and perhaps windows. `model_type` "qwen3"."""
+
+from dataclasses import replace
+
+from rm.hf.families import llama
+from rm.hf.families.qwen2 import upper_windows
+from rm.model.transformer import ModelConfig
+
+
+def config(hf: dict) -> ModelConfig:
+    return replace(llama.config({"head_dim": 128} | hf), qk_norm=True, windows=upper_windows(hf))
+
+
+FAMILY = replace(
+    llama.FAMILY,
+    config=config,
+    modules=llama.FAMILY.modules
+    | {
+        "model.layers.{}.self_attn.q_norm": "layers.{}.attn.q_norm",
+        "model.layers.{}.self_attn.k_norm": "layers.{}.attn.k_norm",
+    },
+    classes={"lm": "Qwen3ForCausalLM", "reward": "Qwen3ForSequenceClassification"},
+)

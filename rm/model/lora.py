@@ -1,0 +1,111 @@
+"""Low-rank adapters (LoRA, arXiv 2106.09685) as a swap of linear layers, from outside the model.
+
+`adapt` freezes the base and replaces the named layers by ones that share the base's own parameters, so that no
+existing name changes and the base is loaded and sharded as ever; `rm.hf.adapter` saves, reads and merges them.
+A frozen base gets no gradient, no weight-gradient product and no optimizer state. A reward model's score head is new
+and stays fully trained, in fp32.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rm.config import require_positive, setting
+
+ALL_LINEAR = "all-linear"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraSettings:
+    """LoRA"""
+
+    use_lora: bool = setting(False, "train low-rank adapters (and a reward model's score head) instead of all weights")
+    lora_r: int = setting(16, "rank of the adapters")
+    lora_alpha: float = setting(32.0, "their scale is lora_alpha / lora_r")
+    use_rslora: bool = setting(False, "scale by lora_alpha / sqrt(lora_r) instead: better at high ranks (rsLoRA)")
+    lora_dropout: float = setting(0.1, "dropout on what goes into an adapter")
+    lora_target_modules: tuple[str, ...] = setting(("q_proj", "v_proj"), f"layers to adapt, or {ALL_LINEAR}")
+    shard_base: bool = setting(
+        True,
+        "split the frozen base over the processes; false: each holds all of it, and only adapter gradients travel",
+        may_change=True,
+    )
+
+    def check(self) -> None:
+        for name in ("lora_r", "lora_alpha"):
+            require_positive(self, name)
+        if not 0 <= self.lora_dropout < 1:
+            raise ValueError(f"--lora_dropout is a share, from 0 to under 1, got {self.lora_dropout}")
+        if not self.shard_base and not self.use_lora:
+            raise ValueError("--shard_base false is for --use_lora true: without it there is no frozen base")
+
+    @property
+    def lora_scale(self) -> float:
+        """What B A x is multiplied with; rsLoRA: arXiv 2312.03732."""
+        return self.lora_alpha / (self.lora_r**0.5 if self.use_rslora else self.lora_r)
+
+
+class LoRALinear(nn.Linear):
+    """y = W x + b + scale B A dropout(x), where W and b are the base layer's own and frozen.
+
+    Once `merged`, W holds scale B A as well, and the adapter rests (`rm.hf.adapter.merge`).
+    """
+
+    def __init__(self, base: nn.Linear, settings: LoraSettings):
+        nn.Module.__init__(self)
+        self.in_features, self.out_features = base.in_features, base.out_features
+        self.weight, self.bias = base.weight, base.bias
+        self.lora_A = nn.Parameter(torch.empty(settings.lora_r, base.in_features, device=base.weight.device))
+        self.lora_B = nn.Parameter(torch.empty(base.out_features, settings.lora_r, device=base.weight.device))
+        self.scale, self.dropout, self.merged = settings.lora_scale, settings.lora_dropout, False
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.merged:
+            return super().forward(x)
+        low = F.linear(F.dropout(x, self.dropout, self.training), self.lora_A)  # (T, r)
+        return super().forward(x) + F.linear(low, self.lora_B) * self.scale
+
+
+def adapt(model: nn.Module, settings: LoraSettings, dtype: torch.dtype) -> None:
+    """Freeze a meta-built model, held in `dtype`, and give the layers that the settings name an adapter each."""
+    linear = {name: layer for name, layer in model.layers.named_modules() if isinstance(layer, nn.Linear)}
+    leaves = {name.rpartition(".")[2] for name in linear}
+    wanted = leaves if ALL_LINEAR in settings.lora_target_modules else set(settings.lora_target_modules)
+    if unknown := sorted(wanted - leaves):
+        raise ValueError(
+            f"--lora_target_modules {' '.join(unknown)}: no such linear layer; there are {', '.join(sorted(leaves))}, "
+            f"or {ALL_LINEAR}"
+        )
+    narrowest = min(min(layer.weight.shape) for name, layer in linear.items() if name.rpartition(".")[2] in wanted)
+    if settings.lora_r > narrowest:
+        raise ValueError(f"--lora_r {settings.lora_r} is more than the {narrowest} that a target is wide: lower it")
+    for name, p in model.named_parameters():
+        if not name.startswith("score."):
+            p.requires_grad_(False)
+            p.data = p.data.to(dtype)
+    for name, layer in linear.items():
+        parent, _, leaf = name.rpartition(".")
+        if leaf in wanted:
+            setattr(model.layers.get_submodule(parent), leaf, LoRALinear(layer, settings))
+
+
+def checkpointed(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that a checkpoint holds: all but the frozen base below adapters, which is loaded again."""
+    parameters = dict(model.named_parameters())
+    adapted = any(map(is_adapter, parameters))
+    return {name: p for name, p in parameters.items() if p.requires_grad or not adapted}
+
+
+def is_adapter(name: str) -> bool:
+    """Whether a parameter of this name belongs to an adapter."""
+    return name.endswith((".lora_A", ".lora_B"))
+
+
+def drawn(name: str, shape: torch.Size, generator: torch.Generator) -> Tensor:
+    """An adapter's first values: A uniform (Kaiming, a = sqrt(5)), B zero, so that it starts as nothing."""
+    if name.endswith(".lora_B"):
+        return torch.zeros(shape)
+    return nn.init.kaiming_uniform_(torch.empty(shape), a=math.sqrt(5), generator=generator)

@@ -1,0 +1,282 @@
+"""One Transformer for every family: a model is a `ModelConfig`, read from config.json by `rm.hf.families`.
+
+The model knows tokens, positions and an attention kernel. It does not know batches, losses, adapters, sharding or
+files: those act on it from outside. All choices are made when it is built, along the axes of `ModelConfig`. It has
+parameters only, no buffers, so a model made on the meta device and sharded has nothing to restore but what the
+checkpoint holds.
+
+Attention is where tokens meet. Behind that of the last layer each is on its own, so what nobody asks for ends there:
+of a pair, a reward model asks for two tokens.
+
+Shapes: T tokens in a row, N of them asked for, D width, H heads, K kv heads, E head width, F hidden width of the MLP,
+V vocabulary.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rm.data.batch import Document
+from rm.model.attention import SplitAttention
+from rm.model.ops import RMSNormFunction, SwiGLUFunction
+
+Asked = Tensor | slice  # (N,) places in a row
+EVERYTHING = slice(None)
+
+
+@dataclass(frozen=True)
+class Rope:
+    """Rotary positions (RoFormer, arXiv 2104.09864) of a layer, however a family arrives at them.
+
+    Attributes:
+        frequencies: radians a position, one number a pair of dimensions; where there are fewer than head_dim / 2,
+            the last dimensions of a head do not turn. Exact fp32 numbers.
+        scale: what cosine and sine are multiplied with (YaRN, arXiv 2309.00071).
+    """
+
+    frequencies: tuple[float, ...]
+    scale: float = 1.0
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The axes along which the families differ; nothing about training."""
+
+    vocab_size: int
+    dim: int
+    n_layers: int
+    n_heads: int
+    n_kv_heads: int  # fewer than n_heads: grouped-query attention
+    head_dim: int
+    hidden_dim: int
+    norm: str  # a key of NORMS
+    norm_eps: float
+    mlp: str  # a key of MLPS
+    positions: str  # "rope" or "learned"
+    max_positions: int  # what the model was made for; a limit only where positions are learned
+    ropes: tuple[Rope | None, ...]  # one per layer, None = it does not rotate
+    qkv_bias: bool
+    out_bias: bool
+    mlp_bias: bool
+    attn_scale: float  # what q.k is multiplied with
+    windows: tuple[int, ...]  # one per layer: how far back it sees, 0 = everything
+    tie_embeddings: bool  # the LM head is the embedding
+    block: str = "serial"  # a key of BLOCKS
+    qk_norm: bool = False  # a norm on each head's q and k, before they rotate
+    embed_scale: float = 1.0  # what embeddings are multiplied with
+
+    @property
+    def attention_cost(self) -> float:
+        """FLOPs of one (query, key) pair in attention over one token's elsewhere: what the plan balances with."""
+        heads = self.n_heads * self.head_dim
+        projections = self.dim * (2 * heads + 2 * self.n_kv_heads * self.head_dim)
+        matrices = projections + MLPS[self.mlp].matrices * self.dim * self.hidden_dim
+        return 4 * heads / (2 * matrices)
+
+
+def rope_table(position: Tensor, rope: Rope | None, dtype: torch.dtype) -> tuple[Tensor, Tensor] | None:
+    """Cosines and sines of rotary positions, in the half-rotation form of Hugging Face.
+
+    The sines carry the sign of the rotation, so that `rotate` needs no negated half. Angles are taken in fp32
+    whatever `dtype`.
+
+    Args:
+        position: (T,) place of each token in its own text.
+
+    Returns:
+        cos, sin: each (T, 1, 2 * number of frequencies); None without rope.
+    """
+    if rope is None:
+        return None
+    frequency = torch.tensor(rope.frequencies, dtype=torch.float32).to(position.device, non_blocking=True)
+    angle = position[:, None].float() * frequency  # (T, E/2)
+    cos, sin = angle.cos() * rope.scale, angle.sin() * rope.scale
+    return torch.cat([cos, cos], -1)[:, None].to(dtype), torch.cat([-sin, sin], -1)[:, None].to(dtype)
+
+
+def rotate(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
+    """x (T, H, E) turned by its position."""
+    cos, sin = rope
+    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
+
+
+def rotate_first(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
+    """x (T, H, E), of which only as many dimensions as there are cosines are turned."""
+    turned, still = x.tensor_split([rope[0].shape[-1]], -1)
+    return torch.cat([rotate(turned, rope), still], -1)
+
+
+def _rotation(rope: Rope | None, head_dim: int) -> Callable:
+    """What a layer does to its q and k, given its table."""
+    if rope is None:
+        return lambda x, table: x
+    return rotate if 2 * len(rope.frequencies) == head_dim else rotate_first
+
+
+class RMSNorm(nn.RMSNorm):
+    def forward(self, x: Tensor) -> Tensor:
+        return RMSNormFunction.apply(x, self.weight, self.eps)
+
+
+class OffsetRMSNorm(nn.RMSNorm):
+    """Its weight is what is added to one."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return RMSNormFunction.apply(x, 1 + self.weight.float(), self.eps)
+
+
+class GatedMLP(nn.Module):
+    """down(act(gate) * up), arXiv 2002.05202."""
+
+    matrices = 3
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.gate_proj = nn.Linear(config.dim, config.hidden_dim, bias=config.mlp_bias)
+        self.up_proj = nn.Linear(config.dim, config.hidden_dim, bias=config.mlp_bias)
+        self.down_proj = nn.Linear(config.hidden_dim, config.dim, bias=config.mlp_bias)
+
+
+class SwiGLU(GatedMLP):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(SwiGLUFunction.apply(self.gate_proj(x), self.up_proj(x)))
+
+
+class TanhGeGLU(GatedMLP):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(F.gelu(self.gate_proj(x), approximate="tanh") * self.up_proj(x))
+
+
+class GELU(nn.Module):
+    matrices, approximate = 2, "none"
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.up_proj = nn.Linear(config.dim, config.hidden_dim, bias=config.mlp_bias)
+        self.down_proj = nn.Linear(config.hidden_dim, config.dim, bias=config.mlp_bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(F.gelu(self.up_proj(x), approximate=self.approximate))
+
+
+class TanhGELU(GELU):
+    approximate = "tanh"
+
+
+NORMS = {"rms": RMSNorm, "rms_offset": OffsetRMSNorm, "layer": nn.LayerNorm}
+MLPS = {"swiglu": SwiGLU, "geglu_tanh": TanhGeGLU, "gelu": GELU, "gelu_tanh": TanhGELU}
+
+
+def _norm(config: ModelConfig, width: int) -> nn.Module:
+    return NORMS[config.norm](width, eps=config.norm_eps)
+
+
+class Attention(nn.Module):
+    """q, k and v are separate everywhere, so that adapters and checkpoints can name them."""
+
+    def __init__(self, config: ModelConfig, layer: int):
+        super().__init__()
+        self.head_dim, self.scale, self.window = config.head_dim, config.attn_scale, config.windows[layer]
+        heads, kv_heads = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
+        self.q_proj = nn.Linear(config.dim, heads, bias=config.qkv_bias)
+        self.k_proj = nn.Linear(config.dim, kv_heads, bias=config.qkv_bias)
+        self.v_proj = nn.Linear(config.dim, kv_heads, bias=config.qkv_bias)
+        self.o_proj = nn.Linear(heads, config.dim, bias=config.out_bias)
+        self.q_norm, self.k_norm = (
+            _norm(config, config.head_dim) if config.qk_norm else nn.Identity() for _ in range(2)
+        )
+        self.rotate = _rotation(config.ropes[layer], config.head_dim)
+
+    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor] | None, attend, asked: Asked) -> Tensor:
+        q, k, v = (project(x).unflatten(-1, (-1, self.head_dim)) for project in (self.q_proj, self.k_proj, self.v_proj))
+        q, k = self.rotate(self.q_norm(q), rope), self.rotate(self.k_norm(k), rope)  # (T, H, E), (T, K, E)
+        seen = attend(q, k, v, window=self.window, scale=self.scale)  # (T, H, E)
+        return self.o_proj(seen[asked].flatten(1))  # (N, D)
+
+
+class Block(nn.Module):
+    """Norm, attention, norm, MLP, one after the other, each added to what went in."""
+
+    def __init__(self, config: ModelConfig, layer: int):
+        super().__init__()
+        self.attn_norm = _norm(config, config.dim)
+        self.attn = Attention(config, layer)
+        self.mlp_norm = _norm(config, config.dim)
+        self.mlp = MLPS[config.mlp](config)
+
+    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor] | None, attend, asked: Asked) -> Tensor:
+        x = x[asked] + self.attn(self.attn_norm(x), rope, attend, asked)
+        return x + self.mlp(self.mlp_norm(x))
+
+
+class ParallelBlock(Block):
+    """Attention and MLP side by side, each behind a norm of its own."""
+
+    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor] | None, attend, asked: Asked) -> Tensor:
+        return x[asked] + self.attn(self.attn_norm(x), rope, attend, asked) + self.mlp(self.mlp_norm(x[asked]))
+
+
+class SandwichBlock(Block):
+    """Attention and MLP each between two norms."""
+
+    def __init__(self, config: ModelConfig, layer: int):
+        super().__init__(config, layer)
+        self.attn_post_norm = _norm(config, config.dim)
+        self.mlp_post_norm = _norm(config, config.dim)
+
+    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor] | None, attend, asked: Asked) -> Tensor:
+        x = x[asked] + self.attn_post_norm(self.attn(self.attn_norm(x), rope, attend, asked))
+        return x + self.mlp_post_norm(self.mlp(self.mlp_norm(x)))
+
+
+BLOCKS = {"serial": Block, "parallel": ParallelBlock, "sandwich": SandwichBlock}
+
+
+class ScaledEmbedding(nn.Embedding):
+    """What is looked up is multiplied, by a factor in the precision of the weights; a tied head is not."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__(config.vocab_size, config.dim)
+        self.scale = config.embed_scale
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return super().forward(tokens) * torch.tensor(self.scale, dtype=self.weight.dtype, device="cpu").item()
+
+
+class Transformer(nn.Module):
+    """Tokens to hidden states; `rm.hf.build` puts a language-model or a reward head on top."""
+
+    def __init__(self, config: ModelConfig, kernel: type = SplitAttention):
+        super().__init__()
+        self.config = config
+        self.kernel = kernel  # a class of rm.model.attention: built once per row, called once per layer
+        scaled = config.embed_scale != 1
+        self.embed = ScaledEmbedding(config) if scaled else nn.Embedding(config.vocab_size, config.dim)
+        if config.positions == "learned":
+            self.embed_positions = nn.Embedding(config.max_positions, config.dim)
+        self.layers = nn.ModuleList(BLOCKS[config.block](config, i) for i in range(config.n_layers))
+        self.norm = _norm(config, config.dim)
+
+    def hidden(self, tokens: Tensor, position: Tensor, documents: list[Document], asked: Asked = EVERYTHING) -> Tensor:
+        """Hidden states after the last norm.
+
+        Args:
+            tokens: (T,) ids of one packed row.
+            position: (T,) place of each token in its own text; a reply's positions continue its prefix's.
+            documents: the row's documents, in order, as `rm.model.attention` describes them; their lengths sum to T.
+            asked: (N,) places of the tokens whose states are returned.
+
+        Returns:
+            (N, D), in the dtype of the (gathered) parameters.
+        """
+        x = self.embed(tokens)  # (T, D)
+        if self.config.positions == "learned":
+            x = x + self.embed_positions(position)
+        tables = {rope: rope_table(position, rope, x.dtype) for rope in set(self.config.ropes)}
+        attend = self.kernel(documents, x.device)
+        for layer, rope in zip(self.layers, self.config.ropes, strict=True):
+            x = layer(x, tables[rope], attend, asked if layer is self.layers[-1] else EVERYTHING)
+        return self.norm(x)  # (N, D)

@@ -1,0 +1,5 @@
+"""Rewards from a trained model: from Python (`Scorer`), and the contract that says how its texts are written."""
+
+from rm.scoring.scorer import Scorer
+
+__all__ = ["Scorer"]

@@ -1,0 +1,193 @@
+"""Formats: records of one meaning under different keys give the same dialogues; what fits no format is named."""
+
+import pytest
+
+from rm.data.formats import Sample, conversations, demonstration, preference, split_turns
+
+
+def user(content):
+    return {"role": "user", "content": content}
+
+
+def assistant(content):
+    return {"role": "assistant", "content": content}
+
+
+SYSTEM = {"role": "system", "content": "be brief"}
+A, B, C = ([user("hi"), assistant("hello"), user("2+2?"), assistant(answer)] for answer in ("4", "5", "six"))
+HEAD = A[:3]
+ANTHROPIC = "\n\nHuman: hi\n\nAssistant: hello\n\nHuman: 2+2?\n\nAssistant:"
+LMFLOW = ANTHROPIC.replace("\n\n", "###")
+
+SAME_PAIR = {
+    "positive/negative": {"positive": LMFLOW + " 4", "negative": LMFLOW + " 5"},
+    "chosen/rejected": {"chosen": ANTHROPIC + " 4", "rejected": ANTHROPIC + " 5"},
+    "chosen/rejected of messages": {"chosen": A, "rejected": B},
+    "chosen/rejected of content parts": {
+        "chosen": [*HEAD, {"role": "assistant", "content": [{"type": "text", "text": "4"}]}],
+        "rejected": B,
+    },
+    "LMFlow's paired_conversation": {
+        "chosen": {"conversation_id": 0, "system": "", "tools": [], "messages": A},
+        "rejected": {"messages": B},
+    },
+    "prompt/chosen/rejected": {"prompt": ANTHROPIC, "chosen": " 4", "rejected": " 5", "response": " 4"},
+    "prompt of messages, answers of strings": {"prompt": HEAD, "chosen": "4", "rejected": "5"},
+    "prompt and answers of messages": {"prompt": HEAD, "chosen": [assistant("4")], "rejected": assistant("5")},
+    "answers that hold the prompt": {"prompt": HEAD, "chosen": A, "rejected": B},
+    "answers that hold the prompt, a string": {"prompt": "hi", "chosen": A, "rejected": B},
+    "two responses with ranks": {"prompt": LMFLOW, "responses": [" 4", " 5"], "ranks": [1, 2]},
+}
+
+
+@pytest.mark.parametrize("case", SAME_PAIR)
+def test_one_pair_in_every_format_is_the_same_two_dialogues(case):
+    found = preference(SAME_PAIR[case], as_messages=True)
+    assert found.texts == [A, B] == conversations(SAME_PAIR[case], as_messages=True)
+    assert found.grade[0] > found.grade[1] and (found.label, found.margin) == (1, 0)
+
+
+@pytest.mark.parametrize("case", SAME_PAIR)
+def test_strings_stay_as_they_are_unless_messages_are_asked_for(case):
+    record = SAME_PAIR[case]
+    texts = conversations(record)
+    if all(isinstance(value, str) for value in record.values()) or "ranks" in record:
+        opening = LMFLOW if texts[0].startswith("###") else ANTHROPIC
+        assert texts == [opening + " 4", opening + " 5"]
+    else:
+        assert texts == [A, B]
+
+
+def test_a_bare_prompt_is_a_users_message_or_is_put_in_front():
+    record = {"prompt": "2+2?", "chosen": " 4", "rejected": "5"}
+    assert conversations(record) == ["2+2? 4", "2+2?5"]
+    assert conversations(record, True) == [[user("2+2?"), assistant(" 4")], [user("2+2?"), assistant("5")]]
+
+
+@pytest.mark.parametrize("answers", [["4", "5", "six"], [[assistant("4")], B, assistant("six")]])
+def test_rankings_keep_their_order_and_higher_grades_are_better(answers):
+    record = {"prompt": HEAD, "responses": answers}
+    assert conversations(record) == [A, B, C] and preference(record).grade is None
+    assert preference(record | {"ranks": [1, 2, 2]}).grade == [-1, -2, -2]
+    assert preference(record | {"scores": [0.5, -1, 7]}).grade == [0.5, -1, 7]
+    assert preference(record | {"scores": [0.5, -1, 7]}).format == "prompt/responses/scores"
+
+
+def test_label_and_margin_are_read_and_null_is_absent():
+    pair = SAME_PAIR["chosen/rejected"]
+    assert preference(pair | {"label": 0.25, "margin": -2}) == Sample(
+        "chosen/rejected", [pair["chosen"], pair["rejected"]], [1.0, 0.0], label=0.25, margin=-2.0
+    )
+    assert preference(pair | {"label": None, "margin": None, "subset": 5}) == preference(pair)
+
+
+def test_demonstrations_of_all_formats():
+    assert demonstration({"text": "a", "id": 3}) == Sample("text_only", ["a"])
+    assert demonstration({"text": "###Human: a"}, as_messages=True).texts == ["###Human: a"]
+    pair = {"input": "2+2?", "output": "4"}
+    assert demonstration(pair) == Sample("text2text", ["2+2?4"], loss_from=4)
+    assert demonstration(pair, as_messages=True).texts == [[user("2+2?"), assistant("4")]]
+    openai = {"messages": [SYSTEM, *A]}
+    lmflow = {"conversation_id": "x", "system": "be brief", "tools": [], "messages": A}
+    assert demonstration(openai) == demonstration(lmflow) == Sample("conversation", [[SYSTEM, *A]])
+
+
+def test_a_system_message_before_a_string_prompt_is_kept():
+    assert conversations({"prompt": "hi", "chosen": [SYSTEM, *A], "rejected": B}) == [[SYSTEM, *A], B]
+
+
+@pytest.mark.parametrize(
+    "text, turns",
+    [
+        ("\n\nHuman: a\n\nAssistant:", [user("a"), assistant("")]),
+        ("\n\nHuman:a\n\nAssistant:  b ", [user("a"), assistant(" b ")]),
+        ("Human: ###Human: a\n\nHumans: b", [user("###Human: a\n\nHumans: b")]),
+        ("###Human: a\n\nHuman: b###Assistant: c", [user("a\n\nHuman: b"), assistant("c")]),
+        ("###Assistant: a###Human: b", [assistant("a"), user("b")]),
+    ],
+)
+def test_turns_are_split_at_the_marks_of_the_style_that_a_text_opens_with(text, turns):
+    assert split_turns(text) == turns
+
+
+BAD_PREFERENCES = {
+    "a text": ({"text": "a"}, ["has the keys 'text'; expected 'positive' + 'negative', or", "is for train_sft.py"]),
+    "no keys": ({}, ["has the keys none; expected"]),
+    "one side": ({"chosen": "a", "prompt": "b"}, ["has the keys 'chosen', 'prompt'; expected"]),
+    "many keys": ({str(i): i for i in range(99)}, ["'11' and 87 more"]),
+    "two formats": (
+        {"chosen": "a", "rejected": "b", "positive": "a", "negative": "b"},
+        ["which fit positive/negative and chosen/rejected; leave it the keys of one"],
+    ),
+    "ranks and scores": (
+        {"prompt": "a", "responses": ["b", "c"], "ranks": [1, 2], "scores": [2, 1]},
+        ["fit prompt/responses/ranks and prompt/responses/scores"],
+    ),
+    "a prompt beside positive": ({"prompt": "a", "positive": "b", "negative": "c"}, ["rename them, or put it in both"]),
+    "a number": ({"chosen": "a", "rejected": 0}, ["'rejected' is 0; expected its text, a string, or a list"]),
+    "no messages": ({"chosen": "a", "rejected": []}, ["'rejected' is []; expected a list of messages"]),
+    "surrogate": ({"chosen": "a", "rejected": "\udc00"}, ["'rejected' has half of a surrogate pair"]),
+    "surrogate in a message": (
+        {"chosen": [user("\ud83d")], "rejected": "b"},
+        ["'chosen 1' has half of a surrogate pair"],
+    ),
+    "another prompt": ({"prompt": "oh", "chosen": A, "rejected": B}, ["'chosen' opens with another message"]),
+    "ranks that do not match": (
+        {"prompt": "a", "responses": ["b", "c"], "ranks": [1]},
+        ["'ranks' is [1]; expected one number for each of 2 responses"],
+    ),
+    "a rank that is no number": (
+        {"prompt": "a", "responses": ["b", "c"], "ranks": [1, True]},
+        ["'ranks' has True; expected finite numbers"],
+    ),
+    "an infinite score": (
+        {"prompt": "a", "responses": ["b", "c"], "scores": [1, float("nan")]},
+        ["'scores' has nan"],
+    ),
+    "responses of nothing": ({"prompt": "a", "responses": [], "ranks": []}, ["'responses' is []; expected a list"]),
+    "a label beyond 1": ({"chosen": "a", "rejected": "b", "label": 1.5}, ["'label' is 1.5; expected the probability"]),
+    "a label that is a word": ({"chosen": "a", "rejected": "b", "label": "x"}, ["'label' has 'x'; expected finite"]),
+    "a huge margin": ({"chosen": "a", "rejected": "b", "margin": 10**400}, ["'margin' has 10000"]),
+    "a label of a ranking": (
+        {"prompt": "a", "responses": ["b", "c"], "ranks": [1, 2], "label": 1},
+        ["has 'label': that is for pairs"],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD_PREFERENCES)
+def test_a_record_that_is_no_preference_says_why(case):
+    record, parts = BAD_PREFERENCES[case]
+    says(lambda: preference(record), parts)
+
+
+BAD_DEMONSTRATIONS = {
+    "a pair": (SAME_PAIR["positive/negative"], ["has the keys 'positive', 'negative'; expected 'text'", "train_rm.py"]),
+    "two formats": ({"text": "a", "messages": A}, ["which fit text_only and conversation"]),
+    "null": ({"text": None}, ["'text' is None; expected its text, a string"]),
+    "messages of strings": ({"messages": ["hi"]}, ["'messages 1' is 'hi'; expected an object with 'role'"]),
+    "another vocabulary": ({"messages": [{"from": "human", "value": "hi"}]}, ["expected an object with 'role'"]),
+    "no content": ({"messages": [{"role": "user", "content": None}]}, ["'messages 1' is None; expected its text"]),
+    "an image": ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, ["'messages 1' is [{"]),
+    "tools": ({"messages": A, "tools": [{}]}, ["has 'tools', which are not supported"]),
+    "tool calls": ({"messages": [assistant("") | {"tool_calls": [{}]}]}, ["'messages 1' has 'tool_calls'"]),
+    "two systems": ({"messages": [SYSTEM, *A], "system": "b"}, ["a 'system' beside 'messages' that open with"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD_DEMONSTRATIONS)
+def test_a_record_that_is_no_demonstration_says_why(case):
+    record, parts = BAD_DEMONSTRATIONS[case]
+    says(lambda: demonstration(record), parts)
+
+
+def test_a_text_that_is_no_dialogue_cannot_be_split():
+    says(lambda: conversations({"chosen": "a" * 999, "rejected": "b"}, True), ["is no dialogue; to be put in a templ"])
+    says(lambda: split_turns("so: \n\nHuman: a"), ["is no dialogue"])
+
+
+def says(run, parts):
+    with pytest.raises(ValueError) as caught:
+        run()
+    message = str(caught.value)
+    assert all(part in message for part in parts) and "\n" not in message and len(message) < 500, message

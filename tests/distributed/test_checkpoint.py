@@ -1,0 +1,125 @@
+"""rm.distributed.checkpoint: what a checkpoint holds, to the byte, and that ranks read of it what is theirs."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from rm.distributed import checkpoint, sharding
+from rm.model import lora
+from rm.model.heads import RewardModel
+from rm.training import optim
+from tests import made
+from tests.ranks import run_ranks
+
+
+def trained(steps: int, group: int | None = None, adapters: bool = False):
+    """A sharded model and its optimizer after some steps with made-up gradients, the same for every world."""
+    with torch.device("meta"):
+        model = RewardModel(made.LLAMA, made.SplitAttention)
+    if adapters:
+        lora.adapt(model, lora.LoraSettings(lora_r=2), torch.float32)
+    sharding.apply(model, sharding.ParallelSettings(shard_group_size=group))
+    optimizer = optim.adamw(model, optim.OptimSettings(learning_rate=0.1))
+    generator = torch.Generator().manual_seed(0)
+    for p in model.parameters():
+        sharding.fill(p, torch.randn(p.shape, generator=generator))
+    for _ in range(steps):
+        for p in model.parameters():
+            gradient = torch.randn(p.shape, generator=generator)
+            if p.requires_grad:
+                p.grad = torch.zeros_like(p)
+                sharding.fill(p.grad, gradient)
+        optimizer.step()
+    return model, optimizer
+
+
+def values(model, optimizer) -> dict:
+    """Every parameter and every number of the optimizer, whole."""
+    found = {}
+    for name, p in model.named_parameters():
+        found[name] = sharding.whole(p)
+        found |= {f"{name} {kind}": sharding.whole(value) for kind, value in optimizer.state.get(p, {}).items()}
+    return found
+
+
+def saved(folder: Path, group: int | None = None, adapters: bool = False) -> dict:
+    model, optimizer = trained(2, group, adapters)
+    taken = checkpoint.snapshot(lora.checkpointed(model), optimizer)
+    checkpoint.write(folder / ".writing", checkpoint.dist.rank(), taken)
+    checkpoint.dist.barrier()
+    if checkpoint.dist.is_main():
+        checkpoint.publish(folder / ".writing", folder / "step_2", {"step": 2}, taken)
+    checkpoint.dist.barrier()
+    return values(model, optimizer)
+
+
+def restored(folder: Path, group: int | None = None, adapters: bool = False) -> dict:
+    model, optimizer = trained(0, group, adapters)
+    state = checkpoint.read(folder / "step_2")
+    checkpoint.verify(folder / "step_2", state)
+    checkpoint.load(lora.checkpointed(model), optimizer, folder / "step_2", state)
+    return values(model, optimizer)
+
+
+@pytest.mark.parametrize("adapters", [False, True])
+@pytest.mark.parametrize(("writers", "readers"), [((2, None), (4, 2)), ((4, 2), (1, None)), ((1, None), (2, 1))])
+def test_any_number_of_ranks_reads_what_any_number_wrote(writers, readers, adapters, tmp_path):
+    there = run_ranks(writers[0], saved, tmp_path, writers[1], adapters)[0]
+    for here in run_ranks(readers[0], restored, tmp_path, readers[1], adapters):
+        assert here.keys() == there.keys()
+        assert all(torch.equal(here[name], there[name]) for name in there)
+
+
+@pytest.mark.parametrize("adapters", [False, True])
+def test_it_holds_what_is_trained_three_times_and_nothing_else_whatever_the_sharding(adapters, tmp_path):
+    (whole,) = run_ranks(1, saved, tmp_path / "one", None, adapters)
+    trains = {name for name in whole if not adapters or lora.is_adapter(name) or name == "score.weight"}
+    expected = 3 * 4 * sum(whole[name].numel() for name in trains if " " not in name)
+    run_ranks(4, saved, tmp_path / "four", 2, adapters)
+    for folder in ("one", "four"):
+        held, tensors = set(), 0
+        for file in (tmp_path / folder / "step_2").glob("*.safetensors"):
+            with safe_open(file, "pt") as opened:
+                held |= set(opened.keys())
+                tensors += sum(opened.get_tensor(key).nbytes for key in opened.keys())
+        assert tensors == expected
+        names = {name for name in trains if " " not in name}
+        assert held == {f"{kind}/{name}" for name in names for kind in ("parameter", "exp_avg", "exp_avg_sq")}
+
+
+def test_it_is_safetensors_and_json_and_is_described_to_the_byte(tmp_path):
+    run_ranks(2, saved, tmp_path)
+    folder = tmp_path / "step_2"
+    assert sorted(f.name for f in folder.iterdir()) == [
+        "COMPLETE", "rank_00000.safetensors", "rank_00001.safetensors", "state.json",
+    ]  # fmt: skip
+    state = json.loads((folder / "state.json").read_text())
+    assert state["world"] == 2 and state["step"] == 2
+    for name, file in state["files"].items():
+        assert file["bytes"] == (folder / name).stat().st_size and len(file["sha256"]) == 64
+
+
+def test_a_parameter_without_optimizer_state_is_saved_and_gets_none(tmp_path):
+    def round_trip():
+        model, optimizer = trained(2)
+        lacking = model.layers[0].mlp.up_proj.weight
+        del optimizer.state[lacking]
+        lacking.requires_grad_(False)  # as a layer that is not trained at the moment
+        before = values(model, optimizer)
+        taken = checkpoint.snapshot(lora.checkpointed(model), optimizer)
+        checkpoint.write(tmp_path / ".writing", 0, taken)
+        checkpoint.publish(tmp_path / ".writing", tmp_path / "step_2", {"step": 2}, taken)
+        return before, restored(tmp_path)
+
+    ((before, after),) = run_ranks(1, round_trip)
+    assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_a_format_of_another_version_is_refused(tmp_path, monkeypatch):
+    run_ranks(1, saved, tmp_path)
+    monkeypatch.setattr(checkpoint, "FORMAT", 99)
+    with pytest.raises(ValueError, match="has format 1, this version reads 99"):
+        checkpoint.read(tmp_path / "step_2")

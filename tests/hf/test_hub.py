@@ -1,0 +1,214 @@
+"""rm.hf.hub against a server on this machine that speaks the hub's protocol, in processes of their own."""
+
+import hashlib
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from rm.hf import hub
+
+ROOT = Path(__file__).parents[2]
+COMMIT = "c" * 40
+
+
+class Hub(ThreadingHTTPServer):
+    """Repositories: {"models/o/n": {path: bytes}}; faults to come: `cut` connections, `damaged` files."""
+
+    def __init__(self, repositories: dict):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.repositories, self.requests, self.cut, self.damaged = repositories, [], 0, ()
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+    def run(self, tmp_path, code: str, processes: int = 0, **env) -> subprocess.CompletedProcess:
+        """A Python program that has `hub` at hand, whose hub this is."""
+        program = tmp_path / "program.py"
+        program.write_text(f"from rm import dist, hub\nwith dist.one_line_errors(), dist.session(0):\n    {code}\n")
+        variables = {"HF_HOME": str(tmp_path / "home"), "HF_ENDPOINT": f"http://127.0.0.1:{self.server_port}"}
+        launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+        command = [sys.executable, *(launch if processes else []), str(program)]
+        environment = os.environ | variables | {"PYTHONPATH": str(ROOT), "HF_TOKEN": "secret"} | env
+        return subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *_): ...
+
+    def do_HEAD(self):
+        self.answer(body=False)
+
+    def do_GET(self):
+        self.answer(body=True)
+
+    def answer(self, body: bool):
+        headers = {name.lower(): value for name, value in self.headers.items()}
+        self.server.requests.append((self.command, self.path, headers))
+        words = self.path.partition("?")[0].strip("/").split("/")
+        if words[0] == "api":
+            return self.describe("/".join(words[1:4]), "".join(words[4:5]))
+        kind, words = ("datasets", words[1:]) if words[0] == "datasets" else ("models", words)
+        files = self.server.repositories.get(f"{kind}/{'/'.join(words[:2])}", {})
+        self.send_file("/".join(words[4:]), files.get("/".join(words[4:])), body)
+
+    def describe(self, repository: str, what: str):
+        files = self.server.repositories.get(repository)
+        if files is None:
+            return self.send(404, b"{}", {"X-Error-Code": "RepoNotFound"})
+        tree = [{"type": "file", "path": path, "size": len(x), "oid": git_hash(x)} | large(path, x)
+                for path, x in files.items()]  # fmt: skip
+        found = tree if what == "tree" else {"id": repository.partition("/")[2], "sha": COMMIT, "siblings": []}
+        self.send(200, json.dumps(found).encode(), {"Content-Type": "application/json"})
+
+    def send_file(self, path: str, content: bytes | None, body: bool):
+        if content is None:
+            return self.send(404, b"", {"X-Error-Code": "EntryNotFound"})
+        etag = hashlib.sha256(content).hexdigest() if large(path, content) else git_hash(content)
+        if path in self.server.damaged:
+            content = bytes(len(content))
+        start = int(self.headers.get("Range", "bytes=0-").removeprefix("bytes=").partition("-")[0])
+        headers = {"ETag": f'"{etag}"', "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}
+        if start:
+            headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
+        self.send(206 if start else 200, content[start:], headers, body)
+
+    def send(self, status: int, content: bytes, headers: dict, body: bool = True):
+        self.send_response(status)
+        for name, value in (headers | {"Content-Length": str(len(content))}).items():
+            self.send_header(name, value)
+        self.end_headers()
+        if body and len(content) > 1000 and self.server.cut:
+            self.server.cut -= 1
+            self.wfile.write(content[: len(content) // 2])
+            self.wfile.flush()
+            self.connection.shutdown(socket.SHUT_RDWR)
+            self.close_connection = True
+        elif body:
+            self.wfile.write(content)
+
+
+def git_hash(content: bytes) -> str:
+    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+
+
+def large(path: str, content: bytes) -> dict:
+    lfs = {"size": len(content), "oid": hashlib.sha256(content).hexdigest(), "pointerSize": 100}
+    return {"lfs": lfs} if path.endswith(".safetensors") else {}
+
+
+WEIGHTS = bytes(range(256)) * 400
+MODEL = {
+    "config.json": b'{"model_type": "llama"}',
+    "tokenizer.json": b"{}",
+    "model.safetensors": WEIGHTS,
+    "pytorch_model.bin": b"a pickle",
+    "original/consolidated.safetensors": b"again",
+    "README.md": b"words",
+}
+
+
+@pytest.fixture
+def server():
+    hub = Hub({"models/o/n": MODEL, "datasets/o/d": {"a.jsonl": b'{"text": "a"}', "b.jsonl": b"{}"}})
+    yield hub
+    hub.shutdown()
+    hub.server_close()
+
+
+def test_a_model_comes_once_a_machine_without_pickles_and_stays_for_later_runs_without_a_network(server, tmp_path):
+    code = "folder = hub.model('o/n@main'); dist.is_main() and print(folder)"
+    done = server.run(tmp_path, code, processes=2)
+    assert done.returncode == 0, done.stderr
+    folder = Path(done.stdout.strip())
+    assert sorted(f.name for f in folder.rglob("*")) == ["config.json", "model.safetensors", "tokenizer.json"]
+    assert (folder / "model.safetensors").read_bytes() == WEIGHTS and COMMIT in str(folder)
+    fetches = [path for method, path, _ in server.requests if method == "GET" and "resolve" in path]
+    assert len(fetches) == len(set(fetches)) == 3
+    assert {headers.get("authorization") for _, path, headers in server.requests if "tree" in path} == {"Bearer secret"}
+    again = server.run(tmp_path, code, HF_HUB_OFFLINE="1", HF_ENDPOINT="http://127.0.0.1:1")
+    assert again.stdout.split() == [str(folder)], again.stderr
+
+
+def test_a_connection_that_is_cut_is_taken_up_where_it_broke(server, tmp_path):
+    weights, chunk = WEIGHTS * 240, 10 * 2**20  # huggingface_hub writes 10 MiB at a time
+    server.repositories["models/o/n"] = {"config.json": b"{}", "model.safetensors": weights}
+    server.cut = 1  # after half of it, 12 MB
+    done = server.run(tmp_path, "print(hub.model('o/n'))")
+    assert done.returncode == 0, done.stderr
+    assert (Path(done.stdout.strip()) / "model.safetensors").read_bytes() == weights
+    asked = [headers.get("range") for method, path, headers in server.requests if method == "GET" and "model.s" in path]
+    assert asked == [None, f"bytes={chunk}-"]
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "config.json"])
+def test_a_file_that_is_not_what_the_hub_says_is_deleted_and_comes_anew(server, tmp_path, file):
+    server.damaged = (file,)
+    done = server.run(tmp_path, "hub.model('o/n')")
+    assert done.returncode == 2 and f"{file} arrived damaged and was deleted" in done.stderr
+    server.damaged = ()
+    done = server.run(tmp_path, "print(hub.model('o/n'))")
+    assert (Path(done.stdout.strip()) / file).read_bytes() == MODEL[file], done.stderr
+
+
+def test_what_the_hub_does_not_have_is_one_line(server, tmp_path):
+    code = """for call, name in ((hub.model, 'o/none'), (hub.data, 'hub:o/d/c.jsonl'), (hub.data, 'o/d')):
+        try:
+            call(name)
+        except ValueError as error:
+            print(error)"""
+    none, absent, several = server.run(tmp_path, code).stdout.splitlines()
+    assert "o/none: is not on this machine and could not be fetched" in none and "hf download o/none" in none
+    assert absent == "o/d: has no c.jsonl at main"
+    assert several == "o/d: name one file as hub:o/d/FILE; there: a.jsonl, b.jsonl"
+
+
+def test_offline_the_error_says_what_to_fetch(server, tmp_path):
+    done = server.run(tmp_path, "hub.model('o/n@v2')", HF_HUB_OFFLINE="1")
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error")]
+    assert "hf download o/n --revision v2" in line and not server.requests
+
+
+def test_an_adapters_base_comes_with_it_and_is_found_without_a_network(server, tmp_path):
+    config = {"base_model_name_or_path": "o/n", "revision": "v1"}
+    theirs = {"adapter_config.json": json.dumps(config).encode(), "adapter_model.safetensors": WEIGHTS[:1000]}
+    server.repositories["models/o/a"] = theirs
+    code = "folder = hub.model('o/a'); dist.is_main() and print(folder, hub.base_of(folder))"
+    done = server.run(tmp_path, code, processes=2)
+    assert done.returncode == 0, done.stderr
+    folder, base = map(Path, done.stdout.split())
+    assert (base / "model.safetensors").read_bytes() == WEIGHTS and hub.base_of(base) is None
+    assert (folder / "adapter_model.safetensors").exists()
+    again = server.run(tmp_path, code, HF_HUB_OFFLINE="1", HF_ENDPOINT="http://127.0.0.1:1")
+    assert again.stdout.split() == [str(folder), str(base)], again.stderr
+    (tmp_path / "mine").mkdir()  # a folder here that names a base there
+    (tmp_path / "mine/adapter_config.json").write_text(json.dumps(config))
+    mine = f"hub.model({str(tmp_path / 'mine')!r}); print(hub.base_of({str(tmp_path / 'mine')!r}))"
+    assert server.run(tmp_path, mine).stdout.split() == [str(base)]
+
+
+def test_data_files_have_names_too_and_a_plan_fetches_no_weights(server, tmp_path):
+    code = "print(hub.data('test=hub:o/d/a.jsonl')); print(hub.model('o/n', weights=False))"
+    named, model = server.run(tmp_path, code).stdout.split()
+    assert named.startswith("test=/") and Path(named.partition("=")[2]).read_bytes() == b'{"text": "a"}'
+    assert sorted(f.name for f in Path(model).iterdir()) == ["config.json", "tokenizer.json"]
+
+
+def test_what_exists_here_wins_and_what_can_only_be_a_path_stays_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("o/n").mkdir(parents=True)
+    assert hub.model("o/n") == "o/n"
+    for path in ("runs/sft/model", "/a/b", "./a/b", "../a"):
+        assert hub.model(path) == path
+    for path in ("data/train.jsonl", "data/train.json.gz", "sets=data/a.jsonl"):
+        assert hub.data(path) == path
+    with pytest.raises(ValueError, match="expected hub:org/name"):
+        hub.model("hub:o")
+    with pytest.raises(ValueError, match="a model is a whole repository"):
+        hub.model("hub:o/m/file")

@@ -1,0 +1,502 @@
+"""Weights come in and go out exactly, in slices, and every way a folder can be wrong has a message."""
+
+import json
+import re
+import shutil
+from types import SimpleNamespace
+
+import pytest
+import tokenizers
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch.distributed.tensor import DTensor
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+
+from rm.distributed import process_group as dist
+from rm.distributed import sharding
+from rm.hf import weights
+from rm.model.attention import SplitAttention
+from rm.model.heads import LanguageModel, RewardModel
+from tests import tiny
+from tests.ranks import run_ranks
+from tests.text_fixtures import byte_level, llama_like, sentencepiece_model, write_json
+
+FAMILIES = {"llama": tiny.llama, "gpt_neo": tiny.gpt_neo}
+TEXTS = ["what a day!! oh no!!!", "yes", "the capital of france is the capital of the other cat, and again"]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """An untied llama as transformers saves it."""
+    return tiny.save_with(tiny.llama(num_key_value_heads=2), tmp_path / "m")
+
+
+def reward_model(folder, dtype=torch.float32):
+    """A reward model that starts from a language model; its head is drawn."""
+    config, *_ = weights.read_config(folder)
+    model = RewardModel(config, SplitAttention).to(dtype)
+    assert weights.load(model, folder) == {"score.weight"}
+    torch.nn.init.normal_(model.score.weight, generator=torch.Generator().manual_seed(0))
+    return model
+
+
+def save(*args):
+    """In a group of one, as in every run: the ranks meet when a model is saved."""
+    with dist.session(seed=0):
+        weights.save(*args)
+
+
+def edit(file, **changes):
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+def rewrite(folder, change):
+    """Change the tensors of a folder's only file."""
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def load_error(folder, head=LanguageModel):
+    with pytest.raises(ValueError) as error:
+        config, *_ = weights.read_config(folder)
+        with torch.device("meta"):
+            model = head(config, SplitAttention)
+        weights.load(model, folder)  # on meta: nothing may be copied before all is checked
+    return str(error.value)
+
+
+# In
+
+
+@pytest.mark.parametrize("stored", [torch.float16, torch.bfloat16, torch.float32])
+def test_numbers_are_cast_to_the_dtype_of_the_model(tmp_path, stored):
+    theirs = tiny.llama().to(stored)
+    tiny.save_with(theirs, tmp_path / "m")
+    assert torch.equal(tiny.ours(tmp_path / "m").norm.weight, theirs.model.norm.weight.float())
+    assert torch.equal(tiny.ours(tmp_path / "m", dtype=torch.bfloat16).norm.weight, theirs.model.norm.weight.bfloat16())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_model_in_several_files_loads_as_from_one(tmp_path, family):
+    theirs = FAMILIES[family]()
+    one = tiny.ours(tiny.save_with(theirs, tmp_path / "one"))
+    many = tiny.ours(tiny.save_with(theirs, tmp_path / "many", max_shard_size="20KB"))
+    assert len(list((tmp_path / "many").glob("*.safetensors"))) > 2
+    assert all(torch.equal(x, y) for x, y in zip(one.parameters(), many.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("family", tiny.SETTINGS)
+def test_a_reward_model_starts_from_a_model_saved_without_a_head(tmp_path, family):
+    theirs = tiny.causal_lm(family)
+    tiny.save_with(theirs.base_model, tmp_path / "bare")
+    tiny.save_with(theirs, tmp_path / "whole")
+    bare, whole = reward_model(tmp_path / "bare"), reward_model(tmp_path / "whole")
+    assert all(torch.equal(x, y) for x, y in zip(bare.layers.parameters(), whole.layers.parameters(), strict=True))
+
+
+def test_a_stored_copy_of_a_tied_head_and_old_tables_are_ignored(tmp_path):
+    folder = tiny.save_with(tiny.llama(tie_word_embeddings=True), tmp_path / "m")
+
+    def add(tensors):
+        tensors["lm_head.weight"] = torch.zeros(99, 32)
+        tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.zeros(4)
+
+    before = tiny.ours(folder)
+    rewrite(folder, add)
+    after = tiny.ours(folder)
+    assert all(torch.equal(x, y) for x, y in zip(before.parameters(), after.parameters(), strict=True))
+
+
+class Counted:
+    """A file, or a slice of one, that counts the elements which `get_slice(...)[...]` returns."""
+
+    read = 0
+
+    def __init__(self, inner):
+        self.inner = inner
+
+    def __getattr__(self, name):
+        return getattr(self.inner, name)
+
+    def __enter__(self):
+        return Counted(self.inner.__enter__())
+
+    def __exit__(self, *error):
+        self.inner.__exit__(*error)
+
+    def get_slice(self, name):
+        return Counted(self.inner.get_slice(name))
+
+    def __getitem__(self, where):
+        part = self.inner[where]
+        Counted.read += part.numel()
+        return part
+
+
+def sharded(folder, head=LanguageModel):
+    config, *_ = weights.read_config(folder)
+    with torch.device("meta"):
+        model = head(config, SplitAttention)
+    sharding.apply(model, sharding.ParallelSettings(dtype="float32"))
+    return model
+
+
+def load_and_gather(folder):
+    weights.safe_open = lambda *args: Counted(safe_open(*args))  # in this rank's process only
+    model = sharded(folder)
+    assert weights.load(model, folder) == set()
+    assert all(isinstance(p, DTensor) for p in model.parameters())
+    own = sum(p.to_local().numel() for p in model.parameters())
+    return Counted.read, own, {name: p.full_tensor().detach() for name, p in model.named_parameters()}
+
+
+@pytest.mark.parametrize(
+    "family, world", [("llama", 2), ("gpt_neo", 2), ("llama", 5), ("gpt2", 3), ("gpt_neox", 3), ("phi3", 2)]
+)
+def test_each_rank_reads_its_own_rows_and_no_others(tmp_path, family, world):
+    folder = tiny.save_with(tiny.causal_lm(family), tmp_path / "m", max_shard_size="20KB")
+    whole = dict(tiny.ours(folder).named_parameters())
+    results = run_ranks(world, load_and_gather, folder)
+    for read, own, gathered in results:
+        assert read == own
+        assert gathered.keys() == whole.keys()
+        assert all(torch.equal(gathered[name], whole[name]) for name in whole)
+    assert sum(read for read, *_ in results) == sum(p.numel() for p in whole.values())  # 99 rows: uneven
+
+
+# Out
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("tied", [True, False])
+def test_transformers_loads_what_is_saved(tmp_path, family, tied):
+    theirs = FAMILIES[family](tie_word_embeddings=tied)
+    source = tiny.save_with(theirs, tmp_path / "m")
+    save(tiny.ours(source), tmp_path / "out", source, torch.float32)
+    back, info = AutoModelForCausalLM.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not any(info.values())
+    assert all(torch.equal(x, y) for x, y in zip(back.parameters(), theirs.parameters(), strict=True))
+    tokens = tiny.tokens(40)
+    torch.testing.assert_close(tiny.their_logits(back, tokens), tiny.their_logits(theirs, tokens))
+
+
+@pytest.mark.parametrize("limit", [10**9, 20_000])
+def test_saving_loading_and_saving_again_gives_the_same_bytes(tmp_path, folder, limit):
+    save(tiny.ours(folder), tmp_path / "a", folder, torch.bfloat16, limit)
+    again = tiny.ours(tmp_path / "a")
+    save(again, tmp_path / "b", tmp_path / "a", torch.bfloat16, limit)
+    first, second = (sorted((tmp_path / name).iterdir()) for name in "ab")
+    assert [file.name for file in first] == [file.name for file in second]
+    assert all(x.read_bytes() == y.read_bytes() for x, y in zip(first, second, strict=True))
+    assert json.loads((tmp_path / "a/config.json").read_text())["dtype"] == "bfloat16"
+
+
+def test_a_file_holds_no_more_than_its_limit_and_the_index_names_every_tensor(tmp_path, folder):
+    save(tiny.ours(folder), tmp_path / "out", folder, torch.float32, 20_000)
+    index = json.loads((tmp_path / "out/model.safetensors.index.json").read_text())
+    files = sorted(file.name for file in (tmp_path / "out").glob("*.safetensors"))
+    stored = {name: file for file in files for name in load_file(tmp_path / "out" / file)}
+    assert index["weight_map"] == stored
+    assert files[0] == f"model-00001-of-{len(files):05}.safetensors" and len(files) > 2
+    assert max((tmp_path / "out" / file).stat().st_size for file in files) < 20_000 + 4_000  # and a header
+    assert not any(AutoModelForCausalLM.from_pretrained(tmp_path / "out", output_loading_info=True)[1].values())
+
+
+def save_sharded(folder, out):
+    model = sharded(folder)
+    weights.load(model, folder)
+    weights.save(model, out, folder, torch.float32, 20_000)
+    return sorted(file.name for file in out.iterdir())  # after the barrier every rank sees it
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gpt_neox", "phi3"])
+def test_two_ranks_save_the_files_that_one_saves(tmp_path, family):
+    folder = tiny.save_with(tiny.causal_lm(family), tmp_path / "m")
+    save(tiny.ours(folder), tmp_path / "one", folder, torch.float32, 20_000)
+    names, same = run_ranks(2, save_sharded, folder, tmp_path / "two")
+    assert names == same
+    assert names == sorted(file.name for file in (tmp_path / "one").iterdir())
+    for name in names:
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+
+
+def test_a_save_that_fails_leaves_what_was_there(tmp_path, folder, monkeypatch):
+    model = tiny.ours(folder)
+    out = tmp_path / "out"
+    save(model, out, folder, torch.float32)
+    before = {file.name: file.read_bytes() for file in out.iterdir()}
+
+    def full_disk(*args, **settings):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(weights, "save_file", full_disk)
+    for target in (out, tmp_path / "new"):
+        with pytest.raises(OSError, match="no space left"):
+            save(model, target, folder, torch.float32)
+    assert {file.name: file.read_bytes() for file in out.iterdir()} == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["m", "out"]
+
+
+def test_a_save_replaces_an_older_model_but_nothing_else(tmp_path, folder):
+    model = tiny.ours(folder)
+    for _ in range(2):
+        save(model, tmp_path / "out", folder, torch.float32, 20_000)
+    save(model, tmp_path / "out", folder, torch.float32)
+    assert [file.name for file in (tmp_path / "out").glob("*.safetensors")] == ["model.safetensors"]
+    (tmp_path / "papers").mkdir()
+    (tmp_path / "papers/thesis.txt").write_text("precious")
+    with pytest.raises(ValueError, match="papers exists and is not a model"):
+        save(model, tmp_path / "papers", folder, torch.float32)
+    assert (tmp_path / "papers/thesis.txt").read_text() == "precious"
+
+
+def test_weights_are_as_readable_as_the_other_files(tmp_path, folder):
+    save(tiny.ours(folder), tmp_path / "out", folder, torch.float32, 20_000)
+    assert len({file.stat().st_mode for file in (tmp_path / "out").iterdir()}) == 1
+
+
+def test_the_dtype_is_written_as_the_source_spells_it(tmp_path, folder):
+    config = json.loads((folder / "config.json").read_text())
+    del config["dtype"]
+    (folder / "config.json").write_text(json.dumps(config | {"torch_dtype": "float32"}))
+    save(tiny.ours(folder), tmp_path / "out", folder, torch.float16)
+    saved = json.loads((tmp_path / "out/config.json").read_text())
+    assert saved["torch_dtype"] == "float16" and "dtype" not in saved
+
+
+# Reward models, in and out
+
+
+END = "<|endoftext|>"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "make, settings, pad",
+    [
+        (llama_like, {"eos_token": "</s>"}, "<unk>"),
+        (llama_like, {"eos_token": "</s>", "pad_token": {"content": "<s>"}}, "<s>"),
+        (llama_like, {"eos_token": "</s>", "pad_token": "</s>", "unk_token": None}, "<unk>"),
+        (llama_like, {"eos_token": "</s>", "pad_token": "[PAD]"}, "<unk>"),
+        (byte_level, {"eos_token": END}, "\u01200123456789"),
+        (
+            byte_level,
+            {"eos_token": END, "bos_token": END, "unk_token": END, "pad_token": END},
+            "\u01200123456789",
+        ),
+    ],
+    ids=[
+        "unknown",
+        "its own",
+        "its own is the end",
+        "its own has no id",
+        "bytes",
+        "bytes, its own is the end",
+    ],
+)
+def test_transformers_scores_padded_batches_as_we_score_texts(tmp_path, family, make, settings, pad):
+    folder = tiny.save_with(FAMILIES[family](vocab_size=500), tmp_path / "m")
+    make(folder, {"tokenizer_class": "PreTrainedTokenizerFast"} | settings)
+    write_json(folder / "special_tokens_map.json", settings)
+    model = reward_model(folder)
+    save(model, tmp_path / "out", folder, torch.float32)
+
+    theirs, info = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not any(info.values())
+    source, tokenizer = (AutoTokenizer.from_pretrained(path) for path in (folder, tmp_path / "out"))
+    assert (tokenizer.pad_token, tokenizer.pad_token_id) == (pad, theirs.config.pad_token_id)
+    assert theirs.config.pad_token_id != tokenizer.eos_token_id
+    texts = [text + tokenizer.eos_token for text in TEXTS]
+    assert tokenizer(texts).input_ids == source(texts).input_ids  # the new pad token cuts no text differently
+
+    rows = [torch.tensor(ids) for ids in tokenizer(texts).input_ids]
+    with torch.no_grad():
+        one_by_one = torch.cat([theirs.eval()(row[None]).logits[:, 0] for row in rows])
+        batched = theirs(**tokenizer(texts, padding=True, return_tensors="pt")).logits[:, 0]
+    assert one_by_one.std() > 0.1
+    torch.testing.assert_close(rewards(model, rows), one_by_one, atol=1e-5, rtol=0)
+    torch.testing.assert_close(rewards(model, rows), batched, atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def rewards(model, rows):
+    lengths = torch.tensor([len(row) for row in rows])
+    return model.rewards(
+        SimpleNamespace(
+            tokens=torch.cat(rows),
+            position=torch.cat([torch.arange(len(row)) for row in rows]),
+            documents=[(0, len(row)) for row in rows],
+            last=lengths.cumsum(0) - 1,
+        )
+    )
+
+
+def test_a_sentencepiece_model_is_padded_with_its_unknown_piece(tmp_path, folder):
+    sentencepiece_model(folder)
+    save(reward_model(folder), tmp_path / "out", folder, torch.float32)
+    assert json.loads((tmp_path / "out/config.json").read_text())["pad_token_id"] == 0
+    assert json.loads((tmp_path / "out/tokenizer_config.json").read_text())["pad_token"] == "<unk>"
+
+
+def test_a_padding_token_that_the_embedding_has_no_row_for_is_not_used(tmp_path, folder):
+    llama_like(folder)
+    tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.add_special_tokens(["[PAD]"])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    edit(folder / "tokenizer_config.json", pad_token="[PAD]")
+    for rows, pad in ((tokenizer.get_vocab_size() - 1, "<unk>"), (tokenizer.get_vocab_size(), "[PAD]")):
+        source = tiny.save_with(tiny.llama(vocab_size=rows), tmp_path / pad)
+        shutil.copytree(folder, source, dirs_exist_ok=True, ignore=lambda *_: ["model.safetensors", "config.json"])
+        save(reward_model(source), tmp_path / "out", source, torch.float32)
+        assert json.loads((tmp_path / "out/tokenizer_config.json").read_text())["pad_token"] == pad
+
+
+def test_what_a_template_ends_its_turns_with_is_no_padding(tmp_path, folder):
+    llama_like(folder)
+    for template, pad in (("{{ messages[-1].content }}</s>", "<s>"), ("{{ messages[-1].content }}<s>", "<unk>")):
+        edit(folder / "tokenizer_config.json", pad_token="<s>", eos_token="</s>", chat_template=template)
+        save(reward_model(folder), tmp_path / "out", folder, torch.float32)
+        assert json.loads((tmp_path / "out/tokenizer_config.json").read_text())["pad_token"] == pad
+    edit(folder / "tokenizer_config.json", chat_template="{{ raise_exception('no') }}<s>")  # nothing is trained on it
+    save(reward_model(folder), tmp_path / "out", folder, torch.float32)
+    assert json.loads((tmp_path / "out/tokenizer_config.json").read_text())["pad_token"] == "<s>"
+
+
+def test_without_a_tokenizer_the_padding_is_just_not_the_end(tmp_path, folder):
+    for eos, pad in ((2, 0), (0, 1)):
+        edit(folder / "config.json", eos_token_id=eos)
+        save(reward_model(folder), tmp_path / "out", folder, torch.float32)
+        assert json.loads((tmp_path / "out/config.json").read_text())["pad_token_id"] == pad
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_reward_model_comes_back_with_its_head_in_full_precision(tmp_path, family):
+    folder = tiny.save_with(FAMILIES[family](), tmp_path / "m")
+    model = reward_model(folder)
+    save(model, tmp_path / "out", folder, torch.bfloat16)
+    stored = load_file(tmp_path / "out/model.safetensors")
+    assert {name for name, tensor in stored.items() if tensor.dtype != torch.bfloat16} == {"score.weight"}
+    assert torch.equal(tiny.ours(tmp_path / "out", RewardModel).score.weight, model.score.weight)
+    config = json.loads((tmp_path / "out/config.json").read_text())
+    assert config["id2label"] == {"0": "LABEL_0"} and "ForSequenceClassification" in config["architectures"][0]
+
+
+def test_the_tokenizer_goes_along_and_generation_settings_with_a_language_model_only(tmp_path, folder):
+    byte_level(folder)
+    (folder / "chat_template.jinja").write_text("{{ messages }}")
+    save(tiny.ours(folder), tmp_path / "lm", folder, torch.float32)
+    save(reward_model(folder), tmp_path / "reward", folder, torch.float32)
+    lm, reward = ({file.name for file in (tmp_path / name).iterdir()} for name in ("lm", "reward"))
+    assert lm - reward == {"generation_config.json"} and not reward - lm
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        assert (tmp_path / "lm" / name).read_bytes() == (folder / name).read_bytes()
+
+
+# Wrong folders
+
+
+def test_what_is_not_a_model_folder_is_told_apart(tmp_path, folder):
+    assert "no/such/model is not a folder" in load_error("no/such/model")
+    (tmp_path / "empty").mkdir()
+    assert "empty has no config.json" in load_error(tmp_path / "empty")
+    (folder / "model.safetensors").unlink()
+    assert "has neither model.safetensors nor model.safetensors.index.json" in load_error(folder)
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("{", "config.json is not JSON"),
+        ("[1]", "config.json holds a JSON list"),
+        (
+            '{"model_type": "bert"}',
+            "config.json: model_type 'bert' is not supported, only gemma, ",
+        ),
+        ('{"model_type": "llama"}', "config.json: the setting 'num_attention_heads' is missing"),
+        ('{"quantization_config": {"bits": 4}}', "config.json: quantization_config"),
+        ('{"model_type": "llama", "hidden_act": "gelu"}', "config.json: hidden_act 'gelu'"),
+    ],
+)
+def test_a_config_that_cannot_be_used_says_why(folder, text, message):
+    (folder / "config.json").write_text(text)
+    assert message in load_error(folder)
+
+
+def test_pickled_weights_are_refused_with_the_command_that_converts_them(tmp_path, folder):
+    theirs = AutoModelForCausalLM.from_pretrained(folder)
+    (folder / "model.safetensors").unlink()
+    torch.save(theirs.state_dict(), folder / "pytorch_model.bin")
+    message = load_error(folder)
+    assert "pickled weights" in message
+    exec(re.search('python -c "(.*)"', message)[1])
+    assert torch.equal(tiny.ours(tmp_path / "m-safetensors").norm.weight, theirs.model.norm.weight)
+
+
+def test_every_wrong_tensor_is_counted_and_the_first_are_named(folder):
+    def spoil(tensors):
+        for layer in range(2):
+            for name in "qkv":
+                del tensors[f"model.layers.{layer}.self_attn.{name}_proj.weight"]
+        tensors["model.layers.0.mlp.up_proj.bias"] = torch.zeros(48)
+        tensors["model.layers.7.input_layernorm.weight"] = torch.zeros(32)
+        tensors["model.visual"] = torch.zeros(1)
+        tensors["model.embed_tokens.weight"] = torch.zeros(100, 32)
+        tensors["model.norm.weight"] = torch.zeros(32, dtype=torch.int8)
+
+    rewrite(folder, spoil)
+    message = load_error(folder)
+    for part in (
+        "6 missing: model.layers.0.self_attn.q_proj.weight",
+        "model.layers.1.self_attn.k_proj.weight and 1 more;",
+        "3 unknown: model.layers.0.mlp.up_proj.bias, model.layers.7.input_layernorm.weight, model.visual;",
+        "1 of another shape: model.embed_tokens.weight (100, 32) instead of (99, 32);",
+        "1 of another kind: model.norm.weight I8",
+    ):
+        assert part in message, message
+
+
+def test_nothing_is_copied_from_a_wrong_folder(folder):
+    model = tiny.ours(folder)
+    before = [p.clone() for p in model.parameters()]
+    rewrite(folder, lambda tensors: tensors.update({"model.norm.weight": torch.zeros(3)}))
+    with pytest.raises(ValueError, match="1 of another shape"):
+        weights.load(model, folder)
+    assert all(torch.equal(x, y) for x, y in zip(model.parameters(), before, strict=True))
+
+
+def test_a_language_model_needs_its_head_and_no_reward_model(tmp_path, folder):
+    rewrite(folder, lambda tensors: tensors.pop("lm_head.weight"))
+    assert "1 missing: lm_head.weight" in load_error(folder)
+    for tied in (True, False):
+        source = tiny.save_with(tiny.llama(tie_word_embeddings=tied), tmp_path / f"source {tied}")
+        save(reward_model(source), tmp_path / f"reward {tied}", source, torch.float32)
+        assert "holds a reward model (score.weight)" in load_error(tmp_path / f"reward {tied}")
+
+
+def test_a_classifier_of_two_labels_is_no_reward_model(folder):
+    rewrite(folder, lambda tensors: tensors.update({"score.weight": torch.zeros(2, 32)}))
+    assert "score.weight (2, 32) instead of (1, 32)" in load_error(folder, RewardModel)
+
+
+@pytest.mark.parametrize("keep", [0, 5, 3000])
+def test_a_file_that_was_cut_off_is_named(folder, keep):
+    whole = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(whole[:keep])
+    assert "model.safetensors is not a whole safetensors file" in load_error(folder)
+
+
+def test_a_pointer_instead_of_a_file_is_named(folder):
+    (folder / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:12\n")
+    assert "model.safetensors is not a whole safetensors file" in load_error(folder)
+
+
+def test_a_file_of_the_index_that_is_absent_is_named(tmp_path, folder):
+    many = tmp_path / "many"
+    tiny.save_with(AutoModelForCausalLM.from_pretrained(folder), many, max_shard_size="20KB")
+    absent = sorted(many.glob("*.safetensors"))[1]
+    shutil.move(absent, tmp_path)
+    assert f"model.safetensors.index.json names {absent.name}, not there" in load_error(many)
+    (many / "model.safetensors.index.json").write_text("{}")
+    assert "model.safetensors.index.json names no files" in load_error(many)

@@ -1,0 +1,97 @@
+"""rm.model.attention against the rule of sight written out."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rm.model import attention
+from rm.model.attention import SplitAttention, VarlenAttention
+from tests.reference import DenseAttention, sight
+
+documents = st.lists(
+    st.tuples(st.integers(0, 9), st.lists(st.integers(1, 9), min_size=1, max_size=4)).map(lambda d: (d[0], *d[1])),
+    min_size=1,
+    max_size=4,
+)
+
+
+def run(kernel, documents, window, seed=0, dtype=torch.float64):
+    """Output and gradients of a kernel on random q (4 heads), k, v (2 heads)."""
+    generator = torch.Generator().manual_seed(seed)
+    tokens = sum(map(sum, documents))
+    leaves = [torch.randn(tokens, heads, 8, generator=generator).to(dtype).requires_grad_() for heads in (4, 2, 2)]
+    out = kernel(documents, torch.device("cpu"))(*leaves, window=window, scale=0.7)
+    (out.double() ** 2).sum().backward()
+    return [out.detach(), *(x.grad for x in leaves)]
+
+
+@settings(max_examples=60)
+@given(documents, st.sampled_from([0, 1, 3, 7]))
+def test_split_obeys_the_rule_of_sight_outputs_and_gradients(documents, window):
+    for split, dense in zip(
+        run(SplitAttention, documents, window), run(DenseAttention, documents, window), strict=True
+    ):
+        torch.testing.assert_close(split, dense, rtol=1e-9, atol=1e-9)
+
+
+def test_split_in_bfloat16_stays_within_its_rounding():
+    documents = [(6, 5, 9), (0, 8), (3, 2, 2, 4)]
+    for window in (0, 4):
+        exact = run(DenseAttention, documents, window)
+        for split, dense in zip(run(SplitAttention, documents, window, dtype=torch.bfloat16), exact, strict=True):
+            assert (split.double() - dense).abs().max() / dense.abs().max() < 0.03
+
+
+def test_the_rule_of_sight_on_a_pair_that_one_can_check_by_eye():
+    rows = ["x....", "xx...", "xxx..", "xx.x.", "xx.xx"]
+    assert sight([(2, 1, 2)], 0).tolist() == [[c == "x" for c in row] for row in rows]
+
+
+def slow_varlen_attn(q, k, v, cu_q, cu_k, max_q, max_k, *, scale, window_size, enable_gqa):
+    """FlashAttention's documented meaning: causal aligned bottom-right, window_size[0] keys back from there."""
+    repeat, left, out = q.shape[1] // k.shape[1], window_size[0], []
+    assert window_size[1] == 0 and enable_gqa == (repeat > 1)
+    for i in range(len(cu_q) - 1):
+        a = q[cu_q[i] : cu_q[i + 1]]
+        b, c = (x[cu_k[i] : cu_k[i + 1]].repeat_interleave(repeat, 1) for x in (k, v))
+        assert len(a) <= max_q and len(b) <= max_k
+        offset = len(b) - len(a)
+        back = torch.arange(len(a))[:, None] + offset - torch.arange(len(b))[None]
+        seen = (back >= 0) & ((back <= left) if left >= 0 else True)
+        scores = torch.einsum("qhe,khe->hqk", a, b) * scale
+        out.append(torch.einsum("hqk,khe->qhe", scores.masked_fill(~seen, float("-inf")).softmax(-1), c))
+    return torch.cat(out)
+
+
+@settings(max_examples=40)
+@given(documents, st.sampled_from([0, 1, 3, 7]))
+def test_varlen_gathers_what_flash_attention_needs(documents, window):
+    class OnCpu(VarlenAttention):  # the kernel is CUDA's; its indices are ours
+        def __init__(self, *args):
+            super().__init__(*args)
+            self.varlen_attn = slow_varlen_attn
+
+    for varlen, dense in zip(run(OnCpu, documents, window), run(DenseAttention, documents, window), strict=True):
+        torch.testing.assert_close(varlen, dense, rtol=1e-9, atol=1e-9)
+
+
+def test_the_cpu_and_fp32_get_split():
+    for device, dtype in (("cpu", torch.bfloat16), ("cuda", torch.float32)):
+        assert attention.choose_kernel(torch.device(device), dtype, 4, 2, 8) is SplitAttention
+
+
+@pytest.mark.parametrize(
+    ("gap", "kernel"), [(0.005, VarlenAttention), (0.5, SplitAttention), (float("nan"), SplitAttention)]
+)
+def test_on_cuda_varlen_is_used_only_where_it_agrees_with_split(monkeypatch, gap, kernel):
+    monkeypatch.setattr(attention, "_disagreement", lambda *_: gap)
+    assert attention.choose_kernel(torch.device("cuda"), torch.bfloat16, 4, 2, 8) is kernel
+
+
+def test_on_cuda_a_varlen_that_cannot_run_leaves_split(monkeypatch):
+    def refuse(*_):
+        raise RuntimeError("FlashAttention only supports Ampere GPUs or newer")
+
+    monkeypatch.setattr(attention, "_disagreement", refuse)
+    assert attention.choose_kernel(torch.device("cuda"), torch.bfloat16, 4, 2, 8) is SplitAttention

@@ -1,0 +1,70 @@
+"""rm.training.run_log: what a run writes, and that it stops at a loss that is not finite."""
+
+import json
+
+import pytest
+import torch
+
+from rm.distributed import process_group as dist
+from rm.training import run_log
+from tests.ranks import run_ranks
+
+
+def sums(loss: float, count: int, norm: float = 1.0) -> dict:
+    values = {"loss": loss, "accuracy": count / 2, "margin": 0.25 * count, "count": float(count), "grad_norm": norm}
+    return {name: torch.tensor(value) for name, value in values.items()}
+
+
+def run(tmp_path, losses, **settings):
+    made = run_log.RunSettings(output_dir=str(tmp_path / "run"), **settings)
+    with run_log.Run(made, steps=len(losses), steps_per_epoch=4, facts={"data": {"a.jsonl": "hash"}}) as record:
+        for step, loss in enumerate(losses, 1):
+            record.train(step, sums(loss, 2 + 2 * dist.rank()), 1e-3, examples=6, tokens=100, unit="pairs")
+            if record.evaluates(step):
+                record.evaluation(step, {"loss": 0.5})
+    return [json.loads(line) for line in open(tmp_path / "run" / "metrics.jsonl")]
+
+
+def test_a_line_every_logging_steps_and_at_the_end_with_means_over_the_steps_between(tmp_path):
+    lines = run_ranks(1, lambda: run(tmp_path, [2.0, 4.0, 6.0, 8.0, 10.0], logging_steps=2))[0]
+    train = [line for line in lines if "loss" in line]
+    assert [(line["step"], line["epoch"], line["loss"]) for line in train] == [
+        (2, 0.5, 1.5),
+        (4, 1.0, 3.5),
+        (5, 1.25, 5.0),
+    ]
+    assert train[0].keys() >= {
+        "accuracy",
+        "margin",
+        "learning_rate",
+        "grad_norm",
+        "tokens_per_second",
+        "pairs_per_second",
+    }
+    assert (train[0]["accuracy"], train[0]["margin"]) == (0.5, 0.25)
+    assert [line["step"] for line in lines if "eval_loss" in line] == [5]
+
+
+def test_means_are_over_all_ranks_weighted_by_their_counts(tmp_path):
+    # rank 0 counts 2 and rank 1 counts 4 pairs a step, both with a summed loss of 3: a mean of means would say 1.125
+    lines = run_ranks(2, lambda: run(tmp_path, [3.0], logging_steps=1))[0]
+    assert lines[0]["loss"] == 1.0 and lines[0]["grad_norm"] == 1.0
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(tmp_path):
+    with pytest.raises(RuntimeError, match="ValueError: step 2: the loss is nan.* nothing was saved"):
+        run_ranks(1, lambda: run(tmp_path, [2.0, float("nan"), 2.0, 2.0], logging_steps=4))
+
+
+def test_run_json_repeats_the_run_and_says_what_it_was(tmp_path):
+    run_ranks(1, lambda: run(tmp_path, [1.0], seed=7))
+    saved = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert saved["settings"]["seed"] == 7 and saved["data"] == {"a.jsonl": "hash"}
+    assert saved["versions"].keys() >= {"python", "torch"} and "git_commit" in saved and saved["processes"] == 1
+
+
+def test_an_output_folder_that_holds_a_run_is_refused_and_left_alone(tmp_path):
+    (tmp_path / "run.json").write_text("{}")
+    with pytest.raises(ValueError, match="already holds another run .run.json.: name a new folder"):
+        run_log.check_free(str(tmp_path))
+    assert [f.name for f in tmp_path.iterdir()] == ["run.json"]
