@@ -32,7 +32,7 @@ from rm.training import run_log
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(build.ModelSettings, dataset.DataSettings, batch.RowSettings, sharding.ParallelSettings):
+class Settings(build.ModelSettings, dataset.DataSettings, batch.PackingSettings, sharding.ParallelSettings):
     dataset_path: tuple[str, ...] = setting(REQUIRED, "files, or NAME=FILE: files of one name are one set")
     baseline_model_name_or_path: str | None = setting(None, "another reward model, for a paired test on the same pairs")
     max_length: int | None = setting(None, "the longest text in tokens; none: as in training, else 512")
@@ -47,7 +47,7 @@ class Settings(build.ModelSettings, dataset.DataSettings, batch.RowSettings, sha
 
 def main(settings: Settings) -> None:
     settings = hub.fetched(settings)
-    run_log.check_free(settings.output_dir, ("report.json", "run.json", "scores.jsonl"))
+    run_log.check_unused(settings.output_dir, ("report.json", "run.json", "scores.jsonl"))
     sets = named_sets(settings.dataset_path)
     ours, counts = score_sets(settings, sets)
     theirs = {}
@@ -72,7 +72,7 @@ def score_sets(settings: Settings, sets: dict[str, list[str]]) -> tuple[dict[str
         contract.check(agreed, settings.model_name_or_path, text, dtype, partial(contract.score_examples, model))
     results = {}
     for name, (examples, _) in read.items():
-        results[name] = Result(sets[name], examples, all_rewards(model, batch.InOrder(examples, settings)).numpy())
+        results[name] = Result(sets[name], examples, all_rewards(model, batch.EvalBatches(examples, settings)).numpy())
         results[name].check_finite()
     return results, {name: asdict(counts) for name, (_, counts) in read.items()}
 

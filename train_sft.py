@@ -32,7 +32,7 @@ class Settings(
     dataset.MixtureSettings,
     split.SplitSettings,
     batch.BatchSettings,
-    batch.RowSettings,
+    batch.PackingSettings,
     optim.OptimSettings,
     lora.LoraSettings,
     lisa.LisaSettings,
@@ -61,13 +61,13 @@ def main(settings: Settings) -> None:
 
     # examples -> the work of every step
     loader = batch.Loader(train, settings, settings.seed, model.config.attention_cost)
-    held_out = batch.InOrder(held_out, settings)
+    held_out = batch.EvalBatches(held_out, settings)
 
     # the step to begin with: 0, or where this run was stopped
     start = resume.restore(model, optimizer, settings, facts)
     with (
-        run_log.Run(settings, loader.steps, loader.steps_per_epoch, facts, start) as run,
-        checkpointer.Checkpoints(model, optimizer, run) as checkpoints,
+        run_log.RunLog(settings, loader.steps, loader.steps_per_epoch, facts, start) as run,
+        checkpointer.Checkpointer(model, optimizer, run) as checkpoints,
     ):
         if held_out and run.evaluates(start.step):
             run.evaluation(start.step, evaluate(model, held_out, checkpoints.poll))

@@ -7,10 +7,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def sight(documents, window: int) -> Tensor:
+def sight(segments, window: int) -> Tensor:
     """The rule of sight, entry by entry: (T, T) bool, q sees k."""
     where = []  # (doc, branch, position) of every token of the row
-    for doc, (prefix, *replies) in enumerate(documents):
+    for doc, (prefix, *replies) in enumerate(segments):
         where += [(doc, 0, i) for i in range(prefix)]
         where += [(doc, b, prefix + i) for b, reply in enumerate(replies, 1) for i in range(reply)]
     seen = torch.zeros(len(where), len(where), dtype=torch.bool)
@@ -27,14 +27,14 @@ class DenseAttention:
     rm.model.attention.
     """
 
-    def __init__(self, documents, device):
-        self.documents = documents
+    def __init__(self, segments, device):
+        self.segments = segments
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, window: int, scale: float) -> Tensor:
         repeat = q.shape[1] // k.shape[1]
         k, v = k.repeat_interleave(repeat, 1), v.repeat_interleave(repeat, 1)
         scores = torch.einsum("qhe,khe->hqk", q, k) * scale
-        weights = scores.masked_fill(~sight(self.documents, window), float("-inf")).softmax(-1)
+        weights = scores.masked_fill(~sight(self.segments, window), float("-inf")).softmax(-1)
         return torch.einsum("hqk,khe->qhe", weights, v)
 
 

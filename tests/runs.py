@@ -96,7 +96,7 @@ def exit_marker(chosen) -> dict:
 
 
 def checkpoints(chosen) -> list[Path]:
-    return checkpoint.published(Path(chosen.output_dir) / "checkpoints")
+    return checkpoint.list_checkpoints(Path(chosen.output_dir) / "checkpoints")
 
 
 def steps_saved(chosen) -> list[int]:

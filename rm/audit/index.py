@@ -16,7 +16,7 @@ from rm.data.records import read_records
 
 
 @dataclass(frozen=True)
-class Quotes:
+class PrefixIndex:
     """The dialogues, each up to the end of a reply, that stand in some records: what training on them gives to read."""
 
     hashes: np.ndarray  # (M,) sorted
@@ -30,10 +30,10 @@ class Quotes:
         """The numbers of the records that have this hash."""
         return self.owner[np.searchsorted(self.hashes, wanted) : np.searchsorted(self.hashes, wanted, "right")]
 
-    def only(self, kept: np.ndarray) -> "Quotes":
+    def only(self, kept: np.ndarray) -> "PrefixIndex":
         """Those of the records for which `kept`, (N,) bool, is true; these are numbered anew."""
         mine = kept[self.owner]
-        return Quotes(self.hashes[mine], (np.cumsum(kept) - 1)[self.owner[mine]])
+        return PrefixIndex(self.hashes[mine], (np.cumsum(kept) - 1)[self.owner[mine]])
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Texts:
 
     where: np.ndarray  # (N,) str: "file line 12"
     conversation: np.ndarray  # (N,) int64, as all hashes here: `rm.data.conversation.key`
-    quotes: Quotes
+    quotes: PrefixIndex
 
     def __len__(self) -> int:
         return len(self.where)
@@ -129,10 +129,10 @@ class _Notes:
         self.where.append(where)
         self.conversation.append(side.conversation)
 
-    def arrays(self) -> tuple[np.ndarray, np.ndarray, Quotes]:
+    def arrays(self) -> tuple[np.ndarray, np.ndarray, PrefixIndex]:
         hashes = np.asarray(self.hashes)
         order = np.argsort(hashes, kind="stable")
-        quotes = Quotes(hashes[order], np.asarray(self.owner)[order])
+        quotes = PrefixIndex(hashes[order], np.asarray(self.owner)[order])
         return np.array(self.where, object), np.asarray(self.conversation), quotes
 
 

@@ -27,11 +27,11 @@ from rm.config import require_positive, setting
 from rm.data.examples import Examples
 from rm.distributed import process_group as dist
 
-Document = tuple[int, ...]  # (P, R1, ..., RK): prefix length, then the reply lengths
+Segment = tuple[int, ...]  # (P, R1, ..., RK): prefix length, then the reply lengths
 
 
 @dataclass(frozen=True, kw_only=True)
-class RowSettings:
+class PackingSettings:
     """Rows: bounds on memory that do not change the mathematics"""
 
     max_tokens: int = setting(4096, "tokens per process and micro-batch", may_change=True)
@@ -57,50 +57,50 @@ class BatchSettings:
 
 
 @dataclass(frozen=True)
-class Batch:
+class MicroBatch:
     """One row. Indices and lengths that the host needs stay on the host, so that a step never waits for the device."""
 
     tokens: Tensor  # (T,) ids
     position: Tensor  # (T,) place in its own text: every reply continues its prefix's count
-    labelled: Tensor  # (L,) where a next token carries loss
+    label_positions: Tensor  # (L,) where a next token carries loss
     targets: Tensor  # (L,) those next tokens
     last: Tensor  # (R,) each reply's final token, replies in order: what a reward model reads
     replies: Tensor  # (N, K) where in `last` each example's replies are; 0 where it has fewer than K
     grade: Tensor  # (N, K) fp32, as `rm.data.examples` has it; nan where it has fewer than K
     label: Tensor  # (N,) fp32
     margin: Tensor  # (N,) fp32
-    documents: list[Document]
+    segments: list[Segment]
     examples: np.ndarray  # numbers of the examples in this row, in order
 
-    def to(self, device: torch.device) -> "Batch":
+    def to(self, device: torch.device) -> "MicroBatch":
         """The row on a device; asynchronous where the memory is pinned."""
         tensors = {name: x for name, x in vars(self).items() if isinstance(x, Tensor)}
         return replace(self, **{name: x.to(device, non_blocking=True) for name, x in tensors.items()})
 
 
-def pack(examples: Examples, numbers: np.ndarray, share_prefix: bool = True) -> Batch:
+def pack(examples: Examples, numbers: np.ndarray, share_prefix: bool = True) -> MicroBatch:
     """Lay the examples with these numbers end to end. No numbers: an empty row, one token that nobody reads."""
-    tokens, documents, labelled, last = [], [], [], []
+    tokens, segments, label_positions, last = [], [], [], []
     start = 0
     for example in (examples[int(n)] for n in numbers):
         if len(example.replies) == 1:  # a text: each token is predicted by the one before, the first by nothing
             carries = np.flatnonzero(example.loss[0]) + len(example.prefix)
-            labelled.append(start - 1 + carries[carries > 0])
+            label_positions.append(start - 1 + carries[carries > 0])
         if share_prefix:
             paths = [(example.prefix, example.replies)]
         else:
             paths = [(example.prefix, (reply,)) for reply in example.replies]
         for prefix, replies in paths:
             tokens += [prefix, *replies]
-            documents.append((len(prefix), *map(len, replies)))
-            ends = start + len(prefix) + np.cumsum(documents[-1][1:])
+            segments.append((len(prefix), *map(len, replies)))
+            ends = start + len(prefix) + np.cumsum(segments[-1][1:])
             last.append(ends - 1)
             start = ends[-1]
     flat = np.concatenate(tokens).astype(np.int64) if tokens else np.zeros(1, np.int64)
-    where, ends = (np.concatenate([np.zeros(0, np.int64), *parts]) for parts in (labelled, last))
-    documents = documents or [(0, 1)]
-    made = (flat, _positions(documents), where, flat[where + 1], ends, *_preferences(examples, numbers))
-    return Batch(*map(_tensor, made), documents=documents, examples=np.asarray(numbers))
+    where, ends = (np.concatenate([np.zeros(0, np.int64), *parts]) for parts in (label_positions, last))
+    segments = segments or [(0, 1)]
+    made = (flat, _positions(segments), where, flat[where + 1], ends, *_preferences(examples, numbers))
+    return MicroBatch(*map(_tensor, made), segments=segments, examples=np.asarray(numbers))
 
 
 def _preferences(examples: Examples, numbers: np.ndarray) -> tuple[np.ndarray, ...]:
@@ -114,9 +114,9 @@ def _preferences(examples: Examples, numbers: np.ndarray) -> tuple[np.ndarray, .
     return replies, grade, examples.label[numbers], examples.margin[numbers]
 
 
-def _positions(documents: list[Document]) -> np.ndarray:
+def _positions(segments: list[Segment]) -> np.ndarray:
     """(T,): a prefix counts from 0, every reply from the prefix's end."""
-    counts = [np.arange(offset, offset + n) for prefix, *replies in documents
+    counts = [np.arange(offset, offset + n) for prefix, *replies in segments
               for offset, n in ((0, prefix), *((prefix, reply) for reply in replies))]  # fmt: skip
     return np.concatenate(counts)
 
@@ -127,10 +127,10 @@ def _tensor(x: np.ndarray) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Work:
+class StepBatches:
     """One optimizer step, as this rank sees it."""
 
-    rows: list[Batch]  # this rank's micro-batches; as many on every rank
+    rows: list[MicroBatch]  # this rank's micro-batches; as many on every rank
     examples: int  # over all ranks and rows: a reward model's divisor
     labels: int  # labelled tokens over all ranks and rows: a language model's divisor
     tokens: int  # over all ranks and rows, as computed
@@ -148,16 +148,16 @@ class Loader:
         """
         self.examples, self.settings, self.seed = examples, settings, seed
         self.lengths = _lengths(examples, settings.share_prefix)
-        self.costs = self.lengths + attention_cost * _sights(examples, settings.share_prefix)
+        self.costs = self.lengths + attention_cost * _attention_pairs(examples, settings.share_prefix)
         self.labels = _labels(examples)
-        check_row_holds(self.lengths, settings.max_tokens)
+        check_longest_fits(self.lengths, settings.max_tokens)
         self.steps_per_epoch = math.ceil(len(examples) / settings.global_batch_size)
         self.steps = settings.max_steps or math.ceil(settings.num_train_epochs * self.steps_per_epoch)
         self._packer = ThreadPoolExecutor(max_workers=1)
         self._ahead: tuple[int, object] | None = None
         self._order: tuple[int, np.ndarray] | None = None
 
-    def at(self, step: int) -> Work:
+    def at(self, step: int) -> StepBatches:
         """The work of optimizer step `step` (from 0), whatever was asked before."""
         if self._ahead is None or self._ahead[0] != step:
             self._ahead = (step, self._packer.submit(self._make, step))
@@ -178,38 +178,42 @@ class Loader:
     def deal(self, step: int) -> list[list[np.ndarray]]:
         """The numbers of the examples in each row of each rank."""
         numbers = self.numbers(step)
-        dealt = plan(self.lengths[numbers], self.costs[numbers], self.settings.max_tokens, dist.world())
+        dealt = plan_micro_batches(
+            self.lengths[numbers], self.costs[numbers], self.settings.max_tokens, dist.world_size()
+        )
         return [[numbers[row] for row in rows] for rows in dealt]
 
-    def work(self, step: int, rows: list[np.ndarray]) -> Work:
+    def work(self, step: int, rows: list[np.ndarray]) -> StepBatches:
         """A step's work for the rank that these rows were dealt to."""
         numbers = self.numbers(step)
         packed = [pack(self.examples, row, self.settings.share_prefix) for row in rows]
         (seed,) = np.random.SeedSequence([self.seed, step, dist.rank()]).generate_state(1).tolist()
-        return Work(packed, len(numbers), int(self.labels[numbers].sum()), int(self.lengths[numbers].sum()), seed)
+        return StepBatches(
+            packed, len(numbers), int(self.labels[numbers].sum()), int(self.lengths[numbers].sum()), seed
+        )
 
-    def _make(self, step: int) -> Work:
+    def _make(self, step: int) -> StepBatches:
         return self.work(step, self.deal(step)[dist.rank()])
 
 
-class InOrder:
+class EvalBatches:
     """This rank's rows of one pass over all examples, for evaluation: each is packed when its turn comes."""
 
-    def __init__(self, examples: Examples, settings: RowSettings):
+    def __init__(self, examples: Examples, settings: PackingSettings):
         lengths = _lengths(examples, settings.share_prefix)
-        check_row_holds(lengths, settings.max_tokens)
+        check_longest_fits(lengths, settings.max_tokens)
         self.examples, self.share_prefix = examples, settings.share_prefix
-        dealt = plan(lengths, lengths, settings.max_tokens, dist.world())
+        dealt = plan_micro_batches(lengths, lengths, settings.max_tokens, dist.world_size())
         self.rows = dealt[dist.rank()] if len(examples) else []
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[MicroBatch]:
         return (pack(self.examples, np.array(row, np.int64), self.share_prefix) for row in self.rows)
 
 
-def plan(lengths: np.ndarray, costs: np.ndarray, max_tokens: int, world: int) -> list[list[list[int]]]:
+def plan_micro_batches(lengths: np.ndarray, costs: np.ndarray, max_tokens: int, world: int) -> list[list[list[int]]]:
     """Deal examples to ranks and rows: plan[rank][row] is a list of indices into `lengths`.
 
     As few rows as hold the tokens, rounded up to the same number on every rank, and filled evenly by cost. Only
@@ -269,7 +273,7 @@ def _tight(order: list[int], sizes: list[int], max_tokens: int) -> list[list[int
     return rows
 
 
-def check_row_holds(lengths: np.ndarray, max_tokens: int) -> None:
+def check_longest_fits(lengths: np.ndarray, max_tokens: int) -> None:
     """A row must hold the longest example."""
     if len(lengths) and lengths.max() > max_tokens:
         raise ValueError(
@@ -285,7 +289,7 @@ def _lengths(examples: Examples, share_prefix: bool) -> np.ndarray:
     return examples.lengths + (np.diff(examples.reply_offsets) - 1) * examples.prefix_lengths
 
 
-def _sights(examples: Examples, share_prefix: bool) -> np.ndarray:
+def _attention_pairs(examples: Examples, share_prefix: bool) -> np.ndarray:
     """(n,) how many (query, key) pairs each example's attention has."""
     replies, prefix = examples.reply_lengths.astype(np.int64), examples.prefix_lengths.astype(np.int64)
     own = replies * (replies + 1) // 2 + replies * np.repeat(prefix, np.diff(examples.reply_offsets))

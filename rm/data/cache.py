@@ -36,7 +36,7 @@ def open_or_make(
         make: called on one process of each machine if there is no entry yet.
     """
     entry = Path(folder) / _digest([str(FORMAT), *name], files)
-    if dist.agree(not entry.exists()):  # on any rank: caches of several machines may differ
+    if dist.any_rank(not entry.exists()):  # on any rank: caches of several machines may differ
         dist.once_per_node(lambda: entry.exists() or _write(entry, *make()))
     examples, stored = Examples.open(entry), json.loads((entry / "made.json").read_text())
     examples.hash = stored["hash"]  # or every rank would read every token at every start to compute it

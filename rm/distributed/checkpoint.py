@@ -31,7 +31,7 @@ FORMAT = 1
 COMPLETE = "COMPLETE"
 
 
-class Damaged(ValueError):
+class CorruptCheckpoint(ValueError):
     """A checkpoint that is not as it was written."""
 
 
@@ -79,13 +79,13 @@ def publish(folder: Path, final: Path, state: dict, taken: Snapshot) -> None:
         state: goes into state.json.
     """
     files = {}
-    for rank in range(dist.world()):
+    for rank in range(dist.world_size()):
         described = _description(folder, rank)
         if not described.is_file():
             raise OSError(f"{described} is not there: --output_dir must be one folder that all machines share")
         files[f"rank_{rank:05}.safetensors"] = read_json(described)
         described.unlink()
-    whole = {"format": FORMAT, "world": dist.world()} | state | {"parameters": taken.parameters, "files": files}
+    whole = {"format": FORMAT, "world": dist.world_size()} | state | {"parameters": taken.parameters, "files": files}
     write_json(folder / "state.json", whole)
     (folder / COMPLETE).write_text(_digest(folder / "state.json") + "\n")
     sync(folder / COMPLETE)
@@ -96,7 +96,7 @@ def publish(folder: Path, final: Path, state: dict, taken: Snapshot) -> None:
     sync(final.parent)
 
 
-def published(checkpoints: Path) -> list[Path]:
+def list_checkpoints(checkpoints: Path) -> list[Path]:
     """The checkpoints in a folder, oldest first, good or damaged."""
     found = [f for f in checkpoints.glob("step_*") if f.name.removeprefix("step_").isdecimal()]
     return sorted(found, key=step_of)
@@ -119,16 +119,16 @@ def read(checkpoint: Path) -> dict:
     mark, file = checkpoint / COMPLETE, checkpoint / "state.json"
     try:
         if not mark.is_file():
-            raise Damaged(f"{checkpoint} has no {COMPLETE}")
+            raise CorruptCheckpoint(f"{checkpoint} has no {COMPLETE}")
         if mark.read_bytes() != f"{_digest(file)}\n".encode():
-            raise Damaged(f"{file} is not as it was written")
+            raise CorruptCheckpoint(f"{file} is not as it was written")
         state = read_json(file)
         for name, described in state["files"].items():
             size = (checkpoint / name).stat().st_size
             if size != described["bytes"]:
-                raise Damaged(f"{checkpoint / name} has {size} bytes instead of {described['bytes']}")
+                raise CorruptCheckpoint(f"{checkpoint / name} has {size} bytes instead of {described['bytes']}")
     except OSError as error:
-        raise Damaged(f"{checkpoint} cannot be read: {error}") from error
+        raise CorruptCheckpoint(f"{checkpoint} cannot be read: {error}") from error
     if state["format"] != FORMAT:
         raise ValueError(f"{checkpoint} has format {state['format']}, this version reads {FORMAT}")
     return state
@@ -136,13 +136,13 @@ def read(checkpoint: Path) -> dict:
 
 def verify(checkpoint: Path, state: dict) -> None:
     """Raises Damaged if one of this rank's share of the files has not the content that was written."""
-    for name in sorted(state["files"])[dist.rank() :: dist.world()]:
+    for name in sorted(state["files"])[dist.rank() :: dist.world_size()]:
         try:
             digest = _digest(checkpoint / name)
         except OSError as error:
-            raise Damaged(f"{checkpoint / name} cannot be read: {error}") from error
+            raise CorruptCheckpoint(f"{checkpoint / name} cannot be read: {error}") from error
         if digest != state["files"][name]["sha256"]:
-            raise Damaged(f"{checkpoint / name} does not have its checksum")
+            raise CorruptCheckpoint(f"{checkpoint / name} does not have its checksum")
 
 
 @torch.no_grad()
@@ -165,7 +165,7 @@ def load(saved: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer, check
                     filled[key] += _copy_overlap(tensors, key, tensor, described["slices"][name])
     lacking = [key for key, (tensor, _) in arrays.items() if filled[key] != local(tensor).numel()]
     if lacking:
-        raise Damaged(f"{checkpoint} does not hold all of {', '.join(lacking[:5])}")
+        raise CorruptCheckpoint(f"{checkpoint} does not hold all of {', '.join(lacking[:5])}")
 
 
 def _copy_overlap(tensors: safe_open, key: str, tensor: Tensor, theirs: list) -> int:

@@ -51,7 +51,7 @@ def session(seed: int) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def on_paper(processes: int) -> Iterator[None]:
+def fake_process_group(processes: int) -> Iterator[None]:
     """A group of processes of which only this one, rank 0, exists: its collectives return at once and move nothing.
 
     It takes the place of the group that there is, and everything is on the CPU.
@@ -95,9 +95,9 @@ def under_torchrun() -> bool:
     return "TORCHELASTIC_RUN_ID" in os.environ
 
 
-def lost_a_process(error: BaseException | None) -> bool:
+def is_lost_process(error: BaseException | None) -> bool:
     """Whether an error may be another process's end: all that a collective has to say of it is RuntimeError."""
-    return world() > 1 and isinstance(error, RuntimeError) and not isinstance(error, torch.OutOfMemoryError)
+    return world_size() > 1 and isinstance(error, RuntimeError) and not isinstance(error, torch.OutOfMemoryError)
 
 
 def rank() -> int:
@@ -105,7 +105,7 @@ def rank() -> int:
     return torch_dist.get_rank() if torch_dist.is_initialized() else int(os.environ.get("RANK", 0))
 
 
-def world() -> int:
+def world_size() -> int:
     """How many processes train together."""
     return torch_dist.get_world_size() if torch_dist.is_initialized() else 1
 
@@ -117,8 +117,8 @@ def is_main() -> bool:
 
 def device() -> torch.device:
     """This process's GPU, or the CPU."""
-    on_paper = torch_dist.is_initialized() and torch_dist.get_backend() == "fake"
-    if torch.cuda.is_available() and not on_paper:
+    fake_process_group = torch_dist.is_initialized() and torch_dist.get_backend() == "fake"
+    if torch.cuda.is_available() and not fake_process_group:
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
     return torch.device("cpu")
 
@@ -138,7 +138,7 @@ def sum_over_ranks(x: Tensor) -> Tensor:
 
 def concat_over_ranks(x: Tensor) -> Tensor:
     """Every rank's 1-D `x` (lengths may differ), end to end in rank order, on every rank."""
-    lengths = torch.zeros(world(), dtype=torch.int64, device=x.device)
+    lengths = torch.zeros(world_size(), dtype=torch.int64, device=x.device)
     lengths[rank()] = len(x)
     sizes = sum_over_ranks(lengths).tolist()
     padded = x.new_zeros(max(sizes))
@@ -148,12 +148,12 @@ def concat_over_ranks(x: Tensor) -> Tensor:
     return torch.cat([part[:size] for part, size in zip(everyone, sizes, strict=True)])
 
 
-def agree(flag: bool) -> bool:
+def any_rank(flag: bool) -> bool:
     """Whether `flag` is set on any rank: the same answer everywhere."""
     return bool(sum_over_ranks(torch.tensor([int(flag)])).item())
 
 
-class LateSum:
+class AsyncSum:
     """A few numbers summed over ranks without waiting: what is sent now arrives at the next turn, on every rank.
 
     On the CPU (gloo) whatever the device, so that no step waits for the device.
@@ -185,7 +185,7 @@ def once_per_node(work: Callable[[], object]) -> None:
             work()
         except (ValueError, OSError) as caught:
             error = caught
-    if agree(error is not None):
+    if any_rank(error is not None):
         raise error or ValueError("stopped, since another process failed")
 
 

@@ -71,11 +71,11 @@ def compute_dtype(settings: ParallelSettings) -> torch.dtype:
 
 def apply(model: nn.Module, settings: ParallelSettings) -> None:
     """Compile, recompute and shard a meta-built model, and give every rank's shard memory, without values."""
-    arrange(model, settings)
+    parallelize(model, settings)
     model.to_empty(device=dist.device())
 
 
-def arrange(model: nn.Module, settings: ParallelSettings, train: bool = True) -> None:
+def parallelize(model: nn.Module, settings: ParallelSettings, train: bool = True) -> None:
     """Compile, recompute and shard a meta-built model, which stays on the meta device.
 
     Args:
@@ -87,7 +87,7 @@ def arrange(model: nn.Module, settings: ParallelSettings, train: bool = True) ->
             layer.forward = torch.compile(layer.forward, dynamic=True)
         if settings.gradient_checkpointing != "none":
             layer.forward = functools.partial(_CHECKPOINTED[settings.gradient_checkpointing], layer.forward)
-    dtype, mesh = compute_dtype(settings), _mesh(settings.shard_group_size or dist.world())
+    dtype, mesh = compute_dtype(settings), _mesh(settings.shard_group_size or dist.world_size())
     if mesh.size() > 1 or (train and dtype != torch.float32):
         _shard(model, mesh, dtype)
     else:
@@ -109,11 +109,13 @@ def _to_compute(model: nn.Module, dtype: torch.dtype) -> None:
 
 def _mesh(group: int) -> DeviceMesh:
     """All ranks in groups of `group` neighbours: (replicas, shards), or one dimension where there is one group."""
-    if dist.world() % group:
+    if dist.world_size() % group:
         raise ValueError(f"--shard_group_size {group} does not divide the {dist.world()} processes")
-    if group == dist.world():
+    if group == dist.world_size():
         return init_device_mesh(dist.device().type, (group,))
-    return init_device_mesh(dist.device().type, (dist.world() // group, group), mesh_dim_names=("replica", "shard"))
+    return init_device_mesh(
+        dist.device().type, (dist.world_size() // group, group), mesh_dim_names=("replica", "shard")
+    )
 
 
 def _shard(model: nn.Module, mesh: DeviceMesh, dtype: torch.dtype) -> None:
@@ -149,7 +151,7 @@ _CHECKPOINTED = {
 }
 
 
-def trained_set_changed(model: nn.Module) -> None:
+def requires_grad_changed(model: nn.Module) -> None:
     """To be called after `requires_grad_` on parameters of a sharded model.
 
     FSDP2 settles the dtype in which a unit's gradients are reduced at its first forward. A unit that was frozen then
@@ -181,7 +183,7 @@ def local_slices(parameter: Tensor) -> tuple[slice, ...]:
     return tuple(slice(start, start + n) for start, n in zip(offset, shape, strict=True))
 
 
-def whole(parameter: Tensor) -> Tensor:
+def full_tensor(parameter: Tensor) -> Tensor:
     """All of a parameter's values, on every rank. Every rank must ask."""
     tensor = parameter.detach()
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

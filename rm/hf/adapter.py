@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from rm.distributed import process_group as dist
-from rm.distributed.sharding import local, local_slices, whole
+from rm.distributed.sharding import full_tensor, local, local_slices
 from rm.files import read_json, write_json
 from rm.hf.families.layout import Layout
 from rm.hf.families.rules import Family
@@ -100,7 +100,7 @@ def _joined(parts: list[nn.Linear], layout: Layout, kv_heads: int) -> tuple[Tens
 
 def _on_main(parameter: Tensor) -> Tensor:
     """The whole parameter where it is written; all ranks take part in gathering it."""
-    tensor = whole(parameter)
+    tensor = full_tensor(parameter)
     return tensor.float().cpu().contiguous() if dist.is_main() else tensor
 
 
@@ -110,7 +110,7 @@ def merge(model: nn.Module) -> None:
     for layer in model.modules():
         if isinstance(layer, lora.LoRALinear) and not layer.merged:
             # W and B are both split by outputs: a rank's rows of the sum need its own rows of B, and all of A
-            _add(local(layer.weight), local(layer.lora_B), whole(layer.lora_A), layer.scale)
+            _add(local(layer.weight), local(layer.lora_B), full_tensor(layer.lora_A), layer.scale)
             layer.merged = True
 
 

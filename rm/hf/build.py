@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from rm.config import REQUIRED, setting
-from rm.data.batch import Batch
+from rm.data.batch import MicroBatch
 from rm.data.examples import Examples
 from rm.distributed import process_group as dist
 from rm.distributed import sharding
@@ -94,7 +94,7 @@ def arrange(cls: type, settings, train: bool = True, kernel: type | None = None)
         settings = settings if settings.shard_base else replace(settings, shard_group_size=1)
     if isinstance(settings, losses.LossSettings):
         model.loss_settings = settings
-    sharding.arrange(model, settings, train)
+    sharding.parallelize(model, settings, train)
     return model
 
 
@@ -122,7 +122,7 @@ def _draw(model: Transformer, new: set[str], seed: int) -> None:
             sharding.fill(parameter, values)
 
 
-def save(model: Transformer, folder: Path, settings, probe: Batch) -> None:
+def save(model: Transformer, folder: Path, settings, probe: MicroBatch) -> None:
     """What a training leaves: `folder/model`, and with LoRA `folder/adapter`, which the model is the merged form of.
 
     Args:
@@ -149,7 +149,7 @@ def save(model: Transformer, folder: Path, settings, probe: Batch) -> None:
 
 
 @torch.no_grad()
-def _reading(model: Transformer, row: Batch) -> Tensor:
+def _reading(model: Transformer, row: MicroBatch) -> Tensor:
     """What a model says of a row: its rewards, or the mean loss of a language model."""
     training = model.training
     row = row.to(dist.device())

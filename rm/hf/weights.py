@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from rm.distributed import process_group as dist
-from rm.distributed.sharding import local, local_slices, whole
+from rm.distributed.sharding import full_tensor, local, local_slices
 from rm.files import read_json, write_json
 from rm.hf import adapter, families, hub
 from rm.hf.adapter import SCORE
@@ -213,7 +213,7 @@ def save(
         for file, names in shards.items():
             held = {}
             for theirs in names:
-                parts = [whole(parameters[name]) for name in tensors[theirs]]
+                parts = [full_tensor(parameters[name]) for name in tensors[theirs]]
                 if dist.is_main():
                     parts = [part.to("cpu", dtypes[theirs]) for part in parts]
                     held[theirs] = family.layout(theirs).join(parts, config.n_kv_heads).contiguous()

@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rm.data.batch import Document
+from rm.data.batch import Segment
 
 ANYWHERE = 0  # the window of a layer that sees the whole document
 
@@ -38,10 +38,10 @@ class SplitAttention:
     reaches half of it.
     """
 
-    def __init__(self, documents: list[Document], device: torch.device):
-        self.documents = documents
+    def __init__(self, segments: list[Segment], device: torch.device):
+        self.segments = segments
         self.device = device
-        self.pieces = [n for prefix, first, *others in documents for n in (prefix + first, *others)]
+        self.pieces = [n for prefix, first, *others in segments for n in (prefix + first, *others)]
         self.masks: dict[tuple[int, int, int], Tensor | None] = {}
 
     @torch.compiler.disable  # the pieces differ from row to row: tracing them would compile every row anew
@@ -52,7 +52,7 @@ class SplitAttention:
             q, k, v = q.float(), k.float(), v.float()
         queries, keys, values = (iter(x.split(self.pieces)) for x in (q, k, v))
         out = []
-        for prefix, _, *others in self.documents:
+        for prefix, _, *others in self.segments:
             key, value = next(keys), next(values)
             out.append(self._attend(next(queries), key, value, window, scale))
             for _ in others:
@@ -91,13 +91,13 @@ class VarlenAttention:
     whose backward is deterministic.
     """
 
-    def __init__(self, documents: list[Document], device: torch.device):
+    def __init__(self, segments: list[Segment], device: torch.device):
         from torch.nn.attention.varlen import varlen_attn  # here and not above: only CUDA builds can call it
 
         self.varlen_attn = varlen_attn
-        self.documents = documents
-        self.pieces = [n for prefix, first, *others in documents for n in (prefix + first, *others)]
-        paths = [prefix + reply for prefix, *replies in documents for reply in replies]
+        self.segments = segments
+        self.pieces = [n for prefix, first, *others in segments for n in (prefix + first, *others)]
+        paths = [prefix + reply for prefix, *replies in segments for reply in replies]
         self.cu_queries, self.longest_query = _cumulative(self.pieces, device), max(self.pieces)
         self.cu_keys, self.longest_key = _cumulative(paths, device), max(paths)
 
@@ -120,7 +120,7 @@ class VarlenAttention:
     def _gather(self, x: Tensor) -> Tensor:
         """(T, K, E) as stored -> the paths one after another, each with its own copy of the prefix."""
         pieces, out = iter(x.split(self.pieces)), []
-        for prefix, _, *others in self.documents:
+        for prefix, _, *others in self.segments:
             first = next(pieces)
             out.append(first)
             for _ in others:
@@ -144,8 +144,8 @@ def choose_kernel(device: torch.device, dtype: torch.dtype, heads: int, kv_heads
 
 def _disagreement(device: torch.device, dtype: torch.dtype, heads: int, kv_heads: int, head_dim: int) -> float:
     """Largest relative gap between varlen and split, in outputs and gradients, windows and none, 1 to 3 replies."""
-    documents = [(7, 5, 9), (0, 33), (20, 4, 6, 11)]
-    tokens = sum(map(sum, documents))
+    segments = [(7, 5, 9), (0, 33), (20, 4, 6, 11)]
+    tokens = sum(map(sum, segments))
     generator = torch.Generator(device).manual_seed(0)
     made = [
         torch.randn(tokens, n, head_dim, device=device, generator=generator).to(dtype)
@@ -156,7 +156,7 @@ def _disagreement(device: torch.device, dtype: torch.dtype, heads: int, kv_heads
         results = []
         for kernel in (SplitAttention, VarlenAttention):
             leaves = [x.clone().requires_grad_() for x in made]
-            out = kernel(documents, device)(*leaves, window=window, scale=head_dim**-0.5)
+            out = kernel(segments, device)(*leaves, window=window, scale=head_dim**-0.5)
             out.float().square().sum().backward()
             results.append([out.detach(), *(x.grad for x in leaves)])
         gaps += [((a - b).abs().max() / b.abs().max()).item() for b, a in zip(*results, strict=True)]

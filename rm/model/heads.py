@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from rm.data.batch import Batch, Work
+from rm.data.batch import MicroBatch, StepBatches
 from rm.model import losses
 from rm.model.transformer import ModelConfig, Transformer
 
@@ -19,15 +19,15 @@ class LanguageModel(Transformer):
         if not config.tie_embeddings:
             self.lm_head = nn.Linear(config.dim, config.vocab_size, bias=False)
 
-    def forward(self, row: Batch) -> Sums:
+    def forward(self, row: MicroBatch) -> Sums:
         """`loss`: summed cross entropy of the row's labelled tokens, () fp32; `count`: how many."""
-        hidden = self.hidden(row.tokens, row.position, row.documents, row.labelled)  # (L, D)
+        hidden = self.hidden(row.tokens, row.position, row.segments, row.label_positions)  # (L, D)
         head = self.embed if self.config.tie_embeddings else self.lm_head
         loss = losses.linear_cross_entropy(hidden, head.weight, row.targets)
         return {"loss": loss + _nothing(hidden), "count": loss.new_tensor(len(row.targets))}
 
     @staticmethod
-    def count(work: Work) -> int:
+    def count(work: StepBatches) -> int:
         """What a step's sums are divided by."""
         return work.labels
 
@@ -42,11 +42,11 @@ class RewardModel(Transformer):
         self.score = nn.Linear(config.dim, 1, bias=False)
         self.loss_settings = losses.LossSettings()  # `load` puts the run's own here
 
-    def rewards(self, row: Batch) -> Tensor:
+    def rewards(self, row: MicroBatch) -> Tensor:
         """The rewards of the row's replies, in order: (R,) fp32."""
         return self._rewards(row)[0]
 
-    def forward(self, row: Batch) -> Sums:
+    def forward(self, row: MicroBatch) -> Sums:
         """Over the row's prompts, all () fp32: `loss`, `accuracy` and `margin` as in `losses.agreement`, `count`."""
         rewards, hidden = self._rewards(row)
         table = rewards[row.replies]  # (N, K)
@@ -59,12 +59,12 @@ class RewardModel(Transformer):
             "count": loss.new_tensor(len(loss)),
         }
 
-    def _rewards(self, row: Batch) -> tuple[Tensor, Tensor]:
-        hidden = self.hidden(row.tokens, row.position, row.documents, row.last)  # (R, D)
+    def _rewards(self, row: MicroBatch) -> tuple[Tensor, Tensor]:
+        hidden = self.hidden(row.tokens, row.position, row.segments, row.last)  # (R, D)
         return self.score(hidden.float())[:, 0], hidden
 
     @staticmethod
-    def count(work: Work) -> int:
+    def count(work: StepBatches) -> int:
         """What a step's sums are divided by."""
         return work.examples
 

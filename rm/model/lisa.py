@@ -73,7 +73,7 @@ def switch(model: nn.Module, optimizer: torch.optim.Optimizer, step: int, settin
             _place_moments(optimizer.state, p, trains, settings.lisa_state)
             changed = True
     if changed:
-        sharding.trained_set_changed(model)
+        sharding.requires_grad_changed(model)
 
 
 def _trains(name: str, layers: list[int], settings: LisaSettings) -> bool:

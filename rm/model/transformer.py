@@ -19,12 +19,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rm.data.batch import Document
+from rm.data.batch import Segment
 from rm.model.attention import SplitAttention
 from rm.model.ops import RMSNormFunction, SwiGLUFunction
 
 Asked = Tensor | slice  # (N,) places in a row
-EVERYTHING = slice(None)
+ALL_POSITIONS = slice(None)
 
 
 @dataclass(frozen=True)
@@ -260,7 +260,7 @@ class Transformer(nn.Module):
         self.layers = nn.ModuleList(BLOCKS[config.block](config, i) for i in range(config.n_layers))
         self.norm = _norm(config, config.dim)
 
-    def hidden(self, tokens: Tensor, position: Tensor, documents: list[Document], asked: Asked = EVERYTHING) -> Tensor:
+    def hidden(self, tokens: Tensor, position: Tensor, segments: list[Segment], asked: Asked = ALL_POSITIONS) -> Tensor:
         """Hidden states after the last norm.
 
         Args:
@@ -276,7 +276,7 @@ class Transformer(nn.Module):
         if self.config.positions == "learned":
             x = x + self.embed_positions(position)
         tables = {rope: rope_table(position, rope, x.dtype) for rope in set(self.config.ropes)}
-        attend = self.kernel(documents, x.device)
+        attend = self.kernel(segments, x.device)
         for layer, rope in zip(self.layers, self.config.ropes, strict=True):
-            x = layer(x, tables[rope], attend, asked if layer is self.layers[-1] else EVERYTHING)
+            x = layer(x, tables[rope], attend, asked if layer is self.layers[-1] else ALL_POSITIONS)
         return self.norm(x)  # (N, D)

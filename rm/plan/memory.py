@@ -18,7 +18,7 @@ from torch.distributed._tools.mem_tracker import MemTracker
 from torch.distributed.fsdp import FSDPModule
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from rm.data.batch import Work
+from rm.data.batch import StepBatches
 from rm.distributed import process_group as dist
 from rm.distributed.sharding import local
 
@@ -41,7 +41,7 @@ class Footprint:
         return self.weights + self.gradients + self.optimizer + self.activations + self.gathered
 
 
-def of_step(model: nn.Module, work: Work, all_moments: bool = False) -> Footprint:
+def of_step(model: nn.Module, work: StepBatches, all_moments: bool = False) -> Footprint:
     """The footprint of a step with this work.
 
     Clipping and AdamW's fused update take next to no memory of their own, and Adam's moments are known: so what is run

@@ -82,12 +82,12 @@ def show(cls: type, read: Callable, settings) -> None:
         settings: the script's.
     """
     examples, *_ = dataset.load(read, settings, Tokenizer(settings.model_name_or_path), dist.say)
-    processes = settings.world_size or dist.world()
+    processes = settings.world_size or dist.world_size()
     if not dist.is_main():
         return
     if settings.dtype == "auto":
         settings = replace(settings, dtype="bfloat16")
-    with dist.on_paper(processes):
+    with dist.fake_process_group(processes):
         plan = Plan(cls, settings, examples, VarlenAttention if settings.dtype == "bfloat16" else SplitAttention)
         for line in plan.lines():
             dist.say(line)
@@ -114,7 +114,7 @@ def compare(settings) -> None:
         now = replace(settings, dtype=str(sharding.compute_dtype(settings)).removeprefix("torch."))
         free = (name for name in ("max_tokens", "gradient_checkpointing") if before[name] != getattr(now, name))
         other = [*changed(now, before), *free]
-        other += ["world_size"] * (plan["processes"] != dist.world())
+        other += ["world_size"] * (plan["processes"] != dist.world_size())
         said += f", planned {plan['peak'] / GIB:.2f}"
         said += f" with another {', '.join(other)}" if other else f": {peak / plan['peak'] - 1:+.1%}"
     dist.say(said)
@@ -134,7 +134,7 @@ class Plan:
         settings = replace(self.settings, **changes)
         loader = self._loader(settings)
         tokens, step, rows, mean_rows = _longest_row(loader)
-        work = loader.work(step, rows[-2:])  # the longest row as last, beside the gradients of those before
+        work = loader.step_batches(step, rows[-2:])  # the longest row as last, beside the gradients of those before
         model = build.arrange(self.cls, settings, kernel=self.kernel)
         lisa.switch(model, SimpleNamespace(state={}), step, settings)  # there are no moments to place
         footprint = memory.of_step(model, work, settings.use_lisa and settings.lisa_state == "keep")
@@ -179,7 +179,7 @@ class Plan:
             return said + f"Try --gradient_checkpointing full, which fits up to --max_tokens {tokens}"
         if tokens:
             return said + f"Try --gradient_checkpointing full --max_tokens {tokens}"
-        more = math.ceil(states * (1 + FRAGMENTS) * dist.world() / room) if room > 0 else 0
+        more = math.ceil(states * (1 + FRAGMENTS) * dist.world_size() / room) if room > 0 else 0
         devices = f"about {more} devices or more" if more else "devices with more memory"
         adapters = "" if getattr(self.settings, "use_lora", True) else ", or --use_lora true"
         return said + f"Weights and optimizer alone are too much: use {devices}{adapters}"
@@ -213,7 +213,7 @@ class Plan:
     def _time_lines(self) -> Iterator[str]:
         settings, loader, footprint = self.settings, self.loader, self.heaviest.footprint
         flops = step_flops(self.model, loader, settings)
-        seconds = flops / (dist.world() * settings.device_tflops * 1e12 * settings.device_utilization)
+        seconds = flops / (dist.world_size() * settings.device_tflops * 1e12 * settings.device_utilization)
         yield _line("computation", f"{flops:.2e} operations a step, {flops * loader.steps:.2e} in all")
         share = f"{settings.device_utilization:.0%} of {settings.device_tflops:g} TFLOP/s"
         yield _line("time", f"{seconds:.2f} s a step, {seconds * loader.steps / 3600:.2f} hours in all, at {share}")
@@ -231,7 +231,7 @@ def _longest_row(loader: batch.Loader) -> tuple[int, int, list, float]:
     """Of the first epoch: tokens of the longest row, its step, its rank's rows from short to long, rows on average."""
     longest, rows_in_all, steps = (0, 0, []), 0, min(loader.steps, loader.steps_per_epoch)
     for step in range(steps):
-        for rows in loader.deal(step):
+        for rows in loader.assign_to_ranks(step):
             sizes = [int(loader.lengths[row].sum()) for row in rows]
             if max(sizes) > longest[0]:
                 longest = (max(sizes), step, [rows[i] for i in sorted(range(len(rows)), key=sizes.__getitem__)])

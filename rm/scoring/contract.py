@@ -214,9 +214,9 @@ def conclude(model: nn.Module, folder: Path, reward_set: tuple[Examples, str], s
     `reward_set` has the examples on whose best replies rewards are measured, and its name.
     """
     examples, name = reward_set
-    statistics = reward_statistics(model, batch.InOrder(examples, settings)) | {"reward_set": name}
+    statistics = reward_statistics(model, batch.EvalBatches(examples, settings)) | {"reward_set": name}
     for form in [folder / "model"] + [folder / "adapter"] * settings.use_lora:
-        if dist.agree(not form.is_dir()):
+        if dist.any_rank(not form.is_dir()):
             dist.say(f"{form} is not there for every process to read: it gets no {FILE}")
         else:
             write(form, settings, statistics)
@@ -224,7 +224,7 @@ def conclude(model: nn.Module, folder: Path, reward_set: tuple[Examples, str], s
 
 def score_examples(model: nn.Module, examples: Examples) -> Tensor:
     """(R,) fp32 rewards from a sharded model. All ranks call it."""
-    return all_rewards(model, batch.InOrder(examples, batch.RowSettings()))
+    return all_rewards(model, batch.EvalBatches(examples, batch.PackingSettings()))
 
 
 def check(contract: Contract, folder: str | Path, text: Encoding, dtype: torch.dtype, score: Callable) -> list[float]:

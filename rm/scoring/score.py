@@ -6,11 +6,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rm.data.batch import Batch, InOrder
+from rm.data.batch import EvalBatches, MicroBatch
 from rm.distributed import process_group as dist
 
 
-def all_rewards(model: nn.Module, rows: InOrder) -> Tensor:
+def all_rewards(model: nn.Module, rows: EvalBatches) -> Tensor:
     """The reward of every reply as `rows.examples` stores them, on every rank: (R,) fp32 on the CPU.
 
     Those of example i are `[reply_offsets[i] : reply_offsets[i + 1]]`; where all are pairs, `.view(-1, 2)` has the
@@ -21,7 +21,7 @@ def all_rewards(model: nn.Module, rows: InOrder) -> Tensor:
 
 
 @torch.no_grad()
-def local_rewards(model: nn.Module, rows: Iterable[Batch], reply_offsets: np.ndarray) -> tuple[Tensor, Tensor]:
+def local_rewards(model: nn.Module, rows: Iterable[MicroBatch], reply_offsets: np.ndarray) -> tuple[Tensor, Tensor]:
     """(numbers of the replies, their rewards) of these rows, on this rank alone."""
     model.eval()
     numbers, rewards = [np.zeros(0, np.int64)], [torch.zeros(0)]
@@ -32,7 +32,7 @@ def local_rewards(model: nn.Module, rows: Iterable[Batch], reply_offsets: np.nda
     return torch.from_numpy(np.concatenate(numbers)), torch.cat(rewards)
 
 
-def reward_statistics(model: nn.Module, rows: InOrder) -> dict[str, float]:
+def reward_statistics(model: nn.Module, rows: EvalBatches) -> dict[str, float]:
     """{"reward_mean", "reward_std"} of a set's best replies: of a pair the chosen one, of a demonstration its text.
 
     Preferences leave open where zero is; minus this mean, rewards are 0 on average over the set, as InstructGPT's are

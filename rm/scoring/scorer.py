@@ -106,7 +106,7 @@ class Scorer:
     def _rewards(self, examples: Examples) -> Tensor:
         """(R,) fp32"""
         lengths = examples.lengths
-        numbers = batch.plan(lengths, lengths, max(self.max_tokens, int(lengths.max())), world=1)[0]
+        numbers = batch.plan_micro_batches(lengths, lengths, max(self.max_tokens, int(lengths.max())), world=1)[0]
         rows = (batch.pack(examples, np.array(row, np.int64)) for row in numbers)
         replies, rewards = local_rewards(self.model, rows, examples.reply_offsets)
         return rewards[replies.argsort()]

@@ -18,22 +18,22 @@ from rm.distributed import checkpoint
 from rm.distributed import process_group as dist
 from rm.model import lora
 from rm.training import run_log
-from rm.training.signals import FIRST_STEP, Watch
+from rm.training.signals import FIRST_STEP, Watchdog
 
 LAST_SAVE = 10  # times the patience of the watchdog, as FIRST_STEP is
 
 
-class Checkpoints:
+class Checkpointer:
     """Saves when it is due and when the run is told to stop: `after` every step, `poll` between rows of an evaluation.
 
     A stop is raised as `dist.Stopped`; on its way out of the `with` block the step's checkpoint is written.
     """
 
-    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, run: run_log.Run):
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, run: run_log.RunLog):
         self.model, self.optimizer, self.run, self.settings = model, optimizer, run, run.settings
         self.folder = run.folder / "checkpoints"
-        self.watch = Watch(self.settings.stall_timeout)
-        self.sums = dist.LateSum()
+        self.watch = Watchdog(self.settings.stall_timeout)
+        self.sums = dist.AsyncSum()
         self.saved = run.start.step  # the step of the newest checkpoint
         self.writing: _Writing | None = None  # on all ranks or on none
         self.failures = 0  # in a row
@@ -87,7 +87,7 @@ class Checkpoints:
         """The same on every rank."""
         if failed:
             self._give_up()
-        elif self.writing and written == dist.world():
+        elif self.writing and written == dist.world_size():
             self._publish()
         return stop > 0
 
@@ -95,8 +95,8 @@ class Checkpoints:
         """Copy the training state and begin to write it."""
         began = time.perf_counter()
         self._finish()
-        unsaid = self.run.collect()  # raises if a step was not finite: nothing bad is ever saved
-        state = {"step": self.run.step, "unsaid": list(unsaid), "identity": self.run.start.identity}
+        unlogged_sums = self.run.collect()  # raises if a step was not finite: nothing bad is ever saved
+        state = {"step": self.run.step, "unsaid": list(unlogged_sums), "identity": self.run.start.identity}
         folder = self.folder / f".step_{self.run.step}.{self.attempt}"
         self.writing = _Writing(folder, state, checkpoint.snapshot(lora.checkpointed(self.model), self.optimizer))
         self.run.note(checkpoint_blocked_seconds=time.perf_counter() - began)
@@ -119,7 +119,7 @@ class Checkpoints:
                 self._prune(final)
             except (OSError, ValueError) as error:
                 writing.error = error
-        if dist.agree(writing.error is not None):
+        if dist.any_rank(writing.error is not None):
             self._give_up()
             return
         self.saved, self.writing, self.failures = writing.state["step"], None, 0
@@ -127,7 +127,7 @@ class Checkpoints:
 
     def _prune(self, newest: Path) -> None:
         """Keep the newest. Later steps than the newest are those that were damaged when this run began."""
-        found = checkpoint.published(self.folder)
+        found = checkpoint.list_checkpoints(self.folder)
         now = found.index(newest)
         limit = self.settings.save_total_limit or len(found)
         for old in found[: max(0, now + 1 - limit)] + found[now + 1 :]:

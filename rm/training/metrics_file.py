@@ -9,7 +9,7 @@ from pathlib import Path
 from rm.files import replace
 
 
-class Journal:
+class MetricsFile:
     """Objects with a `step`, one JSON line each. A run that goes on from a step drops the lines after it."""
 
     def __init__(self, file: Path, step: int):

@@ -61,15 +61,15 @@ def check_folder(settings, last: str = "model") -> None:
     """
     out = Path(settings.output_dir)
     if settings.resume_from_checkpoint == NONE:
-        run_log.check_free(settings.output_dir)
+        run_log.check_unused(settings.output_dir)
     elif (out / "run.json").exists():
         _refuse(f"--output_dir {out} holds another run", changed(settings, _settings_of(out)))
     else:
-        run_log.check_free(settings.output_dir)
+        run_log.check_unused(settings.output_dir)
     there = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
     if not there.is_dir() or not os.access(there, os.W_OK):
         raise ValueError(f"--output_dir {out} cannot be written: {there} is {'read-only' * there.is_dir() or 'a file'}")
-    if dist.agree((out / last).exists()):
+    if dist.any_rank((out / last).exists()):
         if dist.is_main() and read_json(out / "exit.json").get("status") != "finished":  # a full disk, or a power cut
             run_log.mark_end(out, status="finished", reason="found finished")
         dist.say(f"{out}: this run is finished; nothing to do")
@@ -101,7 +101,7 @@ def restore(model: nn.Module, optimizer: torch.optim.Optimizer, settings, facts:
 def _candidates(settings) -> list[Path]:
     """Checkpoints to go on from, best first."""
     wanted = settings.resume_from_checkpoint
-    own = checkpoint.published(Path(settings.output_dir) / "checkpoints")[::-1]
+    own = checkpoint.list_checkpoints(Path(settings.output_dir) / "checkpoints")[::-1]
     if own or wanted in (AUTO, NONE):
         return own
     if not Path(wanted).is_dir():
@@ -116,10 +116,10 @@ def _good(folder: Path, settings, identity: dict) -> dict | None:
         state = checkpoint.read(folder)
         _refuse(f"{folder} is of another training", _differences(settings, state["identity"], identity))
         checkpoint.verify(folder, state)
-    except checkpoint.Damaged as found:
+    except checkpoint.CorruptCheckpoint as found:
         damage = found
         print(f"damaged checkpoint, passed over: {damage}", file=sys.stderr, flush=True)
-    return None if dist.agree(damage is not None) else state
+    return None if dist.any_rank(damage is not None) else state
 
 
 def _identity(model: nn.Module, settings, facts: dict) -> dict:
@@ -153,6 +153,6 @@ def _settings_of(out: Path) -> dict:
 
 
 def _other_world(state: dict) -> str:
-    if state["world"] == dist.world():
+    if state["world"] == dist.world_size():
         return ""
     return f", written by {state['world']} processes and read by {dist.world()}: the same up to rounding and dropout"

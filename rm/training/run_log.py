@@ -25,7 +25,7 @@ from rm.config import REQUIRED, as_dict, require_positive, setting
 from rm.distributed import process_group as dist
 from rm.files import read_json, replace
 from rm.training import trackers
-from rm.training.metrics_file import Journal
+from rm.training.metrics_file import MetricsFile
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +49,7 @@ class RunSettings:
             require_positive(self, "eval_steps")
 
 
-def check_free(output_dir: str, names: tuple[str, ...] = ("run.json", "model")) -> None:
+def check_unused(output_dir: str, names: tuple[str, ...] = ("run.json", "model")) -> None:
     """A run never writes over another, of which it would find these files. Every rank checks before any rank writes."""
     held = [name for name in names if (Path(output_dir) / name).exists()]
     if held:
@@ -64,11 +64,11 @@ class Start:
     """Where a run begins: at step 0, or at a checkpoint's step."""
 
     step: int = 0
-    unsaid: tuple[dict, ...] = ()  # the sums, over all ranks, of each step since the last line of metrics
+    unlogged_sums: tuple[dict, ...] = ()  # the sums, over all ranks, of each step since the last line of metrics
     identity: dict = field(default_factory=dict)  # what a checkpoint to go on from has to agree in
 
 
-class Run:
+class RunLog:
     """The record of one training run: `train` once a step, `evaluation` when it is due.
 
     How it ended is left in exit.json: "finished", "stopped" (told to, `dist.Stopped`) or "failed". A run that was
@@ -80,9 +80,9 @@ class Run:
         self.settings, self.steps, self.steps_per_epoch, self.start = settings, steps, steps_per_epoch, start
         self.folder, self.step = Path(settings.output_dir), start.step
         self.window: list[dict] = []  # this rank's sums of each step since they were last brought to the host
-        self.unsaid = list(start.unsaid)
+        self.unlogged_sums = list(start.unlogged_sums)
         self.noted: dict[str, float] = {}  # goes into the next line
-        self.journal = Journal(self.folder / "metrics.jsonl", start.step)
+        self.journal = MetricsFile(self.folder / "metrics.jsonl", start.step)
         self.evaluated = self.journal.has(start.step, "eval_")  # or was stopped before it could be
         if dist.is_main():
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -109,7 +109,7 @@ class Run:
         ended = {"status": status, "step": self.step, "steps": self.steps, "reason": str(error or "all steps are done")}
         if dist.is_main():
             self.tracker.close()
-            if dist.lost_a_process(error):
+            if dist.is_lost_process(error):
                 return
             with contextlib.suppress(OSError):  # a full disk: the error that led here is the one to tell
                 mark_end(self.folder, **ended)
@@ -136,7 +136,7 @@ class Run:
         line |= {f"{name}_per_second": round(n / seconds, 2) for name, n in zip(("tokens", unit), work, strict=True)}
         line |= {"peak_memory_gib": round(dist.peak_memory() / 2**30, 3)}
         self._write(line | self.noted, left=seconds / trained * (self.steps - step))
-        self.unsaid = []
+        self.unlogged_sums = []
         self._begin_line()
 
     def note(self, **values: float) -> None:
@@ -159,13 +159,13 @@ class Run:
         if self.window:
             names = list(self.window[0])
             table = torch.stack([torch.stack([sums[name].double() for name in names]) for sums in self.window])
-            table[:, names.index("grad_norm")] /= dist.world()  # already global: every rank has the same
+            table[:, names.index("grad_norm")] /= dist.world_size()  # already global: every rank has the same
             first = self.step - len(self.window) + 1
             for step, row in enumerate(dist.sum_over_ranks(table).tolist(), first):
-                self.unsaid.append(dict(zip(names, row, strict=True)))
-                _check_finite(step, self.unsaid[-1])
+                self.unlogged_sums.append(dict(zip(names, row, strict=True)))
+                _check_finite(step, self.unlogged_sums[-1])
             self.window = []
-        return self.unsaid
+        return self.unlogged_sums
 
     def _means(self) -> dict[str, float]:
         """Of the steps since the last line, over all ranks."""
@@ -198,7 +198,7 @@ class Run:
             before = read_json(self.folder / "run.json")["starts"]
         except (OSError, ValueError, KeyError, TypeError):
             before = []
-        return {"starts": before + [{"step": self.start.step, "time": _now(), "processes": dist.world()}]}
+        return {"starts": before + [{"step": self.start.step, "time": _now(), "processes": dist.world_size()}]}
 
 
 def mark_end(folder: Path, **ended) -> None:
@@ -227,7 +227,7 @@ def provenance(settings) -> dict:
     return {
         "command": sys.argv,
         "settings": as_dict(settings),
-        "processes": dist.world(),
+        "processes": dist.world_size(),
         "device": torch.cuda.get_device_name()
         if torch.cuda.is_available()
         else platform.processor() or platform.machine(),

@@ -23,10 +23,10 @@ SUSPENDED = 5  # seconds between two looks of a thread that looks four times a s
 STACKS_AFTER = 20  # seconds without progress after a signal; torchrun kills at 30 by default
 
 
-class Watch:
+class Watchdog:
     """`asked` is the name of the signal that told this process to stop, or None; the main thread calls `beat`.
 
-        with Watch(stall_timeout=600) as watch:
+        with Watchdog(stall_timeout=600) as watch:
             while not watch.asked:
                 ...
                 watch.beat()

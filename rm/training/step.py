@@ -11,12 +11,12 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from rm.data.batch import InOrder, Work
+from rm.data.batch import EvalBatches, StepBatches
 from rm.distributed import process_group as dist
 from rm.model.heads import Sums
 
 
-def train_step(model: nn.Module, optimizer: torch.optim.Optimizer, work: Work, max_grad_norm: float) -> Sums:
+def train_step(model: nn.Module, optimizer: torch.optim.Optimizer, work: StepBatches, max_grad_norm: float) -> Sums:
     """One update. Nothing in it waits for the device.
 
     Returns:
@@ -26,7 +26,7 @@ def train_step(model: nn.Module, optimizer: torch.optim.Optimizer, work: Work, m
     torch.manual_seed(work.seed)
     for row in work.rows:
         sums = model(row.to(dist.device()))
-        (sums["loss"] * (dist.world() / model.count(work))).backward()
+        (sums["loss"] * (dist.world_size() / model.count(work))).backward()
         _add(total, sums)
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm or float("inf"))
     optimizer.step()
@@ -35,7 +35,7 @@ def train_step(model: nn.Module, optimizer: torch.optim.Optimizer, work: Work, m
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, rows: InOrder, between_rows: Callable[[], None] = lambda: None) -> dict[str, float]:
+def evaluate(model: nn.Module, rows: EvalBatches, between_rows: Callable[[], None] = lambda: None) -> dict[str, float]:
     """Means over all examples, exact whatever the number of ranks. `between_rows` may leave, by raising."""
     model.eval()
     total: Sums = {}

@@ -1,4 +1,4 @@
-"""rm.audit.index: some of the pairs are as if only those had been read (what they are used for: tests/test_audit.py)."""
+"""rm.audit.index: some of the pairs are as if only those had been read."""
 
 import json
 

@@ -58,7 +58,7 @@ def main() -> None:
             count = args.steps // args.save_steps
             blocked.append(sum(line.get("checkpoint_blocked_seconds", 0) for line in saving) / count)
             written.append(sum(line.get("checkpoint_seconds", 0) for line in saving) / count)
-        newest = checkpoint.published(folder / "saving0" / "checkpoints")[-1]
+        newest = checkpoint.list_checkpoints(folder / "saving0" / "checkpoints")[-1]
         state = checkpoint.read(newest)
         trained = sum(math.prod(p["shape"]) for p in state["parameters"].values())
         size = sum(file.stat().st_size for file in newest.iterdir())

@@ -15,7 +15,7 @@ import time
 
 import numpy as np
 
-from rm.data.batch import plan
+from rm.data.batch import plan_micro_batches
 from tests.benchmarks.common import Page, table
 
 ATTENTION_COST = 0.000326  # of SmolLM2-135M, `ModelConfig.attention_cost`
@@ -51,7 +51,7 @@ def epoch(lengths: np.ndarray, costs: np.ndarray, args: argparse.Namespace, size
     order = np.random.default_rng([args.seed, 0]).permutation(len(lengths))
     for start in range(0, len(order), size):
         numbers = order[start : start + size]
-        plans.append(plan(lengths[numbers], costs[numbers], args.max_tokens, world))
+        plans.append(plan_micro_batches(lengths[numbers], costs[numbers], args.max_tokens, world))
     seconds = time.perf_counter() - began
     made = sum(len(rank) for dealt in plans for rank in dealt)
     batches = [order[start : start + size] for start in range(0, len(order), size)]

@@ -71,7 +71,7 @@ def row(name: str, kind: str, processes: int, **changes) -> None:
         basis = ["--config", str(recipe)] if recipe.exists() else ["--dataset_path", "x", "--output_dir", "x"]
         settings = parse(script.Settings, "", [*basis, "--model_name_or_path", folder, "--dtype", "bfloat16"])
         settings = dataclasses.replace(settings, **changes)
-        with dist.on_paper(processes):
+        with dist.fake_process_group(processes):
             made = plan.Plan(
                 cls, settings, lengths(max(2000, settings.global_batch_size), kind == "rm"), VarlenAttention
             )

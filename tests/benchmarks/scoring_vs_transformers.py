@@ -67,7 +67,7 @@ def our_scores(turns: Turns, args: Namespace, model: str, file: str) -> None:
         loaded = build.load(heads.RewardModel, settings, train=False)
         while True:
             turns.begin()
-            scores = all_rewards(loaded, batch.InOrder(examples, settings))
+            scores = all_rewards(loaded, batch.EvalBatches(examples, settings))
             turns.end(scores=scores.view(-1, 2).tolist(), tokens=int(examples.lengths.sum()))
 
 

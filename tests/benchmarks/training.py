@@ -97,7 +97,7 @@ def ours(turns: Turns, name: str, flags: list[str]) -> None:
     script = importlib.import_module(name)
 
     class InTurns(batch.Loader):
-        def at(self, step: int) -> batch.Work:
+        def at(self, step: int) -> batch.StepBatches:
             turns.begin()
             InTurns.current = super().at(step)
             return InTurns.current
@@ -106,12 +106,12 @@ def ours(turns: Turns, name: str, flags: list[str]) -> None:
             size = self.settings.global_batch_size
             return np.arange(step * size, (step + 1) * size) % len(self.examples)
 
-    class Told(run_log.Run):
+    class Told(run_log.RunLog):
         def train(self, step: int, sums: dict, rate: float, examples: int, tokens: int, unit: str) -> None:
             super().train(step, sums, rate, examples, tokens, unit)
-            documents = [row.documents for row in InTurns.current.rows]
-            rows = [sum(map(sum, row)) for row in documents]
-            sights = sum(_sights(d) for row in documents for d in row)
+            segments = [row.segments for row in InTurns.current.rows]
+            rows = [sum(map(sum, row)) for row in segments]
+            sights = sum(_attention_pairs(d) for row in segments for d in row)
             loss = float(sums["loss"]) / float(sums["count"])
             facts = {"trained": Told.trained, "states": Told.states}
             turns.end(loss=loss, tokens=tokens, rows=rows, sights=sights, **facts)
@@ -128,7 +128,7 @@ def ours(turns: Turns, name: str, flags: list[str]) -> None:
         script.main(settings)
 
 
-def _sights(document: tuple[int, ...]) -> int:
+def _attention_pairs(document: tuple[int, ...]) -> int:
     """(query, key) pairs of a document (P, R1, ..., RK), by the rule of sight."""
     prefix, *replies = document
     return prefix * (prefix + 1) // 2 + sum(n * (n + 1) // 2 + n * prefix for n in replies)

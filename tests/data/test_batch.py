@@ -9,14 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rm.data import batch
-from rm.data.batch import BatchSettings, InOrder, Loader, RowSettings, pack, plan
+from rm.data.batch import BatchSettings, EvalBatches, Loader, PackingSettings, pack, plan_micro_batches
 from rm.data.examples import Example, Examples
 from tests.made import pair_examples, ranking_examples, text_examples, token_pairs
 from tests.ranks import run_ranks
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(BatchSettings, RowSettings):
+class Settings(BatchSettings, PackingSettings):
     pass
 
 
@@ -24,7 +24,7 @@ def test_a_shared_pair_lies_as_prefix_chosen_rejected_with_positions_that_contin
     row = pack(pair_examples([([5, 6, 7, 8], [5, 6, 9])]), np.array([0]))
     assert row.tokens.tolist() == [5, 6, 7, 8, 9]
     assert row.position.tolist() == [0, 1, 2, 3, 2]
-    assert row.documents == [(2, 2, 1)]
+    assert row.segments == [(2, 2, 1)]
     assert row.last.tolist() == [3, 4]
     assert row.targets.tolist() == []
 
@@ -33,20 +33,20 @@ def test_an_unshared_pair_lies_as_two_documents():
     row = pack(pair_examples([([5, 6, 7, 8], [5, 6, 9])]), np.array([0]), share_prefix=False)
     assert row.tokens.tolist() == [5, 6, 7, 8, 5, 6, 9]
     assert row.position.tolist() == [0, 1, 2, 3, 0, 1, 2]
-    assert [sum(d) for d in row.documents] == [4, 3]
+    assert [sum(d) for d in row.segments] == [4, 3]
     assert row.last.tolist() == [3, 6]
 
 
 def test_every_token_of_a_text_but_its_first_is_a_target_and_none_crosses_a_text():
     row = pack(text_examples([[1, 2, 3], [4], [5, 6]]), np.array([0, 1, 2]))
-    assert row.labelled.tolist() == [0, 1, 4]
+    assert row.label_positions.tolist() == [0, 1, 4]
     assert row.targets.tolist() == [2, 3, 6]
 
 
 def test_loss_only_where_the_example_says_so_counts_from_the_token_before():
     answer = Example(np.array([1, 2], np.int32), (np.array([3, 4, 5], np.int32),), (np.array([True, False, True]),))
     row = pack(Examples.build([answer]), np.array([0]))
-    assert (row.labelled.tolist(), row.targets.tolist()) == ([1, 3], [3, 5])
+    assert (row.label_positions.tolist(), row.targets.tolist()) == ([1, 3], [3, 5])
     assert batch._labels(Examples.build([answer])).tolist() == [2]
 
 
@@ -62,7 +62,7 @@ def test_labels_of_a_selection_are_its_rows_targets(lengths, data):
 
 def test_an_empty_row_is_one_token_that_nobody_reads():
     row = pack(text_examples([[1, 2]]), np.array([], np.int64))
-    assert len(row.tokens) == 1 and len(row.last) == len(row.targets) == 0 and row.documents == [(0, 1)]
+    assert len(row.tokens) == 1 and len(row.last) == len(row.targets) == 0 and row.segments == [(0, 1)]
 
 
 def test_judgements_lie_in_tables_with_room_for_the_example_of_most_replies():
@@ -82,7 +82,7 @@ lengths_lists = st.lists(st.integers(1, 50), min_size=1, max_size=80)
 @given(lengths_lists, st.integers(1, 5), st.integers(50, 120))
 def test_a_plan_takes_every_example_once_in_rows_that_fit_as_many_on_every_rank(lengths, world, max_tokens):
     lengths = np.array(lengths)
-    made = plan(lengths, lengths + 0.01 * lengths**2, max_tokens, world)
+    made = plan_micro_batches(lengths, lengths + 0.01 * lengths**2, max_tokens, world)
     assert len(made) == world and len({len(rows) for rows in made}) == 1
     assert sorted(i for rows in made for row in rows for i in row) == list(range(len(lengths)))
     assert all(lengths[row].sum() <= max_tokens for rows in made for row in rows)
@@ -95,14 +95,16 @@ def hh_like_lengths(n: int) -> np.ndarray:
 
 def test_rows_of_4k_tokens_are_over_95_percent_full_on_hh_like_lengths():
     lengths = hh_like_lengths(20_480)
-    rows = [row for s in range(0, len(lengths), 512) for row in plan(*[lengths[s : s + 512]] * 2, 4096, 1)[0]]
+    rows = [
+        row for s in range(0, len(lengths), 512) for row in plan_micro_batches(*[lengths[s : s + 512]] * 2, 4096, 1)[0]
+    ]
     assert lengths.sum() / (4096 * len(rows)) > 0.95
 
 
 def test_ranks_get_equal_work():
     lengths = hh_like_lengths(512)
     costs = lengths + 4e-4 * lengths**2
-    made = plan(lengths, costs, 4096, 8)
+    made = plan_micro_batches(lengths, costs, 4096, 8)
     loads = [sum(costs[i] for row in rows for i in row) for rows in made]
     assert max(loads) / (sum(loads) / 8) < 1.02
 
@@ -110,7 +112,7 @@ def test_ranks_get_equal_work():
 def test_rows_are_packed_tight_where_even_rows_would_overflow():
     lengths = np.array([60, 60, 40, 40, 30, 30, 20, 20])  # 300 tokens in 3 rows of 100: even filling overflows
     assert batch._even(list(range(8)), lengths.tolist(), lengths.tolist(), 100, 3) is None
-    assert sorted(sum(lengths[row]) for row in plan(lengths, lengths, 100, 1)[0]) == [100, 100, 100]
+    assert sorted(sum(lengths[row]) for row in plan_micro_batches(lengths, lengths, 100, 1)[0]) == [100, 100, 100]
 
 
 def test_epochs_shuffle_anew_and_cover_all_examples_and_depend_on_the_seed():
@@ -152,7 +154,7 @@ def test_ranks_share_a_step_without_overlap_and_know_its_global_counts(n, world)
 
 def test_a_pass_in_order_takes_every_example_once():
     examples = pair_examples(token_pairs(30))
-    rows = InOrder(examples, RowSettings(max_tokens=50))
+    rows = EvalBatches(examples, PackingSettings(max_tokens=50))
     assert sorted(np.concatenate([row.examples for row in rows])) == list(range(30))
     assert sum(len(row.tokens) for row in rows) == examples.lengths.sum()
 
@@ -162,7 +164,7 @@ def test_tokens_counted_by_the_plan_are_the_tokens_packed(seed):
     examples = pair_examples(token_pairs(6, seed))
     for share in (True, False):
         row = pack(examples, np.arange(6), share)
-        assert batch._lengths(examples, share).sum() == len(row.tokens) == sum(map(sum, row.documents))
+        assert batch._lengths(examples, share).sum() == len(row.tokens) == sum(map(sum, row.segments))
 
 
 def test_sights_are_the_pairs_that_the_rule_of_sight_lets_see():
@@ -171,7 +173,7 @@ def test_sights_are_the_pairs_that_the_rule_of_sight_lets_see():
     examples = pair_examples(token_pairs(4, seed=5))
     for share in (True, False):
         rows = [pack(examples, np.array([i]), share) for i in range(4)]
-        assert batch._sights(examples, share).tolist() == [int(sight(r.documents, 0).sum()) for r in rows]
+        assert batch._attention_pairs(examples, share).tolist() == [int(sight(r.segments, 0).sum()) for r in rows]
 
 
 def test_an_example_longer_than_a_row_is_an_error_that_says_what_to_raise():
@@ -186,4 +188,4 @@ def test_max_steps_overrides_the_epochs():
 
 def test_tensors_move_and_lists_stay():
     row = pack(pair_examples(token_pairs(2)), np.array([0, 1])).to(torch.device("meta"))
-    assert row.tokens.is_meta and row.last.is_meta and isinstance(row.documents, list)
+    assert row.tokens.is_meta and row.last.is_meta and isinstance(row.segments, list)

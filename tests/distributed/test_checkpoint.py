@@ -40,8 +40,8 @@ def values(model, optimizer) -> dict:
     """Every parameter and every number of the optimizer, whole."""
     found = {}
     for name, p in model.named_parameters():
-        found[name] = sharding.whole(p)
-        found |= {f"{name} {kind}": sharding.whole(value) for kind, value in optimizer.state.get(p, {}).items()}
+        found[name] = sharding.full_tensor(p)
+        found |= {f"{name} {kind}": sharding.full_tensor(value) for kind, value in optimizer.state.get(p, {}).items()}
     return found
 
 

@@ -28,7 +28,7 @@ def gradients(**settings):
         loss = model(row)["loss"]
     loss.backward()
     names = {name for name, _ in model.named_parameters()}
-    return loss.item(), [sharding.whole(p.grad) for p in model.parameters()], sum(kept), names
+    return loss.item(), [sharding.full_tensor(p.grad) for p in model.parameters()], sum(kept), names
 
 
 @pytest.mark.parametrize("how", ["selective", "full"])
@@ -117,7 +117,7 @@ def kinds(dtype: str, train: bool) -> set:
     """(is a parameter sharded, its dtype) of a model arranged so."""
     with torch.device("meta"):
         model = RewardModel(made.LLAMA, made.SplitAttention)
-    sharding.arrange(model, sharding.ParallelSettings(dtype=dtype), train)
+    sharding.parallelize(model, sharding.ParallelSettings(dtype=dtype), train)
     return {(sharding.local(p) is not p, p.dtype) for name, p in model.named_parameters() if name != "score.weight"}
 
 

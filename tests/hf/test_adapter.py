@@ -55,7 +55,7 @@ def their_scores(model):
 
 def our_scores(settings, head=RewardModel):
     model = build.load(head, settings, train=False)
-    return all_rewards(model, batch.InOrder(made.pair_examples(PAIRS), settings))
+    return all_rewards(model, batch.EvalBatches(made.pair_examples(PAIRS), settings))
 
 
 @pytest.mark.parametrize(

@@ -206,7 +206,7 @@ def train(folder):
             work = loader.at(s)
             sums = step.train_step(model, optimizer, work, settings.max_grad_norm)
             lines.append([dist.sum_over_ranks(sums["loss"].clone()) / work.examples, sums["grad_norm"]])
-        rows = batch.InOrder(made.pair_examples(made.token_pairs(5, seed=9)), settings)
+        rows = batch.EvalBatches(made.pair_examples(made.token_pairs(5, seed=9)), settings)
         found[way] = torch.tensor(lines), score.all_rewards(model, rows)
     return found
 

@@ -15,6 +15,13 @@ import pytest
 from rm.hf import hub
 
 ROOT = Path(__file__).parents[2]
+PROGRAM = """
+from rm import cli
+from rm.distributed import process_group as dist
+from rm.hf import hub
+with cli.one_line_errors(), dist.session(0):
+    {code}
+"""
 COMMIT = "c" * 40
 
 
@@ -29,7 +36,7 @@ class Hub(ThreadingHTTPServer):
     def run(self, tmp_path, code: str, processes: int = 0, **env) -> subprocess.CompletedProcess:
         """A Python program that has `hub` at hand, whose hub this is."""
         program = tmp_path / "program.py"
-        program.write_text(f"from rm import dist, hub\nwith dist.one_line_errors(), dist.session(0):\n    {code}\n")
+        program.write_text(PROGRAM.format(code=code))
         variables = {"HF_HOME": str(tmp_path / "home"), "HF_ENDPOINT": f"http://127.0.0.1:{self.server_port}"}
         launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
         command = [sys.executable, *(launch if processes else []), str(program)]

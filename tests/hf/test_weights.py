@@ -327,7 +327,7 @@ def rewards(model, rows):
         SimpleNamespace(
             tokens=torch.cat(rows),
             position=torch.cat([torch.arange(len(row)) for row in rows]),
-            documents=[(0, len(row)) for row in rows],
+            segments=[(0, len(row)) for row in rows],
             last=lengths.cumsum(0) - 1,
         )
     )

@@ -9,37 +9,35 @@ from rm.model import attention
 from rm.model.attention import SplitAttention, VarlenAttention
 from tests.reference import DenseAttention, sight
 
-documents = st.lists(
+segments = st.lists(
     st.tuples(st.integers(0, 9), st.lists(st.integers(1, 9), min_size=1, max_size=4)).map(lambda d: (d[0], *d[1])),
     min_size=1,
     max_size=4,
 )
 
 
-def run(kernel, documents, window, seed=0, dtype=torch.float64):
+def run(kernel, segments, window, seed=0, dtype=torch.float64):
     """Output and gradients of a kernel on random q (4 heads), k, v (2 heads)."""
     generator = torch.Generator().manual_seed(seed)
-    tokens = sum(map(sum, documents))
+    tokens = sum(map(sum, segments))
     leaves = [torch.randn(tokens, heads, 8, generator=generator).to(dtype).requires_grad_() for heads in (4, 2, 2)]
-    out = kernel(documents, torch.device("cpu"))(*leaves, window=window, scale=0.7)
+    out = kernel(segments, torch.device("cpu"))(*leaves, window=window, scale=0.7)
     (out.double() ** 2).sum().backward()
     return [out.detach(), *(x.grad for x in leaves)]
 
 
 @settings(max_examples=60)
-@given(documents, st.sampled_from([0, 1, 3, 7]))
-def test_split_obeys_the_rule_of_sight_outputs_and_gradients(documents, window):
-    for split, dense in zip(
-        run(SplitAttention, documents, window), run(DenseAttention, documents, window), strict=True
-    ):
+@given(segments, st.sampled_from([0, 1, 3, 7]))
+def test_split_obeys_the_rule_of_sight_outputs_and_gradients(segments, window):
+    for split, dense in zip(run(SplitAttention, segments, window), run(DenseAttention, segments, window), strict=True):
         torch.testing.assert_close(split, dense, rtol=1e-9, atol=1e-9)
 
 
 def test_split_in_bfloat16_stays_within_its_rounding():
-    documents = [(6, 5, 9), (0, 8), (3, 2, 2, 4)]
+    segments = [(6, 5, 9), (0, 8), (3, 2, 2, 4)]
     for window in (0, 4):
-        exact = run(DenseAttention, documents, window)
-        for split, dense in zip(run(SplitAttention, documents, window, dtype=torch.bfloat16), exact, strict=True):
+        exact = run(DenseAttention, segments, window)
+        for split, dense in zip(run(SplitAttention, segments, window, dtype=torch.bfloat16), exact, strict=True):
             assert (split.double() - dense).abs().max() / dense.abs().max() < 0.03
 
 
@@ -65,14 +63,14 @@ def slow_varlen_attn(q, k, v, cu_q, cu_k, max_q, max_k, *, scale, window_size, e
 
 
 @settings(max_examples=40)
-@given(documents, st.sampled_from([0, 1, 3, 7]))
-def test_varlen_gathers_what_flash_attention_needs(documents, window):
+@given(segments, st.sampled_from([0, 1, 3, 7]))
+def test_varlen_gathers_what_flash_attention_needs(segments, window):
     class OnCpu(VarlenAttention):  # the kernel is CUDA's; its indices are ours
         def __init__(self, *args):
             super().__init__(*args)
             self.varlen_attn = slow_varlen_attn
 
-    for varlen, dense in zip(run(OnCpu, documents, window), run(DenseAttention, documents, window), strict=True):
+    for varlen, dense in zip(run(OnCpu, segments, window), run(DenseAttention, segments, window), strict=True):
         torch.testing.assert_close(varlen, dense, rtol=1e-9, atol=1e-9)
 
 

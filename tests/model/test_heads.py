@@ -122,7 +122,7 @@ def work(config, pairs) -> tuple[list[int], int, set[int]]:
 
     seen, widths, calls = [], set(), []
 
-    class Watch(TorchDispatchMode):
+    class Watchdog(TorchDispatchMode):
         def __torch_dispatch__(self, op, types, args=(), kwargs=None):
             if op.name() in ("aten::mm", "aten::addmm"):
                 product = args[-2:]
@@ -133,7 +133,7 @@ def work(config, pairs) -> tuple[list[int], int, set[int]]:
 
     model = made.model(RewardModel, config)
     examples = made.pair_examples(pairs)
-    with Watch(), torch.no_grad():
+    with Watchdog(), torch.no_grad():
         model(pack(examples, np.arange(len(examples))))
     return seen, len(calls), widths
 

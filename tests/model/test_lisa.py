@@ -20,7 +20,7 @@ STEPS = 7
 
 @dataclass(frozen=True, kw_only=True)
 class Settings(
-    batch.BatchSettings, batch.RowSettings, optim.OptimSettings, lisa.LisaSettings, sharding.ParallelSettings
+    batch.BatchSettings, batch.PackingSettings, optim.OptimSettings, lisa.LisaSettings, sharding.ParallelSettings
 ):
     seed: int = 3
     use_lisa: bool = True
@@ -58,7 +58,7 @@ def train(cls, config, settings: Settings):
         loss = step.dist.sum_over_ranks(sums["loss"].clone()) / model.count(work)
         lines.append((loss.item(), sums["grad_norm"].item()))
         live.append({name for name, p in model.named_parameters() if p in optimizer.state})
-    return lines, [sharding.whole(p) for p in model.parameters()], live
+    return lines, [sharding.full_tensor(p) for p in model.parameters()], live
 
 
 def train_slowly(cls, config, settings: Settings):
@@ -80,7 +80,7 @@ def train_slowly(cls, config, settings: Settings):
                 optimizers.pop(name, None)
             elif name not in optimizers:
                 optimizers[name] = torch.optim.AdamW([p], lr=settings.learning_rate, weight_decay=0.0)
-        mine = [data[i] for i in loader.numbers(s)]
+        mine = [data[i] for i in loader.indices(s)]
         if cls is RewardModel:
             loss = reference.pair_loss_sum(model, mine) / len(mine)
         else:

@@ -23,7 +23,7 @@ peft = pytest.importorskip("peft")
 
 @dataclass(frozen=True, kw_only=True)
 class Settings(
-    build.ModelSettings, batch.BatchSettings, batch.RowSettings, optim.OptimSettings, lora.LoraSettings,
+    build.ModelSettings, batch.BatchSettings, batch.PackingSettings, optim.OptimSettings, lora.LoraSettings,
     lisa.LisaSettings, sharding.ParallelSettings,
 ):  # fmt: skip
     seed: int = 0
@@ -58,7 +58,7 @@ def train(settings: Settings, out, steps: int = 3):
         lines.append((loss.item(), sums["grad_norm"].item()))
     if out is not None:
         build.save(model, out, settings, batch.pack(made.pair_examples(made.token_pairs(3)), range(3)))
-    scores = score.all_rewards(model, batch.InOrder(made.pair_examples(made.token_pairs(5, seed=9)), settings))
+    scores = score.all_rewards(model, batch.EvalBatches(made.pair_examples(made.token_pairs(5, seed=9)), settings))
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
     states = {name for name, p in model.named_parameters() if p in optimizer.state}
     return lines, scores, trained, states
@@ -200,14 +200,14 @@ def matrices(settings: Settings, steps: int):
     optimizer = optim.adamw(model, settings)
     loader = batch.Loader(made.pair_examples(made.token_pairs(12)), settings, 0, 0.01)
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    before = {name: sharding.whole(p).clone() for name, p in trained.items()}
+    before = {name: sharding.full_tensor(p).clone() for name, p in trained.items()}
     losses, numbers = [], []
     for s in range(steps):
         optim.set_learning_rate(optimizer, optim.learning_rate(s, steps, settings))
         work = loader.at(s)
         losses.append(step.train_step(model, optimizer, work, 1.0)["loss"].item() / work.examples)
-        numbers.append(loader.numbers(s))
-    return losses, before, {name: sharding.whole(p) for name, p in trained.items()}, numbers
+        numbers.append(loader.indices(s))
+    return losses, before, {name: sharding.full_tensor(p) for name, p in trained.items()}, numbers
 
 
 def test_ten_steps_give_the_losses_and_the_matrices_that_peft_gives(folder):

@@ -34,18 +34,18 @@ def arranged(cls, settings: sharding.ParallelSettings, method: str):
         model = cls(CONFIG, made.SplitAttention)
     if method == "lora":
         lora.adapt(model, lora.LoraSettings(use_lora=True), sharding.compute_dtype(settings))
-    sharding.arrange(model, settings)
+    sharding.parallelize(model, settings)
     if method == "lisa":
         lisa.switch(model, SimpleNamespace(state={}), 0, Lisa())
     return model
 
 
-def work_of(cls) -> batch.Work:
+def work_of(cls) -> batch.StepBatches:
     """Two rows of some hundred tokens."""
     pairs = made.token_pairs(8, longest=120)
     examples = made.pair_examples(pairs) if cls is RewardModel else made.text_examples([a for a, _ in pairs])
     rows = [batch.pack(examples, numbers) for numbers in (range(4), range(4, 8))]
-    return batch.Work(rows, 8, sum(len(row.targets) for row in rows), 1, 0)
+    return batch.StepBatches(rows, 8, sum(len(row.targets) for row in rows), 1, 0)
 
 
 def measured(cls, settings: sharding.ParallelSettings, method: str) -> int:
@@ -90,14 +90,14 @@ def _peak_of(call) -> int:
 def test_the_peak_on_paper_is_within_five_percent_of_the_allocators(cls, method, how, dtype, world):
     settings = sharding.ParallelSettings(dtype=dtype, gradient_checkpointing=how)
     real = run_ranks(world, measured, cls, settings, method)[0]
-    with dist.on_paper(world):
+    with dist.fake_process_group(world):
         paper = memory.of_step(arranged(cls, settings, method), work_of(cls))
     assert paper.peak == pytest.approx(real, rel=0.05)
 
 
 def test_weights_gradients_and_moments_are_a_ranks_share_and_traffic_is_what_sharding_must_move():
     settings = sharding.ParallelSettings(dtype="bfloat16")
-    with dist.on_paper(4):
+    with dist.fake_process_group(4):
         model = arranged(RewardModel, settings, "full")
         numbers = sum(p.numel() for p in model.parameters())
         rows = work_of(RewardModel)
@@ -111,7 +111,7 @@ def test_weights_gradients_and_moments_are_a_ranks_share_and_traffic_is_what_sha
 
 
 def test_between_groups_only_gradients_travel():
-    with dist.on_paper(4):
+    with dist.fake_process_group(4):
         model = arranged(RewardModel, sharding.ParallelSettings(dtype="bfloat16", shard_group_size=2), "full")
         numbers = sum(p.numel() for p in model.parameters())
         paper = memory.of_step(model, work_of(RewardModel))

@@ -52,7 +52,7 @@ def main(script, settings) -> None:
 
 def planned(settings, processes: int = 2) -> plan.Plan:
     examples = made.pair_examples(made.token_pairs(24, longest=40))
-    with dist.on_paper(processes):
+    with dist.fake_process_group(processes):
         return plan.Plan(RewardModel, settings, examples, VarlenAttention)
 
 
@@ -91,7 +91,7 @@ def test_what_does_not_fit_is_refused_with_advice_that_fits(folder, monkeypatch)
     peaks = [planned(settings_of(folder, gradient_checkpointing=how)).heaviest.reserved for how in ("none", "full")]
     tight = {"device_memory_gb": sum(peaks) / 2 / plan.GIB}  # full recomputation fits, none does not
     plan_ = planned(settings_of(folder, **tight))
-    with dist.on_paper(2):
+    with dist.fake_process_group(2):
         assert not plan_.fits(plan_.heaviest) and "Try --gradient_checkpointing full" in plan_.advice()
     again = planned(settings_of(folder, gradient_checkpointing="full", **tight))
     assert again.fits(again.heaviest)
@@ -103,7 +103,7 @@ def test_what_does_not_fit_is_refused_with_advice_that_fits(folder, monkeypatch)
 
 def test_the_largest_max_tokens_fits_and_a_little_more_does_not(folder):
     plan_ = planned(settings_of(folder, device_memory_gb=3.0022, global_batch_size=24))
-    with dist.on_paper(2):
+    with dist.fake_process_group(2):
         best = plan_.largest_max_tokens(plan_.heaviest)
         assert plan_.fits(plan_.simulate(max_tokens=best))
         assert not plan_.fits(plan_.simulate(max_tokens=int(best * 1.2)))
@@ -112,9 +112,9 @@ def test_the_largest_max_tokens_fits_and_a_little_more_does_not(folder):
 def test_the_heaviest_step_is_the_one_with_the_longest_row_of_all_ranks(folder):
     plan_ = planned(settings_of(folder), processes=4)
     sizes = []
-    with dist.on_paper(4):
+    with dist.fake_process_group(4):
         for step in range(plan_.loader.steps_per_epoch):
-            sizes += [plan_.loader.lengths[row].sum() for rows in plan_.loader.deal(step) for row in rows]
+            sizes += [plan_.loader.lengths[row].sum() for rows in plan_.loader.assign_to_ranks(step) for row in rows]
     assert plan_.heaviest.tokens == max(sizes)
 
 
@@ -134,7 +134,7 @@ def test_moments_that_lisa_keeps_are_counted_for_every_layer(folder):
 def test_operations_are_those_that_torch_counts(folder, how, near):
     settings = settings_of(folder, gradient_checkpointing=how)
     examples = made.pair_examples(made.token_pairs(6))
-    with dist.on_paper(1):
+    with dist.fake_process_group(1):
         plan_ = plan.Plan(RewardModel, settings, examples, SplitAttention)
         plan_.loader.costs = plan_.loader.lengths  # torch leaves out attention on CPU
         said = plan.step_flops(plan_.model, plan_.loader, settings)
@@ -148,7 +148,7 @@ def test_operations_are_those_that_torch_counts(folder, how, near):
 
 def test_a_language_model_adds_three_products_with_its_head_and_asks_for_more_tokens(folder):
     settings, examples = settings_of(folder), made.text_examples([a for a, _ in made.token_pairs(8)])
-    with dist.on_paper(1):
+    with dist.fake_process_group(1):
         said = [
             plan.step_flops(p.model, p.loader, settings)
             for p in (plan.Plan(cls, settings, examples, SplitAttention) for cls in (LanguageModel, RewardModel))

@@ -1,4 +1,4 @@
-"""rm.scoring.scorer: the contract holds however texts are batched, sharded or computed, and says so when it does not."""
+"""rm.scoring.scorer: the contract holds however texts are batched, sharded or computed."""
 
 import functools
 import json

@@ -39,11 +39,11 @@ from tests.runs import (
 ROOT = Path(__file__).parents[2]
 PHASES = {
     "in a step": (train_rm, "train_step", 6),
-    "in an evaluation": (batch.InOrder, "__iter__", 2),
+    "in an evaluation": (batch.EvalBatches, "__iter__", 2),
     "before its file is whole": (checkpoint, "save_file", 2),
     "between its file and its description": (checkpoint, "sync", 2 * 5 + 2),
     "before the rename": (checkpoint.os, "rename", 3),
-    "between rename and prune": (checkpointer.Checkpoints, "_prune", 3),
+    "between rename and prune": (checkpointer.Checkpointer, "_prune", 3),
     "in the middle of pruning": (checkpoint.shutil, "rmtree", 2),
     "in the export": (weights, "save", 1),
 }
@@ -93,7 +93,7 @@ def test_a_signal_to_one_rank_makes_all_save_at_the_same_step_and_leave(method, 
 
 def test_a_signal_during_an_evaluation_ends_it_and_the_evaluation_is_made_up_for(tmp_path):
     chosen = settings(tmp_path / "out", max_tokens=40)  # an evaluation of several rows
-    run_ranks(1, main, chosen, signalled(batch.InOrder, "__iter__", 2, number=signal.SIGTERM))
+    run_ranks(1, main, chosen, signalled(batch.EvalBatches, "__iter__", 2, number=signal.SIGTERM))
     assert exit_marker(chosen) | {"time": 0} == {
         "status": "stopped", "step": 6, "steps": 9, "reason": "SIGTERM", "time": 0,
     }  # fmt: skip

@@ -17,7 +17,7 @@ def sums(loss: float, count: int, norm: float = 1.0) -> dict:
 
 def run(tmp_path, losses, **settings):
     made = run_log.RunSettings(output_dir=str(tmp_path / "run"), **settings)
-    with run_log.Run(made, steps=len(losses), steps_per_epoch=4, facts={"data": {"a.jsonl": "hash"}}) as record:
+    with run_log.RunLog(made, steps=len(losses), steps_per_epoch=4, facts={"data": {"a.jsonl": "hash"}}) as record:
         for step, loss in enumerate(losses, 1):
             record.train(step, sums(loss, 2 + 2 * dist.rank()), 1e-3, examples=6, tokens=100, unit="pairs")
             if record.evaluates(step):
@@ -66,5 +66,5 @@ def test_run_json_repeats_the_run_and_says_what_it_was(tmp_path):
 def test_an_output_folder_that_holds_a_run_is_refused_and_left_alone(tmp_path):
     (tmp_path / "run.json").write_text("{}")
     with pytest.raises(ValueError, match="already holds another run .run.json.: name a new folder"):
-        run_log.check_free(str(tmp_path))
+        run_log.check_unused(str(tmp_path))
     assert [f.name for f in tmp_path.iterdir()] == ["run.json"]

@@ -12,12 +12,12 @@ import time
 import pytest
 
 from rm.distributed import process_group as dist
-from rm.training.signals import STALLED, Watch
+from rm.training.signals import STALLED, Watchdog
 
 HANGS = """
 import threading, time
-from rm.training.signals import Watch
-with Watch(stall_timeout={stall}) as watch:
+from rm.training.signals import Watchdog
+with Watchdog(stall_timeout={stall}) as watch:
     watch.beat()
     print("ready", flush=True)
     {body}
@@ -32,7 +32,7 @@ def process(body: str, stall: float = 0, **streams) -> subprocess.Popen:
 
 
 def test_a_signal_is_heard_while_the_main_thread_waits_and_may_come_often():
-    with Watch(stall_timeout=0) as watch:
+    with Watchdog(stall_timeout=0) as watch:
         assert watch.asked is None
         for _ in range(3):
             os.kill(os.getpid(), signal.SIGUSR1)
@@ -55,14 +55,16 @@ def test_a_run_that_hangs_shows_its_stacks_and_ends():
 def test_the_first_step_may_take_longer_and_every_beat_begins_anew():
     slow = process("[(time.sleep(0.2), watch.beat()) for i in range(9)]", stall=1.5)
     assert slow.wait(timeout=20) == 0
-    waiting = Watch(stall_timeout=10)
+    waiting = Watchdog(stall_timeout=10)
     assert waiting.patience > 1
     waiting.beat()
     assert waiting.patience == 1
 
 
 def test_a_process_that_was_suspended_has_not_stalled():
-    run = process("from rm import stop; stop.SUSPENDED = 0.5; print('now', flush=True); time.sleep(3)", stall=2)
+    run = process(
+        "from rm.training import signals; signals.SUSPENDED = 0.5; print('now', flush=True); time.sleep(3)", stall=2
+    )
     assert run.stdout.readline() == "now\n"
     run.send_signal(signal.SIGSTOP)
     time.sleep(2.5)

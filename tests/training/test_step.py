@@ -19,7 +19,7 @@ STEPS = 4
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(batch.BatchSettings, batch.RowSettings, optim.OptimSettings, sharding.ParallelSettings):
+class Settings(batch.BatchSettings, batch.PackingSettings, optim.OptimSettings, sharding.ParallelSettings):
     pass
 
 
@@ -52,7 +52,7 @@ def train(cls, config, settings: Settings, examples, loss=None):
         summed = step.dist.sum_over_ranks(torch.stack([sums["loss"].double(), sums["count"].double()]))
         lines.append(((summed[0] / summed[1]).item(), sums["grad_norm"].item()))
         assert summed[1] == model.count(work)
-    return lines, [sharding.whole(p) for p in model.parameters()]
+    return lines, [sharding.full_tensor(p) for p in model.parameters()]
 
 
 def train_slowly(cls, config, settings: Settings, examples, mean_loss):
@@ -62,7 +62,7 @@ def train_slowly(cls, config, settings: Settings, examples, mean_loss):
     optimizer = optim.adamw(model, settings)
     lines = []
     for s in range(STEPS):
-        loss = mean_loss(model, loader.numbers(s))
+        loss = mean_loss(model, loader.indices(s))
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), settings.max_grad_norm)
         optimizer.step()
@@ -125,8 +125,8 @@ def test_several_rows_a_rank_and_spare_rows_really_occur():
     loader = batch.Loader(examples_of(RewardModel, 16), SETTINGS, seed=0, attention_cost=0.01)
     rows = [len(loader.at(s).rows) for s in range(STEPS)]
     assert rows[0] > 1
-    lengths = loader.lengths[loader.numbers(2)]
-    assert [] in [row for rows in batch.plan(lengths, lengths, SETTINGS.max_tokens, 4) for row in rows]
+    lengths = loader.lengths[loader.indices(2)]
+    assert [] in [row for rows in batch.plan_micro_batches(lengths, lengths, SETTINGS.max_tokens, 4) for row in rows]
 
 
 def bfloat16_lines(world_settings: Settings):
@@ -160,7 +160,7 @@ def test_in_bfloat16_blocks_compute_low_and_the_score_head_and_all_that_is_store
 
 def evaluated(examples):
     model = sharded(RewardModel, made.LLAMA, SETTINGS)
-    rows = batch.InOrder(examples, SETTINGS)
+    rows = batch.EvalBatches(examples, SETTINGS)
     scores = score.all_rewards(model, rows)  # first: nothing that an evaluation gathered may be needed
     return step.evaluate(model, rows), scores
 
@@ -186,7 +186,7 @@ def test_scores_of_rankings_come_in_the_order_of_the_stored_replies():
 
 
 def statistics(examples):
-    return score.reward_statistics(sharded(RewardModel, made.LLAMA, SETTINGS), batch.InOrder(examples, SETTINGS))
+    return score.reward_statistics(sharded(RewardModel, made.LLAMA, SETTINGS), batch.EvalBatches(examples, SETTINGS))
 
 
 def test_reward_statistics_are_those_of_best_replies_or_texts():

@@ -15,7 +15,7 @@ from tests.ranks import run_ranks
 
 def run(folder, start: int = 0, tool: str = "none", steps: int = 4) -> None:
     settings = run_log.RunSettings(output_dir=str(folder), logging_steps=2, report_to=tool)
-    with run_log.Run(settings, steps, 4, {}, run_log.Start(step=start)) as record:
+    with run_log.RunLog(settings, steps, 4, {}, run_log.Start(step=start)) as record:
         for step in range(start + 1, steps + 1):
             sums = {"loss": torch.tensor(2.0 * step), "count": torch.tensor(2.0), "grad_norm": torch.tensor(1.0)}
             record.train(step, sums, 1e-3, examples=2, tokens=10, unit="pairs")
