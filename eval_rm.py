@@ -2,97 +2,113 @@
 
     python eval_rm.py --model_name_or_path runs/rm/model --dataset_path test.jsonl --output_dir runs/eval
     python eval_rm.py ... --dataset_path base=a.jsonl online=b.jsonl    two named sets
-    python eval_rm.py ... --score_only true --best_of_n true                    rewards of any replies, and the best
+    python eval_rm.py ... --score_only true --best_of_n true            rewards of any replies, and the best reply
     torchrun --nproc_per_node 8 eval_rm.py ...       the same numbers from eight GPUs
 
 Writes report.json (accuracy with its 95 % intervals, calibration, accuracy by subset, turns and length; every number is
-defined in docs/evaluation.md), scores.jsonl (one line a record, in file order, scores in the order of its replies) and
-report.html, one page with figures and the worst mistakes.
+defined in docs/evaluation.md), scores.jsonl (one line for each record, in file order, scores in the order of its
+replies) and report.html, a page with figures and the worst mistakes.
 """
 
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
 from rm import cli
-from rm.config import REQUIRED, parse, setting
-from rm.data import batch, dataset
+from rm.config import REQUIRED, SettingsGroup, parse, setting
+from rm.data.batch import EvalBatches, PackingSettings
+from rm.data.dataset import DataSettings, read_cached
+from rm.data.encode import Task
 from rm.distributed import process_group as dist
-from rm.distributed import sharding
-from rm.evaluation.results import Result, named_sets
-from rm.evaluation.results import report as evaluation_report
+from rm.distributed.sharding import ParallelSettings
+from rm.evaluation.results import Result, evaluation_report, named_sets
 from rm.hf import build, hub
-from rm.model import heads
-from rm.report import evaluation
+from rm.hf.build import ModelSettings
+from rm.model.heads import RewardModel
+from rm.report.evaluation import evaluation_page, terminal_table
 from rm.scoring import contract
 from rm.scoring.score import all_rewards
-from rm.training import run_log
+from rm.scoring.settings import ScoringTextSettings
+from rm.training.run_log import check_unused, provenance
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(build.ModelSettings, dataset.DataSettings, batch.PackingSettings, sharding.ParallelSettings):
-    dataset_path: tuple[str, ...] = setting(REQUIRED, "files, or NAME=FILE: files of one name are one set")
-    baseline_model_name_or_path: str | None = setting(None, "another reward model, for a paired test on the same pairs")
-    max_length: int | None = setting(None, "the longest text in tokens; none: as in training, else 512")
-    overlong: str | None = setting(
-        None, "leave out or shorten what is longer; none: as in training", ("filter", "truncate")
-    )
-    truncation_side: str | None = setting(None, "where to shorten; none: as in training", ("left", "right"))
-    score_only: bool = setting(False, "write scores.jsonl alone: records may have any number of replies and no grades")
-    best_of_n: bool = setting(False, "write best.jsonl as well: every record's highest scored reply")
+class EvaluationSettings(SettingsGroup):
+    """Evaluation"""
+
     output_dir: str = setting(REQUIRED, "folder for report.json, report.html and scores.jsonl")
+    baseline_model_name_or_path: str | None = setting(
+        None, "another reward model, for a paired test on the same pairs", hub="model"
+    )
+    score_only: bool = setting(False, "write scores.jsonl only: records may have any number of replies and no grades")
+    best_of_n: bool = setting(False, "also write best.jsonl: every record's highest scored reply")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(SettingsGroup):
+    """Settings of an evaluation"""
+
+    model: ModelSettings
+    data: DataSettings
+    evaluation: EvaluationSettings
+    text: ScoringTextSettings
+    packing: PackingSettings
+    parallel: ParallelSettings
 
 
 def main(settings: Settings) -> None:
     settings = hub.fetched(settings)
-    run_log.check_unused(settings.output_dir, ("report.json", "run.json", "scores.jsonl"))
-    sets = named_sets(settings.dataset_path)
-    ours, counts = score_sets(settings, sets)
-    theirs = {}
-    if settings.baseline_model_name_or_path:
-        theirs, _ = score_sets(replace(settings, model_name_or_path=settings.baseline_model_name_or_path), sets)
+    evaluation = settings.evaluation
+    check_unused(evaluation.output_dir, ("report.json", "run.json", "scores.jsonl"))
+    sets = named_sets(settings.data.dataset_path)
+    results, counts = score_sets(settings, settings.model.model_name_or_path, sets)
+    baseline = {}
+    if evaluation.baseline_model_name_or_path:
+        baseline, _ = score_sets(settings, evaluation.baseline_model_name_or_path, sets)
     if dist.is_main():
-        write(settings, ours, theirs, counts)
+        write(settings, results, baseline, counts)
 
 
-def score_sets(settings: Settings, sets: dict[str, list[str]]) -> tuple[dict[str, Result], dict]:
-    """(every set's rewards, what became of its records), on every rank."""
-    settings, agreed = contract.settled(settings)
-    text = contract.encoding(settings, agreed)
-    kind = dataset.replies if settings.score_only else dataset.pairs
-    read = {name: dataset.read_once(kind, paths, settings, text.tokenizer) for name, paths in sets.items()}
-    for name, (_, counts) in read.items():
-        dist.say(f"{name}: {counts}")
-    model = build.load(heads.RewardModel, settings, train=False)
-    build.check_ids(model, *(examples for examples, _ in read.values()))
+def score_sets(settings: Settings, model_path: str, sets: dict[str, list[str]]) -> tuple[dict[str, Result], dict]:
+    """(the rewards of every set, what became of its records), on every rank."""
+    text, agreed = contract.resolve(model_path, settings.text)
+    encoder = contract.text_encoder(model_path, text, agreed)
+    task = Task.SCORING if settings.evaluation.score_only else Task.PREFERENCE
+    examples, counts = {}, {}
+    for name, paths in sets.items():
+        examples[name], report = read_cached(task, paths, text, encoder.tokenizer, settings.data.cache_dir)
+        counts[name] = asdict(report)
+        dist.say(f"{name}: {report}")
+    model = build.build(RewardModel, model_path, settings.parallel)
+    build.check_data(model, text.max_length, *examples.values())
+    build.load(model, model_path)
     if agreed:
-        dtype = sharding.compute_dtype(settings)
-        contract.check(agreed, settings.model_name_or_path, text, dtype, partial(contract.score_examples, model))
+        score = partial(contract.score_examples, model)
+        contract.verify(agreed, model_path, encoder, model.compute_dtype, score)
     results = {}
-    for name, (examples, _) in read.items():
-        results[name] = Result(sets[name], examples, all_rewards(model, batch.EvalBatches(examples, settings)).numpy())
+    for name, paths in sets.items():
+        rewards = all_rewards(model, EvalBatches(examples[name], settings.packing)).numpy()
+        results[name] = Result(paths, examples[name], rewards)
         results[name].check_finite()
-    return results, {name: asdict(counts) for name, (_, counts) in read.items()}
+    return results, counts
 
 
-def write(settings: Settings, ours: dict[str, Result], theirs: dict[str, Result], counts: dict) -> None:
-    """All files, and the table on the terminal. Of the main process alone."""
-    folder = Path(settings.output_dir)
+def write(settings: Settings, results: dict[str, Result], baseline: dict[str, Result], counts: dict) -> None:
+    """Write all files, and print the table. Only the main process calls it."""
+    folder = Path(settings.evaluation.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    results = ours.items()
-    write_lines(folder / "scores.jsonl", ({"set": name} | line for name, result in results for line in result.lines()))
-    if settings.best_of_n:
-        write_lines(folder / "best.jsonl", ({"set": name} | line for name, result in results for line in result.best()))
-    if settings.score_only:
+    write_lines(folder / "scores.jsonl", ({"set": name} | line for name, r in results.items() for line in r.lines()))
+    if settings.evaluation.best_of_n:
+        write_lines(folder / "best.jsonl", ({"set": name} | line for name, r in results.items() for line in r.best()))
+    if settings.evaluation.score_only:
         dist.say(f"scores: {folder / 'scores.jsonl'}")
         return
-    report = evaluation_report(ours, theirs) | {"data": counts} | run_log.provenance(settings)
+    report = evaluation_report(results, baseline) | {"data": counts} | provenance(settings)
     (folder / "report.json").write_text(json.dumps(report, indent=2, allow_nan=False) + "\n")
-    page = evaluation.evaluation_page(report, ours)
-    (folder / "report.html").write_text(page, encoding="utf-8")
-    dist.say(evaluation.terminal(report))
+    (folder / "report.html").write_text(evaluation_page(report, results), encoding="utf-8")
+    dist.say(terminal_table(report))
     dist.say(f"report: {folder / 'report.html'}")
 
 

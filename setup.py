@@ -17,7 +17,16 @@ setup(
     python_requires=">=3.10",
     packages=find_packages(include=["rm", "rm.*"]),
     py_modules=["train_sft", "train_rm", "eval_rm"],
-    install_requires=["torch>=2.11,<2.14", "sentencepiece>=0.2.3", "tokenizers", "safetensors", "numpy", "tqdm"],
+    install_requires=[
+        "torch>=2.11,<2.14",
+        "sentencepiece>=0.2.3",
+        "tokenizers",
+        "safetensors",
+        "numpy",
+        "tqdm",
+        "jinja2>=3.1",  # chat templates
+        "huggingface_hub>=1.22",  # models and data by name; older versions return half-empty downloads
+    ],
     extras_require={
         "report": ["matplotlib"],
         "track": ["tensorboard", "wandb"],
@@ -25,6 +34,7 @@ setup(
         "test": [
             "pytest",
             "hypothesis",
+            "setuptools>=70.1",
             "tensorboard",
             "wandb",
             "pyarrow",

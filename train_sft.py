@@ -1,95 +1,128 @@
 """Fine-tune a language model on texts.
 
     python train_sft.py --model_name_or_path models/llama-7b --dataset_path sft.json --output_dir runs/sft
-    torchrun --nproc_per_node 8 train_sft.py ...     the same flags on eight GPUs; --global_batch_size stays
-    what it is
+    torchrun --nproc_per_node 8 train_sft.py ...     the same flags on eight GPUs; --global_batch_size counts
+                                                     texts over all of them
 
 Data: {"type": "text_only", "instances": [{"text": ...}]}, or JSON lines of texts, of input and output, or of
 messages: docs/data.md. Loss: cross entropy of a whole text, of the output or of the assistant's turns, and of
-the end-of-text token; packed texts never see one another.
+the token that ends it; texts that are packed together do not attend to each other.
 """
 
 from dataclasses import dataclass
 
+import torch
+from torch import Tensor, nn
+
 from rm import cli
-from rm.config import parse, setting
-from rm.data import batch, dataset, split
+from rm.config import defaults, parse
+from rm.data import dataset
+from rm.data.batch import EvalBatches, Loader, StepBatches
+from rm.data.encode import Task
 from rm.data.tokenizer import Tokenizer
 from rm.distributed import process_group as dist
-from rm.distributed import sharding
+from rm.distributed.sharding import full_tensor
 from rm.hf import build, hub
-from rm.model import heads, lisa, lora
-from rm.plan import plan
-from rm.report import training
-from rm.training import checkpointer, optim, resume, run_log
-from rm.training.step import evaluate, train_step
+from rm.model import lisa
+from rm.model.heads import LanguageModel, Sums
+from rm.model.transformer import Transformer
+from rm.plan.settings import PlanSettings, compare_with_plan
+from rm.report.training import write_report
+from rm.training import optim, resume
+from rm.training.checkpointer import Checkpointer
+from rm.training.evaluate import add_sums, evaluate
+from rm.training.optim import OptimSettings
+from rm.training.run_log import RunLog
+from rm.training.settings import TrainingSettings
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(
-    build.ModelSettings,
-    dataset.DataSettings,
-    dataset.MixtureSettings,
-    split.SplitSettings,
-    batch.BatchSettings,
-    batch.PackingSettings,
-    optim.OptimSettings,
-    lora.LoraSettings,
-    lisa.LisaSettings,
-    sharding.ParallelSettings,
-    run_log.RunSettings,
-    resume.ResumeSettings,
-    plan.PlanSettings,
-):
-    learning_rate: float = setting(2e-5, "peak learning rate")
+class Settings(TrainingSettings):
+    """Settings of supervised fine-tuning"""
+
+    optim: OptimSettings = defaults(learning_rate=2e-5)
+    plan: PlanSettings
+
+
+def train_step(
+    model: Transformer, optimizer: torch.optim.Optimizer, batches: StepBatches, max_grad_norm: float
+) -> tuple[Sums, Tensor]:
+    """One optimizer step, in which the host never waits for the device.
+
+    Returns:
+        this rank's summed metrics, and the gradient norm over all ranks before clipping.
+    """
+    total: Sums = {}
+    torch.manual_seed(batches.seed)  # of dropout: a resumed run repeats it
+    for batch in batches.micro_batches:
+        sums = model(batch.to(dist.device()))
+        # Sums are divided once, by the count of the whole step over all ranks and micro-batches, so that gradients do
+        # not depend on how it is split. FSDP averages gradients over ranks: world_size undoes that.
+        loss = sums["loss"] * (dist.world_size() / model.count(batches))
+        # The upstream gradient is 1, or NaN where the loss is not finite: then so is the gradient norm, on every rank.
+        loss.backward(loss.detach() * 0 + 1)
+        add_sums(total, sums)
+    grad_norm = full_tensor(nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm or float("inf")))
+    # Fused AdamW skips the update, on the device, where this is 1. `run.log_step` names the step and ends the run.
+    optimizer.found_inf = (~grad_norm.isfinite()).float()
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)  # frees the gradients' memory until the next backward
+    return total, grad_norm
 
 
 def main(settings: Settings) -> None:
-    settings = hub.fetched(settings)
-    if settings.plan:
-        return plan.show(heads.LanguageModel, dataset.texts, settings)
-    resume.check_folder(settings)
+    settings = hub.fetched(settings, weights=not settings.plan.plan)
+    base, out, seed = settings.model.model_name_or_path, settings.run.output_dir, settings.run.seed
+    if not settings.plan.plan and resume.is_finished(out, settings.checkpoint, settings):
+        return dist.say(f"{out}: this run is finished; nothing to do")
 
     # text: files -> examples
-    tokenizer = Tokenizer(settings.model_name_or_path)
-    train, held_out, facts = dataset.load(dataset.texts, settings, tokenizer, dist.say)
+    tokenizer = Tokenizer(hub.tokenizer_folder(base))
+    data = dataset.load(Task.SFT, settings.data, settings.text, settings.mixture, settings.split, tokenizer, seed)
+    if settings.plan.plan:
+        from rm.plan import plan
 
-    # weights: shapes, shards, numbers
-    model = build.load(heads.LanguageModel, settings)
-    build.check_ids(model, train, held_out)
-    optimizer = optim.adamw(model, settings)
+        return plan.show(LanguageModel, settings, settings.plan, data.train)
 
-    # examples -> the work of every step
-    loader = batch.Loader(train, settings, settings.seed, model.config.attention_cost)
-    held_out = batch.EvalBatches(held_out, settings)
+    # weights: architecture and shards, then values
+    training = build.Training(settings.memory, settings.lora, settings.lisa)
+    model = build.build(LanguageModel, base, settings.parallel, training=training)
+    build.check_data(model, settings.text.max_length, data.train, data.held_out)
+    build.load(model, base, seed)
+    optimizer = optim.adamw(model, settings.optim)
+
+    # examples -> the micro-batches of every step
+    loader = Loader(data.train, settings.batch, settings.packing, seed, model.config.attention_cost)
+    held_out = EvalBatches(data.held_out, settings.packing)
 
     # the step to begin with: 0, or where this run was stopped
-    start = resume.restore(model, optimizer, settings, facts)
+    start = resume.restore(model, optimizer, out, settings.checkpoint, settings, base, data.facts)
+    facts = {"data": data.facts}
     with (
-        run_log.RunLog(settings, loader.steps, loader.steps_per_epoch, facts, start) as run,
-        checkpointer.Checkpointer(model, optimizer, run) as checkpoints,
+        RunLog(settings.run, settings, loader.steps, loader.steps_per_epoch, facts, start) as run,
+        Checkpointer(model, optimizer, run, settings.checkpoint) as checkpointer,
     ):
-        if held_out and run.evaluates(start.step):
-            run.evaluation(start.step, evaluate(model, held_out, checkpoints.poll))
+        if held_out and run.evaluation_due(start.step):
+            run.log_evaluation(start.step, evaluate(model, held_out, checkpointer.poll))
         # ------------------------------------------------------------------ the loop: change me
         for step in range(start.step, loader.steps):
-            lisa.switch(model, optimizer, step, settings)
-            work = loader.at(step)
-            rate = optim.learning_rate(step, loader.steps, settings)
+            lisa.activate_layers(model, optimizer, step, settings.lisa, seed)
+            rate = optim.learning_rate(step, loader.steps, settings.optim)
             optim.set_learning_rate(optimizer, rate)
-            sums = train_step(model, optimizer, work, settings.max_grad_norm)
-            run.train(step + 1, sums, rate, work.examples, work.tokens, "texts")
-            checkpoints.after(step + 1)
-            if held_out and run.evaluates(step + 1):
-                run.evaluation(step + 1, evaluate(model, held_out, checkpoints.poll))
+            batches = loader.at(step)
+            sums, grad_norm = train_step(model, optimizer, batches, settings.optim.max_grad_norm)
+            run.log_step(step + 1, sums, grad_norm, rate, batches, "texts")
+            checkpointer.after_step(step + 1)
+            if held_out and run.evaluation_due(step + 1):
+                run.log_evaluation(step + 1, evaluate(model, held_out, checkpointer.poll))
         # ------------------------------------------------------------------ the loop ends
-        build.save(model, run.folder, settings, probe=batch.pack(train, range(min(4, len(train)))))
-    plan.compare(settings)
-    training.write_for(settings.output_dir)
+        build.save(model, run.folder, base, settings.lora, data.train)
+    compare_with_plan(settings)
+    write_report(out)
 
 
 if __name__ == "__main__":
     with cli.one_line_errors():
         settings = parse(Settings, __doc__)
-        with dist.session(settings.seed):
+        with dist.session(settings.run.seed):
             main(settings)

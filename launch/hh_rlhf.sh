@@ -1,18 +1,18 @@
 #!/usr/bin/env bash
-# The HH-RLHF recipe: SFT, a reward model from it, and its evaluation.
+# The HH-RLHF recipe: SFT, a reward model that starts from the SFT model, and its evaluation.
 #
 #     bash launch/hh_rlhf.sh --model MODEL --sft sft.json --rm pairs.json [--test test.json] [options]
 #
 #   --model MODEL      Hugging Face folder of a LLaMA or GPT-Neo (config.json, *.safetensors, tokenizer)
 #   --sft FILE         {"type": "text_only", "instances": [{"text": ...}]} or the records as JSON lines, plain or .gz
 #   --rm FILE          {"instances": [{"positive": ..., "negative": ...}]} or the records as JSON lines
-#   --test FILE        pairs to evaluate on; without it 10 % of --rm are held out, by conversation, and evaluated in training
-#                      (python -m rm.prepare_hh makes all three from Anthropic's or Dahoas' files)
-#   --out DIR          where everything goes (default runs/hh_rlhf)
-#   --nproc N          processes on this machine, one per GPU (default: the GPUs there are, or 1)
-#   --sft_epochs E     passes over the SFT texts (default 2; the recipe found more than one to matter)
-#   --lora R           train the reward model with LoRA of rank R, as the recipe does with 16; without it, all weights
-#   -- FLAGS           further flags for train_rm.py, such as --global_batch_size 128
+#   --test FILE        pairs to evaluate on. Default: hold out 10 % of --rm by conversation, and evaluate in training
+#                      (python -m rm.prepare_hh makes all three files from Anthropic's or Dahoas' data)
+#   --out DIR          output folder (default runs/hh_rlhf)
+#   --nproc N          processes on this machine (default: one per GPU, or 1 without GPUs)
+#   --sft_epochs E     epochs of SFT (default 2; the recipe's authors found that more than one matters)
+#   --lora R           train the reward model with LoRA of rank R (16 in the recipe). Default: train all weights
+#   -- FLAGS           additional flags for train_rm.py, such as --global_batch_size 128
 set -euo pipefail
 usage() { sed -n '2,/^set /p' "$0" | sed '$d; s/^# \{0,1\}//'; }
 model="" sft="" rm="" test="" out=runs/hh_rlhf nproc="" epochs=2 lora="" more=()
@@ -40,7 +40,7 @@ run() { "${torchrun[@]}" --standalone --nproc-per-node "$nproc" "$here/$1" "${@:
 run train_sft.py --model_name_or_path "$model" --dataset_path "$sft" --output_dir "$out/sft" \
     --learning_rate 2e-5 --num_train_epochs "$epochs"
 if [ -n "$lora" ]; then
-    train=(--use_lora true --lora_r "$lora" --learning_rate 3e-5) # the recipe's rate for adapters
+    train=(--use_lora true --lora_r "$lora" --learning_rate 3e-5) # the recipe's learning rate for adapters
 else
     train=(--learning_rate 5e-6)
 fi

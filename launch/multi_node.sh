@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
-# Any of the three scripts on several machines without SLURM. Run the same line on every machine:
+# Run one of the three scripts on several machines without SLURM. Start the same command on every machine:
 #
 #     bash launch/multi_node.sh --nodes 2 --head HOST train_rm.py --model_name_or_path MODEL \
 #          --dataset_path pairs.jsonl --output_dir runs/rm
 #
-#   --nodes N          how many machines take part; training begins when all have come
-#   --head HOST[:PORT] the one of them where they meet, by a name or address that all can reach (port 29400)
-#   --nproc P          processes on this machine, one per GPU (default: the GPUs there are, or 1)
-#   --id NAME          to tell runs apart that meet at the same head (default rm)
-#   SCRIPT FLAGS...    all machines see the same files: --output_dir is on a shared file system
+#   --nodes N          number of machines; training begins when all of them have connected
+#   --head HOST[:PORT] rendezvous: one of the machines, by a name or address that all can reach (default port 29400)
+#   --nproc P          processes on this machine (default: one per GPU, or 1 without GPUs)
+#   --id NAME          distinguishes runs that use the same head (default rm)
+#   SCRIPT FLAGS...    the files, and --output_dir, have to be on a file system that all machines share
 #
-# Processes that die are started again, all of them, from the newest checkpoint (MAX_RESTARTS=3). A machine that cannot
+# If a process dies, all processes are restarted from the newest checkpoint (MAX_RESTARTS=3). A machine that cannot
 # reach the head for HEAD_TIMEOUT=300 seconds gives up. What each setting is for: launch/README.md.
 set -euo pipefail
 usage() { sed -n '2,/^set /p' "$0" | sed '$d; s/^# \{0,1\}//'; }
@@ -39,9 +39,9 @@ nproc=${nproc:-$(python -c 'import torch; print(max(1, torch.cuda.device_count()
 "${torchrun[@]}" --nnodes "$nodes" --nproc-per-node "$nproc" \
     --rdzv-backend c10d --rdzv-endpoint "$host:$port" --rdzv-id "$id" "$@" &
 run=$!
-trap 'kill -TERM $run' TERM INT USR1 # torchrun passes it on; training saves and leaves
+trap 'kill -TERM $run' TERM INT USR1 # torchrun forwards it; training saves a checkpoint and exits
 
-# torchrun waits for ever for a head that is gone, deaf to signals: somebody else has to look.
+# If the head is gone, torchrun waits forever and ignores signals, so a background process checks the connection.
 (
     seen=$SECONDS
     while sleep 10 &>/dev/null && kill -0 $run 2>/dev/null; do
@@ -55,7 +55,7 @@ trap 'kill -TERM $run' TERM INT USR1 # torchrun passes it on; training saves and
 ) &
 watch=$!
 
-while kill -0 $run 2>/dev/null; do wait $run || true; done # a trapped signal ends `wait`, not torchrun
+while kill -0 $run 2>/dev/null; do wait $run || true; done # a trapped signal ends `wait`, but not torchrun
 wait $run && code=0 || code=$?
 kill $watch 2>/dev/null || true
 exit $code

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Fine-tune a model, train a reward model from it, and evaluate it, from nothing, on two CPU cores, in minutes:
+# SFT, training of a reward model from the SFT model, and its evaluation: everything in minutes on two CPU cores.
 #
-#     bash launch/quickstart.sh [OUT_DIR]        OUT_DIR: where everything goes (default runs/quickstart)
+#     bash launch/quickstart.sh [OUT_DIR]        OUT_DIR: output folder (default runs/quickstart)
 #
-# The data is synthetic: small made-up dialogues, and a LLaMA of a few million untrained parameters (rm/demo.py).
-# It shows that the road is whole and that SFT before reward modelling matters; it says nothing of real models.
+# The data is synthetic: short invented dialogues, and a LLaMA with a few million untrained parameters (rm/demo.py).
+# It shows that all steps work together and that SFT before reward modelling matters; it says nothing about real models.
 #
-# With a real model and real data the steps are the same three commands. MODEL is a Hugging Face folder
+# With a real model and real data, use the same three commands. MODEL is a Hugging Face folder
 # (config.json, *.safetensors, tokenizer.json or tokenizer.model) of a LLaMA or GPT-Neo:
 #
 #     python train_sft.py --model_name_or_path MODEL --dataset_path sft.json --output_dir runs/sft
@@ -14,7 +14,7 @@
 #                        --validation_split_percentage 10 --output_dir runs/rm
 #     python eval_rm.py --model_name_or_path runs/rm/model --dataset_path test.jsonl.gz --output_dir runs/eval
 #
-# On N GPUs put `torchrun --nproc_per_node N` in place of `python`. All flags: python train_rm.py --help
+# On N GPUs, replace `python` by `torchrun --nproc_per_node N`. All flags: python train_rm.py --help
 # The whole HH-RLHF recipe in one command: bash launch/hh_rlhf.sh --help
 set -euo pipefail
 case "${1:-}" in
@@ -22,11 +22,11 @@ case "${1:-}" in
 esac
 cd "$(dirname "$0")/.."
 out=${1:-runs/quickstart}
-[ ! -e "$out" ] || { echo "error: $out exists already: delete it, or name another folder" >&2 && exit 2; }
+[ ! -e "$out" ] || { echo "error: $out exists already: delete it, or choose another folder" >&2 && exit 2; }
 
 source launch/venv.sh ""
 
-echo "== 1. a small synthetic world: dialogues, preference pairs, an untrained model"
+echo "== 1. synthetic data: dialogues, preference pairs, an untrained model"
 python -m rm.demo "$out/world"
 
 echo "== 2. reward model without SFT"
@@ -42,7 +42,7 @@ python train_sft.py --model_name_or_path "$out/world/model" --dataset_path "$out
 echo "== 4. reward model from the SFT model"
 python train_rm.py --model_name_or_path "$out/sft/model" "${rm_flags[@]}" --output_dir "$out/rm_after_sft"
 
-echo "== 5. evaluation of both on held-out dialogues"
+echo "== 5. evaluation of both reward models on held-out dialogues"
 for which in without after; do
     python eval_rm.py --model_name_or_path "$out/rm_${which}_sft/model" \
         --dataset_path "$out/world/rm_test.jsonl" --output_dir "$out/eval_${which}_sft"

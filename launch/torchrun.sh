@@ -1,10 +1,10 @@
 # Sourced by the other launchers:  source launch/torchrun.sh
-# Sets `torchrun`, the command that starts the processes of a script, and what torchrun and its processes read from the
-# environment. Why each setting is there: launch/README.md.
+# Sets the array `torchrun`, the command that starts the processes of a script, and the environment variables that
+# torchrun and its processes read. What each setting is for: launch/README.md.
 #
 #     "${torchrun[@]}" --standalone --nproc-per-node 8 train_rm.py --model_name_or_path ...
 #
-# MAX_RESTARTS: how often processes that died are started again in one job (default 3)
+# MAX_RESTARTS: how often the processes are restarted in one job after one of them died (default 3)
 # TORCH_ELASTIC_SHUTDOWN_TIMEOUT: seconds from a stop signal to SIGKILL (default 100)
 export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-100}

@@ -1,5 +1,5 @@
 # Sourced by the other scripts:  source launch/venv.sh EXTRAS
-# Makes .venv in the repository once, installs the package with the given extras into it, and activates it.
+# Creates .venv in the repository if it does not exist, installs the package with the given extras, and activates it.
 PYTHON=${PYTHON:-python3}
 if [ ! -x .venv/bin/python ]; then
     "$PYTHON" -m venv .venv

@@ -1,7 +1,9 @@
-"""Supervised fine-tuning and reward modelling in plain PyTorch. The scripts own *when*; this package owns *how*."""
+"""Supervised fine-tuning and reward modelling in plain PyTorch. The scripts say *when* things happen, this package
+*how*."""
 
 import os
 
-LAUNCHER = os.getppid()  # asked before torch is imported, which takes seconds in which torchrun may die
+# Read before torch is imported, which takes seconds in which torchrun may die (`rm.distributed.process_group`).
+LAUNCHER = os.getppid()
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"

@@ -1,4 +1,4 @@
-"""CLI"""
+"""How a command ends: one line for a user's mistake, and exit statuses that shells and torchrun understand."""
 
 import contextlib
 import os
@@ -14,60 +14,64 @@ from rm.distributed.process_group import Stopped, rank, under_torchrun
 def one_line_errors() -> Iterator[None]:
     """A user's mistake (ValueError, OSError) ends the program with one line on stderr and status 2, no traceback.
 
-    All ranks meet the same mistake. Rank 0 tells it; the others wait a moment, so that the launcher ends them first,
-    and speak only if the mistake was theirs alone (a disk that one machine lacks).
+    All ranks usually meet the same mistake. Rank 0 reports it; the others wait a moment, so that the launcher ends them
+    first, and report only a mistake of their own (such as a disk that is missing on one machine).
 
-    A run that was told to stop ends with 128 + the signal's number, as a shell has it, but with 0 under torchrun, which
-    would start again whoever left with anything else. Ctrl-C before there is anything to save ends it likewise.
+    A run that was stopped by a signal ends with status 128 + the signal's number, as shells expect, but with 0 under
+    torchrun, which restarts whatever ends with another status. So does Ctrl-C before there is anything to save.
     """
     try:
-        with _told():
+        with _errors_to_exit_status():
             yield
     except SystemExit as done:
-        _leave(done.code)
+        _exit_under_torchrun(done.code)
         raise
-    _leave(0)
+    _exit_under_torchrun(0)
 
 
-def _leave(status: int | None) -> None:
-    """End under torchrun at once, without taking Python down: everything is written.
+def _exit_under_torchrun(status: int | None) -> None:
+    """Under torchrun, end the process without Python's own shutdown: everything is written by now.
 
-    On a busy machine some of torch's threads, at work meanwhile, abort the process (torch 2.13). torchrun takes that
-    for a failure, and kills the ranks that still write.
+    On a busy machine threads of torch that are still at work abort the process during shutdown (torch 2.13). torchrun
+    takes that for a failure, and kills the ranks that are still writing.
     """
     if under_torchrun():
         for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(OSError):  # whoever read it may be gone
+            with contextlib.suppress(OSError):  # the reading end of a pipe may be closed
                 stream.flush()
         os._exit(status or 0)
 
 
 @contextlib.contextmanager
-def _told() -> Iterator[None]:
-    """Say what ended the program, and turn it into an exit status."""
+def _errors_to_exit_status() -> Iterator[None]:
+    """Report what ended the program, and turn it into an exit status."""
     try:
         yield
     except SystemExit as done:
-        if done.code == 2:  # of argparse, which has told the mistake
-            _no_other_attempt()
+        if done.code == 2:  # from argparse, which has printed the mistake
+            _prevent_restart()
         raise
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
     except Stopped as stopped:
         sys.exit(0 if under_torchrun() else 128 + stopped.signal)
     except (ValueError, OSError) as error:
-        where = ""
-        if rank() != 0:
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
-            time.sleep(3)
-            where = f" [rank {rank()}]"
-        print(f"error{where}: {error}", file=sys.stderr, flush=True)
-        if isinstance(error, ValueError):
-            _no_other_attempt()
-        sys.exit(2)
+        _report_and_exit(error)
 
 
-def _no_other_attempt() -> None:
-    """Have torchrun end: a mistake does not get better by starting everything again, which --max-restarts asks for."""
+def _report_and_exit(error: Exception) -> None:
+    where = ""
+    if rank() != 0:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        time.sleep(3)  # for rank 0 to report the same mistake first
+        where = f" [rank {rank()}]"
+    print(f"error{where}: {error}", file=sys.stderr, flush=True)
+    if isinstance(error, ValueError):
+        _prevent_restart()
+    sys.exit(2)
+
+
+def _prevent_restart() -> None:
+    """End torchrun, too: with --max-restarts it would start all processes again, into the same mistake."""
     if under_torchrun() and int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)):
         os.kill(os.getppid(), signal.SIGTERM)

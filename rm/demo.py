@@ -1,22 +1,24 @@
-"""The demo world: dialogues, preference pairs and a small untrained LLaMA, all made from one seed.
+"""The quickstart's synthetic data: dialogues, preference pairs and a small untrained LLaMA, all made from one seed.
 
     python -m rm.demo OUT_DIR [--seed 0]
 
     OUT_DIR/sft.json         {"type": "text_only", "instances": [{"text": ...}, ...]}: dialogues with good answers
     OUT_DIR/rm_train.jsonl   {"positive": ..., "negative": ..., "subset": ...}: a better and a worse last answer
-    OUT_DIR/rm_test.jsonl    the same, where the last question is worded as it is in neither of the other files
-    OUT_DIR/model/           a Hugging Face folder: a LLaMA of two million random weights, byte-level BPE
+    OUT_DIR/rm_test.jsonl    the same; the wording of each last question is in neither of the other two files
+    OUT_DIR/model/           a Hugging Face folder: a LLaMA with two million random weights, byte-level BPE
 
-The world is a page of facts, true by decree: every animal has one food, every villager one trade. The better answer
-of a pair is right where the other is wrong ("correct"), answers this question and not another one ("topic"), or is
-friendly where the other is rude ("polite"). Wrong and off-topic answers come in twins: the worse answer of a pair is
-the better answer of its twin, so that no answer is good or bad by its length or its words alone.
+The data is about a table of invented facts: every animal has one food, every villager one trade, and so on. The better
+answer of a pair is correct where the other is wrong ("correct"), answers the question where the other answers a
+different one ("topic"), or is friendly where the other is rude ("polite"). Pairs with wrong and off-topic answers are
+made two at a time: the worse answer of one is the better answer of the other, so that neither the length nor the words
+of an answer alone predict whether it is better.
 
-Every fact is asked in four wordings, one of which is kept for the test. The pairs are few and the dialogues many:
-manners can be learned from the pairs alone, facts hardly; a reward model that starts from the SFT model brings them.
+Every fact has four wordings of its question, one of which is reserved for the test. There are few pairs and many
+dialogues: tone can be learned from the pairs alone, facts hardly. A reward model that starts from the SFT model already
+knows the facts.
 
-The data is synthetic. It can show that the whole road works, and why SFT comes before reward modelling. It cannot
-show how good a recipe or a setting is for what people write.
+Since the data is synthetic, it can show that all steps work together and why SFT comes before reward modelling. It
+cannot show how well a recipe or a setting works on text that people write.
 """
 
 import argparse
@@ -32,9 +34,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from rm.files import write_json
 
 DIALOGUES, TRAIN_PAIRS, TEST_PAIRS = 4000, 1200, 480
-SHARES = {"correct": 1 / 2, "topic": 1 / 4, "polite": 1 / 4}  # of the pairs
+SHARES = {"correct": 1 / 2, "topic": 1 / 4, "polite": 1 / 4}  # subset -> share of the pairs
 
-# A paragraph is a relation: how it is told, the four wordings that ask for y, and its facts x:y.
+# Each paragraph is a relation: a statement, four wordings of the question for y, and the facts x:y.
 WORLD = """
 the {x} eats {y}
 What does the {x} eat? | Which food does the {x} like? | What should I feed the {x}? | What is the food of the {x}?
@@ -85,7 +87,7 @@ Ada:turtle Boris:parrot Clara:pony Dov:cat Elsa:goat Finn:dog Greta:cat Hugo:tur
 Leo:parrot
 """
 
-# What may go with an answer; every polite phrase has a rude one of its length.
+# Phrases that are added to an answer ({}). The i-th polite and the i-th rude phrase are about equally long.
 POLITE = (
     "Good question! {} | Of course. {} | With pleasure. {} | Sure, gladly. {} | Thank you for asking. {} | "
     "I am glad to help. {} | {} I hope that helps. | {} Have a nice day! | {} Feel free to ask more. | "
@@ -123,75 +125,93 @@ CONFIG = {
 class Fact:
     relation: str
     value: str
-    answers: tuple[str, ...]  # one answer in three forms
-    questions: tuple[str, ...]  # the wordings to train on
-    held_out: str  # the wording of the test
+    answers: tuple[str, ...]  # the correct answer in three forms
+    questions: tuple[str, ...]  # three wordings of the question for training
+    held_out: str  # the wording for the test
 
 
 def make_facts(rng: random.Random) -> list[Fact]:
+    """All facts of WORLD; which wording of a question is held out is random."""
     facts = []
     for paragraph in WORLD.strip().split("\n\n"):
-        told, asked, table = paragraph.split("\n", 2)
-        for x, y in (entry.split(":") for entry in table.split()):
-            held_out, *questions = (wording.format(x=x) for wording in rng.sample(asked.split(" | "), 4))
-            answers = told.format(x=x, y=y) + ".", f"the answer is {y}.", f"{y}."
+        statement, wordings, table = paragraph.split("\n", 2)
+        for entry in table.split():
+            x, y = entry.split(":")
+            held_out, *questions = (wording.format(x=x) for wording in rng.sample(wordings.split(" | "), 4))
+            answers = statement.format(x=x, y=y) + ".", f"the answer is {y}.", f"{y}."
             capitalized = tuple(answer[0].upper() + answer[1:] for answer in answers)
-            facts.append(Fact(told, y, capitalized, tuple(questions), held_out))
+            facts.append(Fact(statement, y, capitalized, tuple(questions), held_out))
     return facts
 
 
 class Author:
-    """Writes dialogues and pairs about the facts. Every choice is the next one of the random numbers."""
+    """Writes dialogues and pairs about the facts. All choices are drawn from `rng`, so their order matters."""
 
     def __init__(self, rng: random.Random):
         self.rng = rng
         self.facts = make_facts(rng)
 
     def dialogue(self, turns: int) -> str:
+        """A dialogue of `turns` questions, each with a correct answer."""
         return "".join(self.good_turn() for _ in range(turns))
 
     def good_turn(self) -> str:
-        """A question in a wording of training, and a right answer."""
+        """A question in one of the training wordings and a correct answer."""
         fact = self.rng.choice(self.facts)
-        return turn(self.rng.choice(fact.questions), self.good(self.rng.choice(fact.answers)))
+        return turn(self.rng.choice(fact.questions), self.maybe_polite(self.rng.choice(fact.answers)))
 
-    def good(self, answer: str) -> str:
-        """The answer as it is or, three times in ten, in a polite tone."""
+    def maybe_polite(self, answer: str) -> str:
+        """With a polite phrase added in 30 % of the cases."""
         return self.rng.choice(POLITE).format(answer) if self.rng.random() < 0.3 else answer
 
     def pairs(self, count: int, test: bool) -> list[dict]:
-        """So many different pairs of all subsets, mixed. With `test` the last questions have their held-out wording."""
-        found = []
-        for subset, share in SHARES.items():
-            kept = []
-            while len(kept) < count * share:
-                twins = self.twins(subset, test)
-                if not any(pair in kept for pair in twins):
-                    kept += twins
-            found += kept
-        self.rng.shuffle(found)
-        return found
+        """`count` distinct pairs of all subsets, shuffled.
 
-    def twins(self, subset: str, test: bool) -> list[dict]:
-        """Two pairs about two facts. Unless it is rude, the worse answer of each is the better one of the other."""
-        one, two = self.rng.sample(self.facts, 2)
-        while one.value == two.value or (one.relation == two.relation) != (subset == "correct"):
-            one, two = self.rng.sample(self.facts, 2)
+        Args:
+            test: ask the last question of each pair in its held-out wording.
+        """
+        pairs = []
+        for subset, share in SHARES.items():
+            of_subset = []
+            while len(of_subset) < count * share:
+                two_pairs = self.two_pairs(subset, test)
+                if not any(pair in of_subset for pair in two_pairs):
+                    of_subset += two_pairs
+            pairs += of_subset
+        self.rng.shuffle(pairs)
+        return pairs
+
+    def two_pairs(self, subset: str, test: bool) -> list[dict]:
+        """Two pairs about two facts. Except in "polite", the worse answer of each is the better answer of the other."""
+        facts = self.rng.sample(self.facts, 2)
+        while not self.suitable(*facts, subset):
+            facts = self.rng.sample(self.facts, 2)
         form = self.rng.randrange(3)
-        answers = [one.answers[form], two.answers[form]]
+        answers = [fact.answers[form] for fact in facts]
         if subset == "polite":
-            better, worse = ([self.rng.choice(tone).format(a) for a in answers] for tone in (POLITE, RUDE))
+            better = [self.rng.choice(POLITE).format(answer) for answer in answers]
+            worse = [self.rng.choice(RUDE).format(answer) for answer in answers]
         else:
-            tone = self.good("{}")  # of all four answers
-            better = [tone.format(a) for a in answers]
+            tone = self.maybe_polite("{}")  # the same for all four answers, so that it does not predict which is better
+            better = [tone.format(answer) for answer in answers]
             worse = better[::-1]
-        return [self.pair(*each, subset, test) for each in zip((one, two), better, worse, strict=True)]
+        return [self.pair(*each, subset, test) for each in zip(facts, better, worse, strict=True)]
+
+    @staticmethod
+    def suitable(one: Fact, other: Fact, subset: str) -> bool:
+        """Whether two facts make a pair: answers are wrong within a relation and off-topic across relations."""
+        same_relation = one.relation == other.relation
+        return one.value != other.value and same_relation == (subset == "correct")
 
     def pair(self, fact: Fact, better: str, worse: str, subset: str, test: bool) -> dict:
-        before = self.dialogue(turns=self.rng.choice((0, 0, 0, 0, 0, 0, 1, 2)))
+        """A pair about one fact; in a quarter of the cases other turns come before."""
+        earlier_turns = self.dialogue(turns=self.rng.choice((0, 0, 0, 0, 0, 0, 1, 2)))
         question = fact.held_out if test else self.rng.choice(fact.questions)
-        texts = {"positive": before + turn(question, better), "negative": before + turn(question, worse)}
-        return texts | {"subset": subset}
+        return {
+            "positive": earlier_turns + turn(question, better),
+            "negative": earlier_turns + turn(question, worse),
+            "subset": subset,
+        }
 
 
 def turn(question: str, answer: str) -> str:
@@ -199,7 +219,7 @@ def turn(question: str, answer: str) -> str:
 
 
 def write_world(folder: Path, seed: int) -> None:
-    """Everything that `python -m rm.demo` makes."""
+    """Write everything that `python -m rm.demo` makes into `folder`."""
     rng = random.Random(seed)
     author = Author(rng)
     texts = [author.dialogue(turns=rng.choice((1, 1, 2, 3))) for _ in range(DIALOGUES)]
@@ -215,7 +235,7 @@ def write_world(folder: Path, seed: int) -> None:
 
 
 def write_tokenizer(folder: Path, texts: list[str]) -> None:
-    """Byte-level BPE; END, its token 0, ends a text."""
+    """Train a byte-level BPE tokenizer on `texts` and write it to `folder`. END (id 0) is the EOS token."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -233,7 +253,7 @@ def write_tokenizer(folder: Path, texts: list[str]) -> None:
 
 
 def weights(rng: random.Random) -> dict[str, np.ndarray]:
-    """The untrained model by Hugging Face names: matrices N(0, initializer_range), norms 1."""
+    """Random weights under their Hugging Face names: matrices N(0, initializer_range), norm weights 1."""
     width, hidden, std = CONFIG["hidden_size"], CONFIG["intermediate_size"], CONFIG["initializer_range"]
     block = {f"self_attn.{name}_proj": (width, width) for name in "qkvo"}
     block |= {"mlp.gate_proj": (hidden, width), "mlp.up_proj": (hidden, width), "mlp.down_proj": (width, hidden)}
@@ -253,8 +273,8 @@ def weights(rng: random.Random) -> dict[str, np.ndarray]:
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("out_dir", metavar="OUT_DIR", type=Path, help="where it all goes")
-    parser.add_argument("--seed", type=int, default=0, help="another seed, another world (default 0)")
+    parser.add_argument("out_dir", metavar="OUT_DIR", type=Path, help="where the files go")
+    parser.add_argument("--seed", type=int, default=0, help="random seed of all data and weights (default 0)")
     args = parser.parse_args(argv)
     write_world(args.out_dir, args.seed)
     print(f"{args.out_dir}: {DIALOGUES:,} dialogues, {TRAIN_PAIRS:,} and {TEST_PAIRS} pairs, and an untrained model")

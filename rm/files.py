@@ -1,24 +1,29 @@
-"""Files as a whole: JSON read and written, replaced so that no reader meets half of one, hashed."""
+"""Reading, writing and hashing whole files: JSON, atomic replacement, digests."""
 
 import json
 import os
 from pathlib import Path
 
 
-def replace(file: Path, text: str) -> None:
-    """Write a file so that whoever reads it, at any time, finds the old text or the new one."""
-    writing = file.with_name(f".{file.name}.writing")
+def write_atomically(file: Path, text: str) -> None:
+    """Write `text` to `file` so that a reader, at any time, sees either the old content or the new one."""
+    temporary = file.with_name(f".{file.name}.writing")
     try:
-        writing.write_text(text, encoding="utf-8")
-        with open(writing, "rb") as written:
+        temporary.write_text(text, encoding="utf-8")
+        # The content has to be on the disk before the rename: a power cut could otherwise leave an empty file.
+        with open(temporary, "rb") as written:
             os.fsync(written.fileno())
-        os.replace(writing, file)
+        os.replace(temporary, file)
     finally:
-        writing.unlink(missing_ok=True)  # a full disk may have taken half of it
+        temporary.unlink(missing_ok=True)  # partly written if the disk was full
 
 
 def read_json(file: Path) -> dict:
-    """A JSON object, {} where there is no such file."""
+    """The JSON object in `file`, or {} if the file does not exist.
+
+    Raises:
+        ValueError: the file does not contain JSON, or its JSON value is not an object.
+    """
     try:
         value = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     except ValueError as error:
@@ -29,13 +34,13 @@ def read_json(file: Path) -> dict:
 
 
 def write_json(file: Path, value: dict) -> None:
-    """A JSON object, on the disk whole or not at all."""
-    replace(file, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    """Write a JSON object to `file` atomically (`write_atomically`)."""
+    write_atomically(file, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
-def feed(digest, file: Path) -> int:
-    """Feed a file's content to a digest of hashlib, a block at a time: how many bytes it has."""
+def update_digest(digest, file: Path) -> int:
+    """Update a `hashlib` digest with the content of `file`; returns the file's size in bytes."""
     with open(file, "rb") as content:
-        for block in iter(lambda: content.read(2**20), b""):
+        while block := content.read(2**20):
             digest.update(block)
         return content.tell()

@@ -1,17 +1,18 @@
-"""The recipe's files from HH-RLHF: texts for SFT, pairs for the reward model and, if asked for, pairs for its test.
+"""Convert HH-RLHF to the recipe's files: texts for SFT, pairs for the reward model and, optionally, test pairs.
 
     python -m rm.prepare_hh train.jsonl.gz --output_dir data/hh_rlhf                     10,000 texts, 12,000 pairs
     python -m rm.prepare_hh *.jsonl.gz --output_dir data/hh_rlhf --sft 1000 --rm 2000 --test all
 
-FILE is a file, or its name on the hub, such as hub:Anthropic/hh-rlhf/helpful-base/train.jsonl.gz: Anthropic's ("chosen"
-and "rejected", full texts), Dahoas' ("prompt" beside them), or any other preferences that train_rm.py reads.
+FILE is a file, or a name on the hub such as hub:Anthropic/hh-rlhf/helpful-base/train.jsonl.gz. It contains Anthropic's
+records ("chosen" and "rejected" with full texts), Dahoas' (with a separate "prompt"), or any other preferences that
+train_rm.py reads.
 
     OUT/sft.json    {"type": "text_only", "instances": [{"text": "###Human: ...###Assistant: ..."}, ...]}
     OUT/rm.json     {"instances": [{"positive": "###Human: ...###Assistant: ...", "negative": ...}, ...]}
     OUT/test.json   like rm.json
 
-A conversation goes into one file only, and stands together there, so that the last part of rm.json is a fair
-validation set. Conversations are drawn at random by --seed; the same command makes the same files.
+Every conversation is in one file only, and its records are adjacent there, so that the last part of rm.json is a fair
+validation set. Conversations are drawn at random; the same command with the same --seed writes the same files.
 """
 
 import argparse
@@ -32,72 +33,98 @@ NAMES = {"user": "Human", "assistant": "Assistant"}
 Pair = tuple[str, str]  # the better text first
 
 
-def written(dialogue: list[Message]) -> str:
-    """A dialogue in the recipe's marks, without white space around its turns."""
+def format_dialogue(dialogue: list[Message]) -> str:
+    """The dialogue in the recipe's format, each message without surrounding white space."""
     return "".join(f"###{NAMES[message['role']]}: {message['content'].strip()}" for message in dialogue)
 
 
-def read(paths: list[str]) -> tuple[dict[int, list[Pair]], Counter]:
-    """The pairs of every conversation, in the files' order, and how many were left out for which reason."""
-    conversations, seen, left_out = {}, set(), Counter()
-    for where, record in (found for path in paths for found in read_records(path)):
-        try:
-            sides = [turns(text) for text in best_and_worst(record)]
-        except ValueError as error:
-            raise ValueError(f"{where}: {error}") from None
-        if reason := unfit(*sides):
-            left_out[reason] += 1
-            continue
-        pair = written(sides[0]), written(sides[1])
-        if pair in seen:
-            left_out["repeated"] += 1
-            continue
-        seen.add(pair)
-        conversations.setdefault(key(sides[0]), []).append(pair)
+def read_pairs(paths: list[str]) -> tuple[dict[int, list[Pair]], Counter]:
+    """Read preference files.
+
+    Returns:
+        The usable pairs of every conversation (by `rm.data.conversation.key`), in the files' order, and how many
+        pairs were left out for which reason.
+
+    Raises:
+        ValueError: a record is not a preference; the message says where it is.
+    """
+    conversations: dict[int, list[Pair]] = {}
+    seen: set[Pair] = set()
+    left_out: Counter = Counter()
+    for path in paths:
+        for where, record in read_records(path):
+            try:
+                chosen, rejected = (turns(text) for text in best_and_worst(record))
+            except ValueError as error:
+                raise ValueError(f"{where}: {error}") from None
+            reason = exclusion_reason(chosen, rejected)
+            if reason:
+                left_out[reason] += 1
+                continue
+            pair = format_dialogue(chosen), format_dialogue(rejected)
+            if pair in seen:
+                left_out["repeated pair"] += 1
+                continue
+            seen.add(pair)
+            conversations.setdefault(key(chosen), []).append(pair)
     return conversations, left_out
 
 
-def unfit(chosen: list[Message], rejected: list[Message]) -> str | None:
-    """Why a pair has no place in the recipe's files, or None."""
+def exclusion_reason(chosen: list[Message], rejected: list[Message]) -> str | None:
+    """Why a pair cannot be written in the recipe's format, or None if it can."""
     for dialogue in (chosen, rejected):
         roles = [message["role"] for message in dialogue]
         if roles != ["user", "assistant"] * (len(roles) // 2):
-            return "whose turns are not Human, Assistant, Human, ..."
+            return "turns are not Human, Assistant, Human, ..."
         if not dialogue[-1]["content"].strip():
-            return "with a blank reply"
-        plain = [message | {"content": message["content"].strip()} for message in dialogue]
-        if turns(written(dialogue)) != plain:
-            return "with a mark inside a turn"
-    if written(chosen[:-1]) != written(rejected[:-1]):
-        return "with two prompts"
-    return "with two equal sides" if written(chosen) == written(rejected) else None
+            return "blank reply"
+        # A message that contains a mark such as "###Human:" would be read back as two messages.
+        stripped = [message | {"content": message["content"].strip()} for message in dialogue]
+        if turns(format_dialogue(dialogue)) != stripped:
+            return "turn mark inside a message"
+    if format_dialogue(chosen[:-1]) != format_dialogue(rejected[:-1]):
+        return "different prompts"
+    if format_dialogue(chosen) == format_dialogue(rejected):
+        return "identical sides"
+    return None
 
 
 def draw(conversations: dict[int, list[Pair]], sizes: dict[str, float], seed: int) -> dict[str, list[Pair]]:
-    """Fill the files, those of a set size first, with whole conversations; the last one of a file may be cut short."""
+    """Distribute whole conversations, in random order, over the files until each has its size.
+
+    The last conversation of a file is cut short if the file would become too large.
+
+    Args:
+        sizes: number of pairs per file; `math.inf` for all that the other files leave.
+
+    Raises:
+        ValueError: there are too few pairs.
+    """
     order = list(conversations)
     random.Random(seed).shuffle(order)
-    drawn, files = {name: [] for name in sizes}, sorted(sizes, key=sizes.get)
+    drawn: dict[str, list[Pair]] = {name: [] for name in sizes}
+    by_size = sorted(sizes, key=sizes.get)  # files of limited size are filled before one that takes the rest
     for conversation in order:
-        name = next((name for name in files if len(drawn[name]) < sizes[name]), None)
-        if name is None:
+        unfilled = [name for name in by_size if len(drawn[name]) < sizes[name]]
+        if not unfilled:
             break
-        room = sizes[name] - len(drawn[name])
-        drawn[name] += conversations[conversation][: None if room == math.inf else room]
+        name, pairs = unfilled[0], conversations[conversation]
+        if sizes[name] < math.inf:
+            pairs = pairs[: sizes[name] - len(drawn[name])]
+        drawn[name] += pairs
     for name, size in sizes.items():
-        if len(drawn[name]) < size and (size < math.inf or not drawn[name]):
-            there = sum(map(len, conversations.values()))
-            wanted = ", ".join(f"--{name} {shown(size)}" for name, size in sizes.items())
-            raise ValueError(f"{there:,} fit pairs of {len(conversations):,} conversations are too few for {wanted}")
+        too_few = not drawn[name] if size == math.inf else len(drawn[name]) < size
+        if too_few:
+            available = sum(map(len, conversations.values()))
+            requested = ", ".join(f"--{name} {format_size(size)}" for name, size in sizes.items())
+            raise ValueError(
+                f"{available:,} usable pairs of {len(conversations):,} conversations are too few for {requested}"
+            )
     return drawn
 
 
-def shown(size: float) -> str:
-    return "all" if size == math.inf else str(size)
-
-
-def count(text: str) -> float:
-    """--sft, --rm, --test: a number, or "all" for what the others leave."""
+def parse_size(text: str) -> float:
+    """The value of --sft, --rm or --test: a number, or "all" (`math.inf`) for the pairs that the other files leave."""
     if text == "all":
         return math.inf
     if not text.isdecimal():
@@ -105,8 +132,12 @@ def count(text: str) -> float:
     return int(text)
 
 
-def document(name: str, pairs: list[Pair]) -> dict:
-    """The content of a file, in LMFlow's JSON."""
+def format_size(size: float) -> str:
+    return "all" if size == math.inf else str(size)
+
+
+def file_content(name: str, pairs: list[Pair]) -> dict:
+    """The content of OUT/`name`.json in LMFlow's JSON format; for SFT, the better texts of the pairs."""
     if name == "sft":
         return {"type": "text_only", "instances": [{"text": better} for better, _ in pairs]}
     return {"instances": [{"positive": better, "negative": worse} for better, worse in pairs]}
@@ -114,28 +145,28 @@ def document(name: str, pairs: list[Pair]) -> dict:
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
-    add("files", metavar="FILE", nargs="+", help="preferences, or their name on the hub")
+    add, size = parser.add_argument, parse_size
+    add("files", metavar="FILE", nargs="+", help="preferences: files or names on the hub")
     add("--output_dir", metavar="OUT", type=Path, required=True, help="where the files go; none is overwritten")
-    add("--sft", metavar="N", type=count, default=10_000, help='texts for SFT, or "all" the rest (default %(default)s)')
-    add("--rm", metavar="N", type=count, default=12_000, help="pairs for the reward model (default %(default)s)")
-    add("--test", metavar="N", type=count, default=0, help="pairs to test it on (default %(default)s)")
-    add("--seed", type=int, default=0, help="another seed, other conversations (default %(default)s)")
+    add("--sft", metavar="N", type=size, default=10_000, help='texts for SFT, or "all" the rest (default %(default)s)')
+    add("--rm", metavar="N", type=size, default=12_000, help="pairs for the reward model (default %(default)s)")
+    add("--test", metavar="N", type=size, default=0, help="pairs to test it on (default %(default)s)")
+    add("--seed", type=int, default=0, help="random seed of the draw (default %(default)s)")
     args = parser.parse_args(argv)
 
     sizes = {name: getattr(args, name) for name in ("sft", "rm", "test") if getattr(args, name)}
     if not sizes:
-        raise ValueError("--sft, --rm and --test are all 0: ask for some texts or pairs")
+        raise ValueError("--sft, --rm and --test are all 0: at least one of them must be positive")
     for name in sizes:
         if (args.output_dir / f"{name}.json").exists():
-            raise ValueError(f"{args.output_dir}/{name}.json is there already: name another --output_dir")
-    conversations, left_out = read([hub.data(file) for file in args.files])
-    print(f"{sum(map(len, conversations.values())):,} fit pairs of {len(conversations):,} conversations")
-    for reason, number in left_out.most_common():
-        print(f"left out: {number:,} {reason}")
+            raise ValueError(f"{args.output_dir}/{name}.json exists already: choose another --output_dir")
+    conversations, left_out = read_pairs([hub.data(file) for file in args.files])
+    print(f"{sum(map(len, conversations.values())):,} usable pairs of {len(conversations):,} conversations")
+    for reason, count in left_out.most_common():
+        print(f"left out: {count:,} ({reason})")
     args.output_dir.mkdir(parents=True, exist_ok=True)
     for name, pairs in draw(conversations, sizes, args.seed).items():
-        content = json.dumps(document(name, pairs), ensure_ascii=False, indent=1)
+        content = json.dumps(file_content(name, pairs), ensure_ascii=False, indent=1)
         (args.output_dir / f"{name}.json").write_text(content + "\n", encoding="utf-8")
         print(f"{args.output_dir}/{name}.json: {len(pairs):,} {'texts' if name == 'sft' else 'pairs'}")
 

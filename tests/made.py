@@ -1,4 +1,4 @@
-"""Tiny models and examples that the tests make in place."""
+"""Tiny models and examples that the tests make in memory."""
 
 import numpy as np
 import torch
@@ -30,45 +30,46 @@ def model(
 ):
     """A plain (unsharded) fp32 model with random weights, the same for a seed."""
     torch.manual_seed(seed)
-    made = cls(config, kernel)
+    plain = cls(config, kernel)
     with torch.no_grad():
-        for p in made.parameters():
+        for p in plain.parameters():
             p.copy_(torch.randn_like(p) * 0.15 if p.ndim > 1 else 1 + 0.1 * torch.randn_like(p))
-    return made
+    return plain
 
 
 def token_pairs(n: int, seed: int = 0, vocab: int = 61, longest: int = 14) -> list[tuple[list[int], list[int]]]:
-    """Pairs of full texts that share a prompt of ragged length (none at times)."""
-    draw = np.random.default_rng(seed)
+    """Pairs of full texts that share a prompt of random length, which may be empty."""
+    random = np.random.default_rng(seed)
 
-    def ids(low: int) -> list[int]:
-        return draw.integers(0, vocab, draw.integers(low, longest)).tolist()
+    def ids(shortest: int) -> list[int]:
+        return random.integers(0, vocab, random.integers(shortest, longest)).tolist()
 
     prompts = [ids(0) for _ in range(n)]
     return [(prompt + ids(1), prompt + ids(1)) for prompt in prompts]
 
 
 def token_rankings(n: int, seed: int = 0) -> tuple[list[list[list[int]]], list[list[float]]]:
-    """Full texts of 2 to 5 replies that share a prompt, and their grades, where ties occur."""
-    draw = np.random.default_rng([seed, n])
+    """Full texts of 2 to 5 replies that share a prompt, and their grades, of which some are equal."""
+    random = np.random.default_rng([seed, n])
     rankings, grades = [], []
-    for (prompt, _), k in zip(token_pairs(n, seed), draw.integers(2, 6, n), strict=True):
-        rankings.append([prompt + draw.integers(0, 61, draw.integers(1, 6)).tolist() for _ in range(k)])
-        grades.append(draw.integers(0, 4, k).astype(float).tolist())
+    for (prompt, _), k in zip(token_pairs(n, seed), random.integers(2, 6, n), strict=True):
+        rankings.append([prompt + random.integers(0, 61, random.integers(1, 6)).tolist() for _ in range(k)])
+        grades.append(random.integers(0, 4, k).astype(float).tolist())
     return rankings, grades
 
 
 def pair_examples(pairs) -> Examples:
-    """As rm.data.dataset makes them: the longest common token prefix is stored once."""
+    """Preference pairs from full texts as `rm.data.dataset` makes them: the common prefix is stored once."""
     return Examples.build(_example(pair) for pair in pairs)
 
 
 def ranking_examples(rankings, grades) -> Examples:
-    """The same of any number of full texts, with a grade for each."""
+    """`pair_examples` of any number of full texts per prompt, with a grade for each."""
     return Examples.build(_example(texts, np.array(grade)) for texts, grade in zip(rankings, grades, strict=True))
 
 
 def text_examples(texts) -> Examples:
+    """Texts for SFT, with loss on every token but the first."""
     return Examples.build(
         Example(np.zeros(0, np.int32), (np.array(t, np.int32),), (np.ones(len(t), bool),)) for t in texts
     )

@@ -1,6 +1,6 @@
-"""config.json of models that people use, as their makers published them, and how many parameters those have.
+"""Published config.json files of well-known models, and their numbers of parameters.
 
-Settings that no reader of a config.json here looks at (dropout, initializer, cache, version) are left out.
+Settings that `rm.hf.families` does not read (dropout, initializer, cache, version) are left out.
 """
 
 LLAMA3_ROPE = {

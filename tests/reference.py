@@ -1,4 +1,4 @@
-"""The slow and obvious twin of everything fast: dense sight, one sequence at a time, full logits."""
+"""Slow, plain implementations to compare the fast ones with: a dense mask, one sequence at a time, full logits."""
 
 import itertools
 
@@ -6,35 +6,36 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rm.data.batch import Segment
 
-def sight(segments, window: int) -> Tensor:
-    """The rule of sight, entry by entry: (T, T) bool, q sees k."""
-    where = []  # (doc, branch, position) of every token of the row
-    for doc, (prefix, *replies) in enumerate(segments):
-        where += [(doc, 0, i) for i in range(prefix)]
-        where += [(doc, b, prefix + i) for b, reply in enumerate(replies, 1) for i in range(reply)]
-    seen = torch.zeros(len(where), len(where), dtype=torch.bool)
-    for q, (doc, branch, position) in enumerate(where):
+
+def attention_mask(segments: list[Segment], window: int) -> Tensor:
+    """The mask of `rm.model.attention`, entry by entry: (T, T) bool, whether query q attends to key k."""
+    tokens = []  # (segment, reply, position) of every token of the micro-batch; the prompt is reply 0
+    for segment, (prefix, *replies) in enumerate(segments):
+        tokens += [(segment, 0, i) for i in range(prefix)]
+        for reply, length in enumerate(replies, 1):
+            tokens += [(segment, reply, prefix + i) for i in range(length)]
+    mask = torch.zeros(len(tokens), len(tokens), dtype=torch.bool)
+    for q, (segment, reply, position) in enumerate(tokens):
         for k in range(q + 1):
-            other_doc, other_branch, other_position = where[k]
-            on_path = other_doc == doc and other_branch in (0, branch)
-            seen[q, k] = on_path and (window == 0 or position - other_position < window)
-    return seen
+            key_segment, key_reply, key_position = tokens[k]
+            same_text = key_segment == segment and key_reply in (0, reply)
+            mask[q, k] = same_text and (window == 0 or position - key_position < window)
+    return mask
 
 
 class DenseAttention:
-    """The rule of sight as one (T, T) mask and a softmax written out; same signature as the kernels of
-    rm.model.attention.
-    """
+    """One (T, T) mask and a softmax written out, with the signature of the kernels of `rm.model.attention`."""
 
-    def __init__(self, segments, device):
+    def __init__(self, segments: list[Segment], device: torch.device):
         self.segments = segments
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, window: int, scale: float) -> Tensor:
         repeat = q.shape[1] // k.shape[1]
         k, v = k.repeat_interleave(repeat, 1), v.repeat_interleave(repeat, 1)
         scores = torch.einsum("qhe,khe->hqk", q, k) * scale
-        weights = scores.masked_fill(~sight(self.segments, window), float("-inf")).softmax(-1)
+        weights = scores.masked_fill(~attention_mask(self.segments, window), float("-inf")).softmax(-1)
         return torch.einsum("hqk,khe->qhe", weights, v)
 
 
@@ -44,7 +45,7 @@ def hidden_of(model, tokens: list[int]) -> Tensor:
 
 
 def cross_entropy_sum(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-    """All logits at once."""
+    """Summed cross entropy from all logits at once: () fp32."""
     return F.cross_entropy((hidden @ weight.T).float(), targets, reduction="sum")
 
 
@@ -77,8 +78,8 @@ def preference_loss(rewards, grade, label: float, margin: float, settings) -> Te
         total = total + settings.center_rewards_coefficient * (rewards[i] + rewards[j]) ** 2 / len(pairs)
     if settings.loss == "plackett_luce":
         for i in range(len(rewards)):
-            left = [rewards[j] for j in range(len(rewards)) if grade[j] <= grade[i]]
-            total = total - torch.log(torch.exp(rewards[i]) / sum(torch.exp(r) for r in left))
+            remaining = [rewards[j] for j in range(len(rewards)) if grade[j] <= grade[i]]
+            total = total - torch.log(torch.exp(rewards[i]) / sum(torch.exp(r) for r in remaining))
     return total
 
 

@@ -1,4 +1,4 @@
-"""Whole runs of the training scripts in forked processes, and what they leave: for tests of what befalls a run."""
+"""Whole runs of the training scripts in forked processes, faults injected into them, and what they leave behind."""
 
 import functools
 import json
@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 import train_rm
 import train_sft
+from rm.config import compose, flatten
 from rm.distributed import checkpoint
 from rm.distributed import process_group as dist
 from tests import text_fixtures, tiny
@@ -23,12 +24,12 @@ TEXTS = [f"###Human: what is {a} and {b}?###Assistant: it is {a + b}." for a in 
 
 @functools.cache
 def _temporary() -> tempfile.TemporaryDirectory:
-    return tempfile.TemporaryDirectory(prefix="runs-")  # goes when the tests end
+    return tempfile.TemporaryDirectory(prefix="runs-")  # removed when the tests end
 
 
 @functools.cache
 def world() -> Path:
-    """A folder with a tiny LLaMA, texts and pairs; pairs have whole conversations of their own."""
+    """A folder with a tiny LLaMA, texts and pairs; every pair is a conversation of its own."""
     folder = Path(_temporary().name)
     text_fixtures.byte_level(folder / "model")
     tiny.llama(vocab_size=400).save_pretrained(folder / "model")
@@ -39,45 +40,49 @@ def world() -> Path:
 
 
 def settings(out: Path, script=train_rm, **changes):
-    """Of a run of 9 steps: three epochs over 24 pairs, 8 a step; lines of metrics and checkpoints do not coincide."""
+    """Settings of a run of 9 steps: three epochs of 24 pairs, 8 a step; its metrics and checkpoints do not coincide."""
     data = world() / ("texts.json" if script is train_sft else "pairs.json")
-    made = dict(
+    values = dict(
         model_name_or_path=str(world() / "model"), dataset_path=(str(data),), output_dir=str(out), max_tokens=200,
         cache_dir=str(world() / "cache"), validation_split_percentage=20, global_batch_size=8, num_train_epochs=3,
         logging_steps=4, eval_steps=3, learning_rate=1e-3, save_steps=2,
     )  # fmt: skip
-    return script.Settings(**made | changes)
+    return compose(script.Settings, **values | changes)
 
 
-def flags(chosen) -> list[str]:
-    """A command line that says the same."""
+def flags(config) -> list[str]:
+    """The command line of some settings."""
     words = []
-    for name, value in vars(chosen).items():
+    for name, value in flatten(config).items():
         if value not in (None, ()):
             words += [f"--{name}", *map(str, value if isinstance(value, tuple) else [value])]
     return words
 
 
-def main(chosen, before: Callable[[], None] = lambda: None) -> None:
-    """What a process runs: the script, after `before` has prepared its misfortune."""
-    before()
-    script = train_sft if isinstance(chosen, train_sft.Settings) else train_rm
+def main(config, inject: Callable[[], None] = lambda: None) -> None:
+    """What a process runs: the script, after `inject` has prepared a fault; without the HTML report.
+
+    The report takes twice as long as all the rest: importing matplotlib, and drawing.
+    """
+    inject()
+    script = train_sft if isinstance(config, train_sft.Settings) else train_rm
+    script.write_report = lambda folder: None  # in this forked process only
     try:
-        script.main(chosen)
+        script.main(config)
     except (dist.Stopped, SystemExit):
         pass
 
 
-def outcome(chosen) -> tuple[dict, list[dict]]:
-    """The weights and the lines of metrics that a run left, without what clock and memory have to do with."""
-    out = Path(chosen.output_dir)
+def outcome(config) -> tuple[dict, list[dict]]:
+    """The weights and the lines of metrics that a run left, without times and memory."""
+    out = Path(config.run.output_dir)
     lines = [json.loads(line) for line in open(out / "metrics.jsonl")]
-    same = [{k: v for k, v in line.items() if "second" not in k and "memory" not in k} for line in lines]
-    return load_file(out / "model" / "model.safetensors"), same
+    repeatable = [{k: v for k, v in line.items() if "second" not in k and "memory" not in k} for line in lines]
+    return load_file(out / "model" / "model.safetensors"), repeatable
 
 
 def assert_same(one: tuple, other: tuple) -> None:
-    """Of two outcomes: to the last bit."""
+    """Two outcomes are bit-identical."""
     assert one[1] == other[1]
     assert one[0].keys() == other[0].keys()
     assert all(torch.equal(one[0][name], other[0][name]) for name in one[0])
@@ -85,22 +90,22 @@ def assert_same(one: tuple, other: tuple) -> None:
 
 @functools.cache
 def undisturbed(processes: int, script=train_rm, **changes) -> tuple:
-    """The outcome of a run that nothing happens to."""
-    chosen = settings(Path(tempfile.mkdtemp(dir=_temporary().name)) / "out", script, **changes)
-    run_ranks(processes, main, chosen)
-    return outcome(chosen)
+    """The outcome of a run without a fault."""
+    config = settings(Path(tempfile.mkdtemp(dir=_temporary().name)) / "out", script, **changes)
+    run_ranks(processes, main, config)
+    return outcome(config)
 
 
-def exit_marker(chosen) -> dict:
-    return json.loads((Path(chosen.output_dir) / "exit.json").read_text())
+def exit_marker(config) -> dict:
+    return json.loads((Path(config.run.output_dir) / "exit.json").read_text())
 
 
-def checkpoints(chosen) -> list[Path]:
-    return checkpoint.list_checkpoints(Path(chosen.output_dir) / "checkpoints")
+def checkpoints(config) -> list[Path]:
+    return checkpoint.list_checkpoints(Path(config.run.output_dir) / "checkpoints")
 
 
-def steps_saved(chosen) -> list[int]:
-    return [checkpoint.step_of(folder) for folder in checkpoints(chosen)]
+def steps_saved(config) -> list[int]:
+    return [checkpoint.step_of(folder) for folder in checkpoints(config)]
 
 
 def die(*_, **__) -> None:
@@ -108,23 +113,24 @@ def die(*_, **__) -> None:
 
 
 def at_call(number: int, act: Callable, function: Callable) -> Callable:
-    """`function`, but its call of this number (from 1) does `act` first."""
-    calls = []
+    """`function`, but its call of this number (from 1) runs `act` first."""
+    calls = 0
 
     def counted(*args, **kwargs):
-        calls.append(1)
-        if len(calls) == number:
+        nonlocal calls
+        calls += 1
+        if calls == number:
             act()
         return function(*args, **kwargs)
 
     return counted
 
 
-def befalls(owner, name: str, call: int, act: Callable = die, rank: int = 0) -> Callable[[], None]:
-    """A misfortune for `main`: on one rank, `owner.name` does `act` at a call of this number."""
+def fault(owner, name: str, call: int, act: Callable = die, rank: int = 0) -> Callable[[], None]:
+    """A fault for `main`: on one rank, `owner.name` runs `act` at its call of this number, from 1."""
 
-    def prepare():
+    def inject():
         if dist.rank() == rank:
             setattr(owner, name, at_call(call, act, getattr(owner, name)))
 
-    return prepare
+    return inject

@@ -1,4 +1,4 @@
-"""Chat templates as models in use have them, and tokenizers with their special tokens."""
+"""Chat templates of widely used models, and tokenizers with their special tokens."""
 
 from pathlib import Path
 
@@ -26,7 +26,7 @@ LLAMA_3 = (
     "{% set content = bos_token + content %}{% endif %}{{ content }}{% endfor %}{% if add_generation_prompt %}"
     "{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
 )
-LLAMA_32 = (  # its date, without its tools
+LLAMA_32 = (  # writes the date; without its tools
     "{{- bos_token }}\n{%- if not date_string is defined %}\n    {%- if strftime_now is defined %}\n"
     '        {%- set date_string = strftime_now("%d %b %Y") %}\n    {%- else %}\n'
     '        {%- set date_string = "26 Jul 2024" %}\n    {%- endif %}\n{%- endif %}\n'
@@ -68,13 +68,13 @@ GEMMA = (
     "{{ '<start_of_turn>' + role + '\n' + message['content'] | trim + '<end_of_turn>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{'<start_of_turn>model\n'}}{% endif %}"
 )
-PHI_3 = (  # its special tokens swallow the blanks behind them
+PHI_3 = (  # its special tokens strip the white space behind them
     "{% for message in messages %}{% if message['role'] == 'system' %}{{'<|system|>\n' + message['content'] + "
     "'<|end|>\n'}}{% elif message['role'] == 'user' %}{{'<|user|>\n' + message['content'] + '<|end|>\n'}}{% elif "
     "message['role'] == 'assistant' %}{{'<|assistant|>\n' + message['content'] + '<|end|>\n'}}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% else %}{{ eos_token }}{% endif %}"
 )
-QWEN_3 = (  # its thoughts, without its tools
+QWEN_3 = (  # rewrites thoughts; without its tools
     "{%- for message in messages %}{%- if message.role == 'assistant' %}{%- set content = message.content %}"
     "{%- set thought = '' %}{%- if '</think>' in content %}{%- set thought = content.split('</think>')[0].rstrip('\\n')"
     ".split('<think>')[-1].lstrip('\\n') %}{%- set content = content.split('</think>')[-1].lstrip('\\n') %}{%- endif %}"
@@ -83,14 +83,14 @@ QWEN_3 = (  # its thoughts, without its tools
     "{%- else %}{{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' }}{%- endif %}"
     "{%- endfor %}{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}"
 )
-MARKED = (  # by {% generation %}
+MARKED = (  # marks replies by {% generation %}
     "{%- for message in messages %}{{- '<|im_start|>' + message.role + '\\n' }}{%- if message.role == 'assistant' %}"
     "{% generation %}{{- message.content | trim + '<|im_end|>' }}{% endgeneration %}{%- else %}{{- message.content + "
     "'<|im_end|>' }}{%- endif %}{{- '\\n' }}{%- endfor %}"
 )
 IM = ["<|im_start|>", "<|im_end|>"]
 HEADER = ["<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
-# name: (template, special tokens, BOS, EOS)
+# Name -> (template, special tokens, BOS, EOS)
 TEMPLATES = {
     "Qwen2.5": (CHATML, IM, None, "<|im_end|>"),
     "Qwen2.5 base": (CHATML, IM, None, "<|endoftext|>"),
@@ -108,19 +108,19 @@ TEMPLATES = {
 
 
 def folder_of(name: str, folder: Path, make=byte_level) -> Path:
-    """A folder with a small tokenizer, the special tokens of this template, and the template in its settings."""
+    """Make a folder with a small tokenizer that has this template and its special tokens."""
     template, special, bos, eos = TEMPLATES[name]
     make(folder)
     model = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    swallow = name == "Phi-3"
-    model.add_special_tokens([AddedToken(token, rstrip=swallow, normalized=False, special=True) for token in special])
+    rstrip = name == "Phi-3"
+    model.add_special_tokens([AddedToken(token, rstrip=rstrip, normalized=False, special=True) for token in special])
     model.add_tokens([AddedToken(token, normalized=False) for token in ("<think>", "</think>")])
     model.save(str(folder / "tokenizer.json"))
-    kind = {"tokenizer_class": "PreTrainedTokenizerFast", "add_bos_token": False, "chat_template": template}
-    write_json(folder / "tokenizer_config.json", kind | {"bos_token": bos, "eos_token": eos})
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "add_bos_token": False, "chat_template": template}
+    write_json(folder / "tokenizer_config.json", settings | {"bos_token": bos, "eos_token": eos})
     return folder
 
 
 def llama_folder(name: str, folder: Path) -> Path:
-    """As `folder_of`, over a tokenizer that puts a blank before every string between special tokens."""
+    """As `folder_of`, with a tokenizer that puts a space before every string between special tokens."""
     return folder_of(name, folder, llama_like)

@@ -1,5 +1,6 @@
-"""rm.prepare_hh: the recipe's exact JSON, each conversation in one file, sizes as asked, reproducible, nothing lost."""
+"""rm.prepare_hh: the recipe's exact JSON, each conversation in one file, sizes, reproducibility, what is left out."""
 
+import itertools
 import json
 import random
 
@@ -14,16 +15,16 @@ DAHOAS = {"prompt": PROMPT, "response": " Yes.", "chosen": " Yes.", "rejected": 
 BEFORE = "###Human: Are space heaters safe?###Assistant: What?  Can’t you say?###Human: Fire###Assistant: "
 
 
-def world(conversations: int, seed: int = 0) -> list[dict]:
-    """Conversations of one to three records, each of which goes on from the one before, shuffled."""
-    draw, records = random.Random(seed), []
+def make_records(conversations: int, seed: int = 0) -> list[dict]:
+    """Shuffled records of conversations; each conversation has one to three records, each continues the one before."""
+    rng, records = random.Random(seed), []
     for number in range(conversations):
         text = ""
-        for turn in range(draw.randint(1, 3)):
+        for turn in range(rng.randint(1, 3)):
             text += f"\n\nHuman: question {number} {turn}\n\nAssistant:"
             records.append({"chosen": f"{text} good {turn}", "rejected": f"{text} bad {turn}"})
             text += f" good {turn}"
-    draw.shuffle(records)
+    rng.shuffle(records)
     return records
 
 
@@ -42,105 +43,109 @@ def texts(document: dict) -> list[str]:
 
 
 @pytest.mark.parametrize("record", [ANTHROPIC, DAHOAS])
-def test_the_json_is_the_recipes_to_the_letter(record, prepare, tmp_path):
+def test_files_have_the_recipes_json_format(record, prepare, tmp_path):
     files = prepare([record], "--sft", 1, "--rm", 0)
     assert files == {"sft": {"type": "text_only", "instances": [{"text": BEFORE + "Yes."}]}}
-    assert "Can’t" in (tmp_path / "out" / "sft.json").read_text(encoding="utf-8")  # to be read by people, too
+    assert "Can’t" in (tmp_path / "out" / "sft.json").read_text(encoding="utf-8")  # readable, not escaped
     files = prepare([record], "--sft", 0, "--rm", 1, "--test", 0, out="rm")
     assert files == {"rm": {"instances": [{"positive": BEFORE + "Yes.", "negative": BEFORE + "No"}]}}
     assert prepare([record], "--sft", 0, "--rm", 0, "--test", "all", out="test") == {"test": files["rm"]}
 
 
-def test_a_conversation_is_in_one_file_only_and_stands_together_there(prepare):
-    records = world(200)
+def test_a_conversation_is_in_one_file_only_and_contiguous_there(prepare):
+    records = make_records(200)
     files = prepare(records, "--sft", 100, "--rm", 120, "--test", 50)
     assert [len(files[name]["instances"]) for name in ("sft", "rm", "test")] == [100, 120, 50]
-    seen = [[key(text) for text in texts(files[name])] for name in ("sft", "rm", "test")]
-    assert not any(set(one) & set(other) for i, one in enumerate(seen) for other in seen[:i])
-    for keys in seen:
+    conversations = [[key(text) for text in texts(files[name])] for name in ("sft", "rm", "test")]
+    for one, other in itertools.combinations(conversations, 2):
+        assert not set(one) & set(other)
+    for keys in conversations:
         changes = 1 + sum(a != b for a, b in zip(keys, keys[1:], strict=False))
         assert changes == len(set(keys))
-    made = {json.dumps(pair) for name in ("rm", "test") for pair in files[name]["instances"]}
-    marked = {json.dumps(dict(zip(("positive", "negative"), map(replaced, r.values()), strict=True))) for r in records}
-    assert made < marked and len(made) == 170
+    written = {json.dumps(pair) for name in ("rm", "test") for pair in files[name]["instances"]}
+    expected = {
+        json.dumps({"positive": lmflow_format(record["chosen"]), "negative": lmflow_format(record["rejected"])})
+        for record in records
+    }
+    assert written < expected and len(written) == 170
 
 
-def replaced(text: str) -> str:
-    """How the recipe's authors made their texts."""
+def lmflow_format(text: str) -> str:
+    """The conversion that the recipe's authors used."""
     return text.replace("\n\nHuman", "###Human").replace("\n\nAssistant", "###Assistant")
 
 
-def test_all_takes_what_the_others_leave(prepare):
-    records = world(60)
+def test_all_takes_what_the_other_files_leave(prepare):
+    records = make_records(60)
     files = prepare(records, "--sft", "all", "--rm", 30, "--test", 20)
-    left = sum(len(document["instances"]) for document in files.values())
+    written = sum(len(document["instances"]) for document in files.values())
     assert len(files["rm"]["instances"]) == 30 and len(files["test"]["instances"]) == 20
-    assert len(records) - 4 <= left <= len(records)  # two conversations may have been cut short
+    assert len(records) - 4 <= written <= len(records)  # two conversations may have been cut short
 
 
-def test_the_seed_alone_decides(prepare):
+def test_files_depend_on_the_seed_only(prepare):
     argv = "--sft", 20, "--rm", 20
-    one, same = (prepare(world(60), *argv, out=out) for out in ("one", "same"))
-    other = prepare(world(60), *argv, "--seed", 1, out="other")
+    one, same = (prepare(make_records(60), *argv, out=out) for out in ("one", "same"))
+    other = prepare(make_records(60), *argv, "--seed", 1, out="other")
     assert one == same and one["rm"] != other["rm"]
 
 
-def test_files_may_be_named_as_they_are_on_the_hub(tmp_path, monkeypatch):
-    (tmp_path / "a.json").write_text(json.dumps(world(5)))
+def test_input_files_may_be_names_on_the_hub(tmp_path, monkeypatch):
+    (tmp_path / "a.json").write_text(json.dumps(make_records(5)))
     monkeypatch.setattr(prepare_hh.hub, "data", {"hub:o/n/a.json": tmp_path / "a.json"}.__getitem__)
     prepare_hh.main(["hub:o/n/a.json", "--output_dir", str(tmp_path), "--sft", "2", "--rm", "0"])
     assert len(json.loads((tmp_path / "sft.json").read_text())["instances"]) == 2
 
 
-UNFIT = {
-    "with two equal sides": (["a", "b"], ["a", "b "]),
-    "with a blank reply": (["a", ""], ["a", "b"]),
-    "with two prompts": (["a", "b"], ["c", "b"]),
-    "whose turns are not": (["a", "b", "c"], ["a", "b"]),
-    "with a mark inside": (["a###Human: b", "b"], ["a###Human: b", "c"]),
-    "repeated": (["q 0", "yes"], ["q 0", "no"]),
+LEFT_OUT = {  # reason -> (messages of the chosen side, messages of the rejected side)
+    "identical sides": (["a", "b"], ["a", "b "]),
+    "blank reply": (["a", ""], ["a", "b"]),
+    "different prompts": (["a", "b"], ["c", "b"]),
+    "turns are not Human, Assistant, Human, ...": (["a", "b", "c"], ["a", "b"]),
+    "turn mark inside a message": (["a###Human: b", "b"], ["a###Human: b", "c"]),
+    "repeated pair": (["q 0", "yes"], ["q 0", "no"]),
 }
 
 
 def record(chosen: list[str], rejected: list[str]) -> dict:
     def dialogue(contents):
-        return "".join(f"\n\n{('Human', 'Assistant')[i % 2]}: {said}" for i, said in enumerate(contents))
+        return "".join(f"\n\n{('Human', 'Assistant')[i % 2]}: {content}" for i, content in enumerate(contents))
 
     return {"chosen": dialogue(chosen), "rejected": dialogue(rejected)}
 
 
-@pytest.mark.parametrize("reason", UNFIT)
-def test_what_does_not_fit_is_left_out_and_counted(reason, prepare, capsys):
-    fit = record(["q 0", "yes"], ["q 0", "no"]), record(["q 1", "yes"], ["q 1", "no"])
-    unfit = record(*UNFIT[reason])
-    files = prepare([fit[0], unfit, fit[1], unfit], "--sft", 0, "--rm", "all")
+@pytest.mark.parametrize("reason", LEFT_OUT)
+def test_unusable_pairs_are_left_out_and_counted(reason, prepare, capsys):
+    usable = record(["q 0", "yes"], ["q 0", "no"]), record(["q 1", "yes"], ["q 1", "no"])
+    unusable = record(*LEFT_OUT[reason])
+    files = prepare([usable[0], unusable, usable[1], unusable], "--sft", 0, "--rm", "all")
     assert len(files["rm"]["instances"]) == 2
     out = capsys.readouterr().out
-    assert f"left out: 2 {reason}" in out and out.count("left out") == 1 and "2 fit pairs of 2 conv" in out
+    assert f"left out: 2 ({reason})" in out and out.count("left out") == 1 and "2 usable pairs of 2 conv" in out
 
 
-def test_nothing_is_overwritten(prepare, tmp_path):
-    files = prepare(world(9), "--sft", 2, "--rm", 2)
-    with pytest.raises(ValueError, match="rm.json is there already: name another --output_dir"):
-        prepare(world(9), "--sft", 0, "--rm", 1)
+def test_existing_files_are_not_overwritten(prepare, tmp_path):
+    files = prepare(make_records(9), "--sft", 2, "--rm", 2)
+    with pytest.raises(ValueError, match="rm.json exists already: choose another --output_dir"):
+        prepare(make_records(9), "--sft", 0, "--rm", 1)
     assert json.loads((tmp_path / "out" / "rm.json").read_text()) == files["rm"]
 
 
 BAD = {
-    "too many": (["--sft", 9, "--rm", 12], "1 fit pairs of 1 conversations are too few for --sft 9, --rm 12"),
+    "too many": (["--sft", 9, "--rm", 12], "1 usable pairs of 1 conversations are too few for --sft 9, --rm 12"),
     "two of all": (["--sft", "all", "--rm", "all"], "too few for --sft all, --rm all"),
     "none": (["--sft", 0, "--rm", 0], "are all 0"),
 }
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_what_cannot_be_made_is_one_line_and_leaves_nothing(case, prepare, tmp_path):
+def test_impossible_sizes_raise_one_line_and_write_nothing(case, prepare, tmp_path):
     argv, message = BAD[case]
     with pytest.raises(ValueError, match=message):
         prepare([ANTHROPIC], *argv)
     assert not list(tmp_path.glob("out/*"))
 
 
-def test_a_record_of_another_kind_is_named(prepare):
+def test_a_record_that_is_not_a_preference_is_named(prepare):
     with pytest.raises(ValueError, match="hh.jsonl line 2: has the keys 'text'"):
         prepare([ANTHROPIC, {"text": "hi"}], "--sft", 1)

@@ -1,4 +1,4 @@
-"""The three scripts as a user runs them: real processes, files and folders; and the one line that bad input gets."""
+"""The three scripts as a user runs them: real processes and files; and the one-line error for each kind of mistake."""
 
 import json
 import subprocess
@@ -65,7 +65,7 @@ def test_two_processes_under_torchrun_train_as_one_does(script, world, tmp_path)
     assert json.loads((tmp_path / "two" / "run.json").read_text())["processes"] == 2
 
 
-def test_sft_then_reward_model_then_evaluation_and_transformers_scores_as_we_do(world, tmp_path):
+def test_sft_then_reward_model_then_evaluation_and_scores_of_transformers(world, tmp_path):
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
     train("train_sft.py", world, tmp_path / "sft")
@@ -84,28 +84,29 @@ def test_sft_then_reward_model_then_evaluation_and_transformers_scores_as_we_do(
         assert [line["record"] for line in lines] == list(range(len(TEXTS)))
         scores[name] = torch.tensor([line["scores"] for line in lines])
     torch.testing.assert_close(scores["two"], scores["one"], rtol=1e-5, atol=1e-5)
-    right = (scores["one"][:, 0] > scores["one"][:, 1]).double().mean().item()
-    assert report["accuracy"] == pytest.approx(right)
+    accuracy = (scores["one"][:, 0] > scores["one"][:, 1]).double().mean().item()
+    assert report["accuracy"] == pytest.approx(accuracy)
 
-    theirs = AutoModelForSequenceClassification.from_pretrained(tmp_path / "rm" / "model").eval()
+    hf_model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "rm" / "model").eval()
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "rm" / "model")
     records = [json.loads(line) for line in open(world / "pairs.jsonl")][:4]
     texts = [record[side] + tokenizer.eos_token for record in records for side in ("positive", "negative")]
     with torch.no_grad():
-        logits = theirs(**tokenizer(texts, return_tensors="pt", padding=True)).logits[:, 0]
+        logits = hf_model(**tokenizer(texts, return_tensors="pt", padding=True)).logits[:, 0]
     torch.testing.assert_close(scores["one"][:4].flatten(), logits, rtol=1e-4, atol=1e-4)
 
 
-def test_a_reward_model_and_its_adapter_keep_one_contract_and_a_broken_one_is_refused(world, tmp_path):
+def test_a_merged_model_and_its_adapter_have_one_contract_which_is_checked(world, tmp_path):
     flags = ("--use_lora", "true", "--max_steps", 2, "--max_length", 150, "--validation_split_by", "order")
     train("train_rm.py", world, tmp_path / "rm", *flags, processes=2)
     forms = {form: tmp_path / "rm" / form for form in ("model", "adapter")}
-    kept = {form: json.loads((folder / "scoring.json").read_text()) for form, folder in forms.items()}
-    scores = {form: torch.tensor([golden["score"] for golden in kept[form]["golden"]]) for form in forms}
+    contracts = {form: json.loads((folder / "scoring.json").read_text()) for form, folder in forms.items()}
+    scores = {form: torch.tensor([golden["score"] for golden in contracts[form]["golden"]]) for form in forms}
     torch.testing.assert_close(scores["model"], scores["adapter"], rtol=1e-4, atol=1e-4)
-    assert kept["model"]["max_length"] == 150 and kept["model"]["reward_set"] == "6 examples held out"
+    contract = contracts["model"]
+    assert contract["max_length"] == 150 and contract["reward_set"] == "6 examples held out"
 
-    scorers = [Scorer(folder) for folder in forms.values()]  # which check the contract
+    scorers = [Scorer(folder) for folder in forms.values()]  # each verifies its contract
     assert scorers[0].score(TEXTS[:3]) == pytest.approx(scorers[1].score(TEXTS[:3]), abs=1e-4)
     held_out = Scorer(forms["model"]).score(TEXTS[-6:], normalized=True)
     assert np.mean(held_out) == pytest.approx(0, abs=1e-3) and np.std(held_out) == pytest.approx(1, abs=1e-3)
@@ -117,15 +118,15 @@ def test_a_reward_model_and_its_adapter_keep_one_contract_and_a_broken_one_is_re
     done = run("eval_rm.py", *flags, "--score_only", "true", "--best_of_n", "true", "--output_dir", tmp_path / "scored")
     assert done.returncode == 0, done.stderr
     lines, best = ([json.loads(line) for line in open(tmp_path / "scored" / f"{n}.jsonl")] for n in ("scores", "best"))
-    ours = scorers[0].score_responses(*zip(*((p["prompt"], p["responses"]) for p in prompts), strict=True))
-    assert [line["scores"] for line in lines] == [pytest.approx(rewards, abs=1e-5) for rewards in ours]
-    assert [line["best"] for line in best] == [int(np.argmax(rewards)) for rewards in ours]
+    expected = scorers[0].score_responses([p["prompt"] for p in prompts], [p["responses"] for p in prompts])
+    assert [line["scores"] for line in lines] == [pytest.approx(rewards, abs=1e-5) for rewards in expected]
+    assert [line["best"] for line in best] == [int(np.argmax(rewards)) for rewards in expected]
     assert best[1]["response"] == "b" and best[1]["score"] == lines[1]["scores"][0]
 
-    kept["model"]["golden"][1]["score"] += 1
-    (forms["model"] / "scoring.json").write_text(json.dumps(kept["model"]))
+    contract["golden"][1]["score"] += 1
+    (forms["model"] / "scoring.json").write_text(json.dumps(contract))
     flags = ("--model_name_or_path", forms["model"], "--dataset_path", world / "pairs.jsonl")
-    assert "golden text 2" in refused("eval_rm.py", tmp_path / "out", *flags)
+    assert "probe text 2" in refused("eval_rm.py", tmp_path / "out", *flags)
 
 
 def test_a_run_is_repeated_from_its_run_json(world, tmp_path):
@@ -136,7 +137,7 @@ def test_a_run_is_repeated_from_its_run_json(world, tmp_path):
 
 
 def refused(script: str, out: Path, *flags, processes: int = 0) -> str:
-    """The one line on stderr of a run that a user's mistake ended; nothing was written."""
+    """The one-line error on stderr of a run that a user's mistake ended; asserts that nothing was written."""
     before = sorted(out.rglob("*")) if out.exists() else None
     done = run(script, *flags, "--output_dir", out, processes=processes)
     assert done.returncode != 0 and (sorted(out.rglob("*")) if out.exists() else None) == before
@@ -146,7 +147,7 @@ def refused(script: str, out: Path, *flags, processes: int = 0) -> str:
     return line
 
 
-def broken(folder: Path, world: Path, **config) -> Path:
+def model_with(folder: Path, world: Path, **config) -> Path:
     """A copy of the model with other settings in config.json."""
     folder.mkdir()
     for file in (world / "model").iterdir():
@@ -164,23 +165,32 @@ MISTAKES = {
         {"data": '{"instances": [{"text": "a"}]}'},
         "record 1: has the keys 'text'; expected",
     ),
-    "no list": ({"data": '{"instances": 3}'}, "its records are 3"),
-    "a wrong type": ({"data": '{"chosen": "a", "rejected": 7}'}, "line 1: 'rejected' is 7; expected its text"),
-    "no pair left": ({"flags": ["--max_length", 2]}, "30 longer than --max_length 2; none is left: raise --max_length"),
-    "an unknown flag": ({"flags": ["--lerning_rate", 1]}, "unrecognized arguments: --lerning_rate 1"),
+    "no list": ({"data": '{"instances": 3}'}, "holds no records, but 3"),
+    "a wrong type": ({"data": '{"chosen": "a", "rejected": 7}'}, "line 1: 'rejected' is 7; expected a string"),
+    "no pair left": (
+        {"flags": ["--max_length", 2]},
+        "30 longer than --max_length 2; no example is left: raise --max_length",
+    ),
+    "an unknown flag": (
+        {"flags": ["--lerning_rate", 1]},
+        "unknown flag --lerning_rate: did you mean --learning_rate? All flags: --help",
+    ),
     "an unknown architecture": ({"config": {"model_type": "mamba"}}, "model_type 'mamba' is not supported, only"),
     "missing tensors": ({"config": {"num_hidden_layers": 9}}, "missing: model.layers."),
     "extra tensors": ({"config": {"num_hidden_layers": 1}}, "unknown: model.layers.1."),
     "mis-shaped tensors": ({"config": {"intermediate_size": 99}}, "of another shape: model.layers.0.mlp."),
-    "rows that hold no pair": ({"flags": ["--max_tokens", 5]}, "--max_tokens 5 is less than the longest example's"),
+    "micro-batches smaller than a pair": (
+        {"flags": ["--max_tokens", 5]},
+        "--max_tokens 5 is less than the longest example's",
+    ),
 }
 
 
 @pytest.mark.parametrize(("mistake", "message"), MISTAKES.values(), ids=MISTAKES)
-def test_a_mistake_gets_one_line_that_says_what_to_do_and_leaves_nothing_behind(world, tmp_path, mistake, message):
+def test_a_mistake_ends_with_one_line_that_says_what_to_do_and_writes_nothing(world, tmp_path, mistake, message):
     model, data = world / "model", world / "pairs.jsonl"
     if "config" in mistake:
-        model = broken(tmp_path / "model", world, **mistake["config"])
+        model = model_with(tmp_path / "model", world, **mistake["config"])
     if "data" in mistake:
         data = tmp_path / "nowhere.jsonl"
         if mistake["data"] is not None:
@@ -199,13 +209,13 @@ def test_a_mistake_under_torchrun_is_still_one_line(world, tmp_path):
     assert "nowhere.jsonl: no such file" in line
 
 
-def test_an_output_folder_that_holds_a_run_is_left_alone(world, tmp_path):
+def test_an_output_folder_that_holds_another_run_stays_unchanged(world, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "run.json").write_text("{}")
     flags = ("--model_name_or_path", world / "model", "--dataset_path", world / "pairs.jsonl")
     assert "already holds another run" in refused("train_rm.py", tmp_path / "out", *flags)
 
 
-def test_evaluating_a_language_model_says_that_it_is_no_reward_model(world, tmp_path):
+def test_evaluating_a_language_model_is_an_error_that_says_so(world, tmp_path):
     flags = ("--model_name_or_path", world / "model", "--dataset_path", world / "pairs.jsonl")
     assert "is not a reward model: it holds no score.weight" in refused("eval_rm.py", tmp_path / "out", *flags)

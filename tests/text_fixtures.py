@@ -1,4 +1,4 @@
-"""Tiny tokenizers, made in place: a byte-level BPE like GPT-2's, a LLaMA-like one, a sentencepiece model."""
+"""Makes tiny tokenizers: a byte-level BPE like GPT-2's, a LLaMA-like BPE, a sentencepiece model."""
 
 import io
 import json
@@ -29,7 +29,12 @@ def write_json(file: Path, value) -> None:
 
 
 def byte_level(folder: Path, config: dict | None = None, special: bool = True) -> Path:
-    """A folder like GPT-2's: byte-level BPE, no BOS, one special token that ends a document."""
+    """Make a folder like GPT-2's: byte-level BPE, no BOS, one special token that ends a document.
+
+    Args:
+        config: of tokenizer_config.json.
+        special: whether tokenizer.json lists the end token as special.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     model = Tokenizer(models.BPE())
     model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -46,7 +51,7 @@ def byte_level(folder: Path, config: dict | None = None, special: bool = True) -
 
 
 def llama_like(folder: Path, config: dict | None = None) -> Path:
-    """A folder like LLaMA's: BPE with byte fallback over ▁ pieces, and a post-processor that prepends <s>."""
+    """Make a folder like LLaMA's: BPE with byte fallback over ▁ pieces, and a post-processor that prepends <s>."""
     folder.mkdir(parents=True, exist_ok=True)
     special = ["<unk>", "<s>", "</s>"]
     pieces = special + [f"<0x{byte:02X}>" for byte in range(256)] + ["▁", *"abcdefghijklmnopqrstuvwxyz.,:<>/"]
@@ -65,7 +70,7 @@ def llama_like(folder: Path, config: dict | None = None) -> Path:
 
 
 def sentencepiece_model(folder: Path, config: dict | None = None, **options) -> Path:
-    """A folder like LLaMA 1's: a sentencepiece BPE with byte fallback; <unk> 0, <s> 1, </s> 2."""
+    """Make a folder like LLaMA 1's: a sentencepiece BPE with byte fallback; <unk> 0, <s> 1, </s> 2."""
     folder.mkdir(parents=True, exist_ok=True)
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(

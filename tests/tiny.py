@@ -1,4 +1,4 @@
-"""Tiny Hugging Face models with random weights, made in place, and ours beside them."""
+"""Tiny models of transformers with random weights, and the same models loaded by this package (`ours`)."""
 
 import functools
 from pathlib import Path
@@ -33,9 +33,8 @@ GPT_NEO = dict(
     bos_token_id=98,
     eos_token_id=98,
 )
-
-
 WINDOW = 7
+
 # model_type -> a config.json that uses what is special about the family
 SETTINGS = {
     "gemma": LLAMA | dict(num_key_value_heads=1, head_dim=16, pad_token_id=None),
@@ -71,7 +70,11 @@ gpt_neo = functools.partial(causal_lm, "gpt_neo")
 
 @torch.no_grad()
 def spread(model):
-    """Random everything: as initialised, biases are zero and norms one, and attention is nearly uniform."""
+    """Randomize all parameters.
+
+    As initialized by transformers, biases are zero, norms are one and attention is nearly uniform: many errors would
+    not show.
+    """
     generator = torch.Generator().manual_seed(0)
     for parameter in model.parameters():
         noise = torch.randn(parameter.shape, generator=generator)
@@ -83,12 +86,13 @@ def spread(model):
 
 
 def save_with(model, folder: Path, **settings) -> Path:
+    """Save a model of transformers, with settings of `save_pretrained`; returns the folder."""
     model.save_pretrained(folder, **settings)
     return folder
 
 
 def ours(folder: Path, head: type = LanguageModel, dtype: torch.dtype = torch.float32):
-    """Our model from a folder, not sharded; and what `load` returned is asserted to be nothing."""
+    """Our model, loaded from a folder, not sharded; the folder must hold all its parameters."""
     config, *_ = weights.read_config(folder)
     model = head(config, SplitAttention).to(dtype)
     assert weights.load(model, folder) == set()
@@ -96,13 +100,13 @@ def ours(folder: Path, head: type = LanguageModel, dtype: torch.dtype = torch.fl
 
 
 def tokens(length: int) -> Tensor:
-    """Random ids, the same for a length."""
+    """(T,) random token ids; the same ids for the same length."""
     return torch.randint(0, 99, (length,), generator=torch.Generator().manual_seed(length))
 
 
 @torch.no_grad()
 def logits(model: LanguageModel, tokens: Tensor) -> Tensor:
-    """(T, V) of one text."""
+    """(T, V) logits of one sequence, by our model."""
     hidden = model.hidden(tokens, torch.arange(len(tokens)), [(0, len(tokens))])
     head = model.embed if model.config.tie_embeddings else model.lm_head
     return hidden @ head.weight.T
@@ -110,4 +114,5 @@ def logits(model: LanguageModel, tokens: Tensor) -> Tensor:
 
 @torch.no_grad()
 def their_logits(model, tokens: Tensor) -> Tensor:
+    """(T, V) logits of one sequence, by a model of transformers."""
     return model(tokens[None]).logits[0]

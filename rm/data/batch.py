@@ -1,21 +1,19 @@
-"""Examples to rows: who computes what in which step, a pure function of (lengths, seed, step, world).
+"""Examples to micro-batches: which rank computes what in which step, a pure function of (lengths, seed, step, ranks).
 
-A row is a micro-batch: one flat run of T tokens, at most `--max_tokens`, of documents laid end to end
-(`rm.model.attention`). There is no (B, T), no padding, no attention mask and no pad token, so the field's most
-common reward-model bug cannot be written here.
+A micro-batch is one flat sequence of T tokens, at most `--max_tokens`: examples are packed end to end, and masked from
+each other in attention (`rm.model.attention`). There is no (B, T) shape, no padding and no padding token.
 
-A step takes `--global_batch_size` examples in the epoch's shuffled order, packs them into rows best fit
-first, and deals the rows to the ranks by cost. Every rank gets the same number of rows, since all ranks must
-meet in each collective; a spare row is empty. Nothing needs to be replayed on resume: the loader starts at
-any step.
+A step takes `--global_batch_size` examples in the epoch's shuffled order, packs them into micro-batches, and assigns
+these to ranks by cost. Every rank gets the same number of micro-batches, since all ranks have to take part in each
+collective; a surplus one is empty. Nothing needs to be replayed on resume: the loader starts at any step.
 
-Shapes: T tokens in a row, L labelled tokens, N examples and R replies in a row, K replies of the example that has most.
+Shapes: T tokens, L labelled tokens, N examples and R replies in a micro-batch, K replies of the example that has most.
 """
 
 import heapq
 import math
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
@@ -23,26 +21,26 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rm.config import require_positive, setting
-from rm.data.examples import Examples
+from rm.config import SettingsGroup, require_positive, setting
+from rm.data.examples import Example, Examples
 from rm.distributed import process_group as dist
 
-Segment = tuple[int, ...]  # (P, R1, ..., RK): prefix length, then the reply lengths
+Segment = tuple[int, ...]  # (P, R1, ..., RK): the length of a prompt, then of each of its replies
 
 
 @dataclass(frozen=True, kw_only=True)
-class PackingSettings:
-    """Rows: bounds on memory that do not change the mathematics"""
+class PackingSettings(SettingsGroup):
+    """Micro-batches: bounds on memory that do not change the result"""
 
     max_tokens: int = setting(4096, "tokens per process and micro-batch", may_change=True)
-    share_prefix: bool = setting(True, "compute what the replies of a pair have in common once", may_change=True)
+    share_prefix: bool = setting(True, "compute the prompt that the replies of a pair share once", may_change=True)
 
     def check(self) -> None:
-        require_positive(self, "max_tokens")
+        require_positive(max_tokens=self.max_tokens)
 
 
 @dataclass(frozen=True, kw_only=True)
-class BatchSettings:
+class BatchSettings(SettingsGroup):
     """Batches"""
 
     num_train_epochs: float = setting(1.0, "passes over the training examples")
@@ -50,174 +48,208 @@ class BatchSettings:
     global_batch_size: int = setting(64, "examples (or pairs) per optimizer step, over all processes")
 
     def check(self) -> None:
-        for name in ("num_train_epochs", "global_batch_size"):
-            require_positive(self, name)
-        if self.max_steps is not None:
-            require_positive(self, "max_steps")
+        require_positive(
+            num_train_epochs=self.num_train_epochs, global_batch_size=self.global_batch_size, max_steps=self.max_steps
+        )
 
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """One row. Indices and lengths that the host needs stay on the host, so that a step never waits for the device."""
+    """Packed examples. What the host needs stays on the host, so that a step never waits for the device."""
 
     tokens: Tensor  # (T,) ids
-    position: Tensor  # (T,) place in its own text: every reply continues its prefix's count
-    label_positions: Tensor  # (L,) where a next token carries loss
+    position: Tensor  # (T,) of each token in its own text: every reply continues the positions of its prompt
+    label_positions: Tensor  # (L,) indices into `tokens` whose next token carries loss
     targets: Tensor  # (L,) those next tokens
-    last: Tensor  # (R,) each reply's final token, replies in order: what a reward model reads
-    replies: Tensor  # (N, K) where in `last` each example's replies are; 0 where it has fewer than K
-    grade: Tensor  # (N, K) fp32, as `rm.data.examples` has it; nan where it has fewer than K
+    reply_end: Tensor  # (R,) index of each reply's last token, where a reward model reads the reward
+    reply_table: Tensor  # (N, K) indices into `reply_end` of each example's replies; 0 where it has fewer than K
+    grade: Tensor  # (N, K) fp32, as in `rm.data.examples`; nan where an example has fewer than K replies
     label: Tensor  # (N,) fp32
     margin: Tensor  # (N,) fp32
     segments: list[Segment]
-    examples: np.ndarray  # numbers of the examples in this row, in order
+    example_indices: np.ndarray  # (N,) into the examples that it was packed from, in order
 
     def to(self, device: torch.device) -> "MicroBatch":
-        """The row on a device; asynchronous where the memory is pinned."""
+        """A copy on a device; asynchronous where the memory is pinned."""
         tensors = {name: x for name, x in vars(self).items() if isinstance(x, Tensor)}
         return replace(self, **{name: x.to(device, non_blocking=True) for name, x in tensors.items()})
 
 
-def pack(examples: Examples, numbers: np.ndarray, share_prefix: bool = True) -> MicroBatch:
-    """Lay the examples with these numbers end to end. No numbers: an empty row, one token that nobody reads."""
-    tokens, segments, label_positions, last = [], [], [], []
-    start = 0
-    for example in (examples[int(n)] for n in numbers):
-        if len(example.replies) == 1:  # a text: each token is predicted by the one before, the first by nothing
-            carries = np.flatnonzero(example.loss[0]) + len(example.prefix)
-            label_positions.append(start - 1 + carries[carries > 0])
-        if share_prefix:
-            paths = [(example.prefix, example.replies)]
-        else:
-            paths = [(example.prefix, (reply,)) for reply in example.replies]
-        for prefix, replies in paths:
+def pack(examples: Examples, indices: Sequence[int], share_prefix: bool = True) -> MicroBatch:
+    """Lay the examples with these indices end to end.
+
+    Without indices the micro-batch is empty: one token whose state nothing reads, so that a rank without work still
+    runs the same collectives as the others.
+    """
+    indices = np.asarray(indices, np.int64)
+    tokens, segments, label_positions, reply_ends = [], [], [], []
+    start = 0  # where the next segment begins in the micro-batch
+    for example in (examples[int(i)] for i in indices):
+        if len(example.replies) == 1:
+            label_positions.append(start + _label_positions(example))
+        for prefix, replies in _segments_of(example, share_prefix):
+            segment = (len(prefix), *map(len, replies))
+            ends = start + len(prefix) + np.cumsum(segment[1:])  # (K,) one behind the last token of each reply
             tokens += [prefix, *replies]
-            segments.append((len(prefix), *map(len, replies)))
-            ends = start + len(prefix) + np.cumsum(segments[-1][1:])
-            last.append(ends - 1)
+            segments.append(segment)
+            reply_ends.append(ends - 1)
             start = ends[-1]
     flat = np.concatenate(tokens).astype(np.int64) if tokens else np.zeros(1, np.int64)
-    where, ends = (np.concatenate([np.zeros(0, np.int64), *parts]) for parts in (label_positions, last))
     segments = segments or [(0, 1)]
-    made = (flat, _positions(segments), where, flat[where + 1], ends, *_preferences(examples, numbers))
-    return MicroBatch(*map(_tensor, made), segments=segments, examples=np.asarray(numbers))
+    labelled = _concatenated(label_positions)
+    arrays = dict(
+        tokens=flat,
+        position=_positions(segments),
+        label_positions=labelled,
+        targets=flat[labelled + 1],
+        reply_end=_concatenated(reply_ends),
+        **_preferences(examples, indices),
+    )
+    tensors = {name: _tensor(array) for name, array in arrays.items()}
+    return MicroBatch(**tensors, segments=segments, example_indices=indices)
 
 
-def _preferences(examples: Examples, numbers: np.ndarray) -> tuple[np.ndarray, ...]:
-    """`replies`, `grade`, `label` and `margin` of a row: tables, so that examples of any K are computed at once."""
-    first, counts = examples.reply_offsets[numbers], np.diff(examples.reply_offsets)[numbers]
-    place = np.arange(counts.max(initial=1))
-    there = place < counts[:, None]  # (N, K)
-    replies = np.where(there, (np.cumsum(counts) - counts)[:, None] + place, 0)
-    grade = np.full(there.shape, np.nan, np.float32)
-    grade[there] = examples.grade[(first[:, None] + place)[there]]
-    return replies, grade, examples.label[numbers], examples.margin[numbers]
+def _label_positions(example: Example) -> np.ndarray:
+    """(L,) positions in a text for SFT whose next token carries loss. The first token has none that predicts it."""
+    targets = np.flatnonzero(example.loss[0]) + len(example.prefix)
+    return targets[targets > 0] - 1
+
+
+def _segments_of(example: Example, share_prefix: bool) -> list[tuple[np.ndarray, Sequence[np.ndarray]]]:
+    """(prompt, its replies): one segment, or one for each reply where the prompt is not shared."""
+    if share_prefix:
+        return [(example.prefix, example.replies)]
+    return [(example.prefix, [reply]) for reply in example.replies]
+
+
+def _preferences(examples: Examples, indices: np.ndarray) -> dict[str, np.ndarray]:
+    """`reply_table`, `grade`, `label` and `margin` of a micro-batch: examples of any K in rectangular tables."""
+    first, counts = examples.reply_offsets[indices], np.diff(examples.reply_offsets)[indices]
+    k = np.arange(counts.max(initial=1))
+    valid = k < counts[:, None]  # (N, K): whether the example has so many replies
+    reply_table = np.where(valid, (np.cumsum(counts) - counts)[:, None] + k, 0)
+    grade = np.full(valid.shape, np.nan, np.float32)
+    grade[valid] = examples.grade[(first[:, None] + k)[valid]]
+    return dict(reply_table=reply_table, grade=grade, label=examples.label[indices], margin=examples.margin[indices])
 
 
 def _positions(segments: list[Segment]) -> np.ndarray:
-    """(T,): a prefix counts from 0, every reply from the prefix's end."""
-    counts = [np.arange(offset, offset + n) for prefix, *replies in segments
-              for offset, n in ((0, prefix), *((prefix, reply) for reply in replies))]  # fmt: skip
-    return np.concatenate(counts)
+    """(T,): a prompt's positions count from 0, those of every reply from the prompt's end."""
+    positions = []
+    for prefix, *replies in segments:
+        positions.append(np.arange(prefix))
+        positions += [np.arange(prefix, prefix + reply) for reply in replies]
+    return np.concatenate(positions)
+
+
+def _concatenated(parts: list[np.ndarray]) -> np.ndarray:
+    return np.concatenate([np.zeros(0, np.int64), *parts])
 
 
 def _tensor(x: np.ndarray) -> Tensor:
-    made = torch.from_numpy(np.ascontiguousarray(x))
-    return made.pin_memory() if torch.cuda.is_available() else made
+    tensor = torch.from_numpy(np.ascontiguousarray(x))
+    return tensor.pin_memory() if torch.cuda.is_available() else tensor
 
 
 @dataclass(frozen=True)
 class StepBatches:
-    """One optimizer step, as this rank sees it."""
+    """What one optimizer step computes: this rank's micro-batches, and the counts over all ranks."""
 
-    rows: list[MicroBatch]  # this rank's micro-batches; as many on every rank
-    examples: int  # over all ranks and rows: a reward model's divisor
-    labels: int  # labelled tokens over all ranks and rows: a language model's divisor
-    tokens: int  # over all ranks and rows, as computed
+    micro_batches: list[MicroBatch]  # of this rank; as many on every rank
+    num_examples: int  # over all ranks: what a reward model's loss is divided by
+    num_labels: int  # labelled tokens over all ranks: what a language model's loss is divided by
+    num_tokens: int  # computed, over all ranks
     seed: int  # of this rank's dropout in this step
 
 
 class Loader:
-    """Work for any step. Step s+1 is packed in a thread while step s computes."""
+    """The micro-batches of any step. Step s + 1 is packed in a thread while step s computes."""
 
-    def __init__(self, examples: Examples, settings, seed: int, attention_cost: float):
+    def __init__(
+        self, examples: Examples, batch: BatchSettings, packing: PackingSettings, seed: int, attention_cost: float
+    ):
         """
         Args:
-            settings: BatchSettings and RowSettings.
-            attention_cost: what one (query, key) pair costs, in units of one token's cost outside attention.
+            attention_cost: of one (query, key) pair, in units of one token's cost outside attention.
         """
-        self.examples, self.settings, self.seed = examples, settings, seed
-        self.lengths = _lengths(examples, settings.share_prefix)
-        self.costs = self.lengths + attention_cost * _attention_pairs(examples, settings.share_prefix)
-        self.labels = _labels(examples)
-        check_longest_fits(self.lengths, settings.max_tokens)
-        self.steps_per_epoch = math.ceil(len(examples) / settings.global_batch_size)
-        self.steps = settings.max_steps or math.ceil(settings.num_train_epochs * self.steps_per_epoch)
+        self.examples, self.batch, self.packing, self.seed = examples, batch, packing, seed
+        self.lengths = _packed_lengths(examples, packing.share_prefix)
+        self.costs = self.lengths + attention_cost * _attention_pairs(examples, packing.share_prefix)
+        self.labels = _label_counts(examples)
+        check_longest_fits(self.lengths, packing.max_tokens)
+        self.steps_per_epoch = math.ceil(len(examples) / batch.global_batch_size)
+        self.steps = batch.max_steps or math.ceil(batch.num_train_epochs * self.steps_per_epoch)
         self._packer = ThreadPoolExecutor(max_workers=1)
-        self._ahead: tuple[int, object] | None = None
-        self._order: tuple[int, np.ndarray] | None = None
+        self._next: tuple[int, object] | None = None  # (step, future of its StepBatches)
+        self._shuffled: tuple[int, np.ndarray] | None = None  # (epoch, order of its examples)
 
     def at(self, step: int) -> StepBatches:
-        """The work of optimizer step `step` (from 0), whatever was asked before."""
-        if self._ahead is None or self._ahead[0] != step:
-            self._ahead = (step, self._packer.submit(self._make, step))
-        work = self._ahead[1].result()
-        self._ahead = (step + 1, self._packer.submit(self._make, step + 1))
-        return work
+        """The micro-batches of optimizer step `step` (from 0). Steps may be asked for in any order."""
+        if self._next is None or self._next[0] != step:
+            self._next = (step, self._packer.submit(self._make, step))
+        batches = self._next[1].result()
+        self._next = (step + 1, self._packer.submit(self._make, step + 1))
+        return batches
 
-    def numbers(self, step: int) -> np.ndarray:
+    def indices(self, step: int) -> np.ndarray:
         """Which examples a step takes, over all ranks: the epoch's shuffle is a function of (seed, epoch) alone."""
         epoch, within = divmod(step, self.steps_per_epoch)
-        order = self._order  # once: the packing thread may be at the next epoch already
-        if order is None or order[0] != epoch:
-            shuffled = np.random.default_rng([self.seed, epoch]).permutation(len(self.examples))
-            order = self._order = (epoch, shuffled)
-        size = self.settings.global_batch_size
-        return order[1][within * size : (within + 1) * size]
+        shuffled = self._shuffled  # read once: the packing thread may replace it by the next epoch's
+        if shuffled is None or shuffled[0] != epoch:
+            order = np.random.default_rng([self.seed, epoch]).permutation(len(self.examples))
+            shuffled = self._shuffled = (epoch, order)
+        size = self.batch.global_batch_size
+        return shuffled[1][within * size : (within + 1) * size]
 
-    def deal(self, step: int) -> list[list[np.ndarray]]:
-        """The numbers of the examples in each row of each rank."""
-        numbers = self.numbers(step)
-        dealt = plan_micro_batches(
-            self.lengths[numbers], self.costs[numbers], self.settings.max_tokens, dist.world_size()
+    def assign_to_ranks(self, step: int) -> list[list[np.ndarray]]:
+        """The examples of each micro-batch of each rank: indices[rank][micro_batch]."""
+        indices = self.indices(step)
+        plan = plan_micro_batches(
+            self.lengths[indices], self.costs[indices], self.packing.max_tokens, dist.world_size()
         )
-        return [[numbers[row] for row in rows] for rows in dealt]
+        return [[indices[micro_batch] for micro_batch in micro_batches] for micro_batches in plan]
 
-    def work(self, step: int, rows: list[np.ndarray]) -> StepBatches:
-        """A step's work for the rank that these rows were dealt to."""
-        numbers = self.numbers(step)
-        packed = [pack(self.examples, row, self.settings.share_prefix) for row in rows]
+    def step_batches(self, step: int, assigned: list[np.ndarray]) -> StepBatches:
+        """What the rank with these micro-batches computes in a step."""
+        indices = self.indices(step)
+        # Dropout differs between ranks and steps, and repeats on resume.
         (seed,) = np.random.SeedSequence([self.seed, step, dist.rank()]).generate_state(1).tolist()
         return StepBatches(
-            packed, len(numbers), int(self.labels[numbers].sum()), int(self.lengths[numbers].sum()), seed
+            micro_batches=[pack(self.examples, one, self.packing.share_prefix) for one in assigned],
+            num_examples=len(indices),
+            num_labels=int(self.labels[indices].sum()),
+            num_tokens=int(self.lengths[indices].sum()),
+            seed=seed,
         )
 
     def _make(self, step: int) -> StepBatches:
-        return self.work(step, self.deal(step)[dist.rank()])
+        return self.step_batches(step, self.assign_to_ranks(step)[dist.rank()])
 
 
 class EvalBatches:
-    """This rank's rows of one pass over all examples, for evaluation: each is packed when its turn comes."""
+    """This rank's micro-batches of one pass over all examples, each packed when it is needed."""
 
-    def __init__(self, examples: Examples, settings: PackingSettings):
-        lengths = _lengths(examples, settings.share_prefix)
-        check_longest_fits(lengths, settings.max_tokens)
-        self.examples, self.share_prefix = examples, settings.share_prefix
-        dealt = plan_micro_batches(lengths, lengths, settings.max_tokens, dist.world_size())
-        self.rows = dealt[dist.rank()] if len(examples) else []
+    def __init__(self, examples: Examples, packing: PackingSettings):
+        lengths = _packed_lengths(examples, packing.share_prefix)
+        check_longest_fits(lengths, packing.max_tokens)
+        self.examples, self.share_prefix = examples, packing.share_prefix
+        plan = plan_micro_batches(lengths, lengths, packing.max_tokens, dist.world_size())
+        self.assigned = plan[dist.rank()] if len(examples) else []
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.assigned)
 
     def __iter__(self) -> Iterator[MicroBatch]:
-        return (pack(self.examples, np.array(row, np.int64), self.share_prefix) for row in self.rows)
+        return (pack(self.examples, indices, self.share_prefix) for indices in self.assigned)
 
 
-def plan_micro_batches(lengths: np.ndarray, costs: np.ndarray, max_tokens: int, world: int) -> list[list[list[int]]]:
-    """Deal examples to ranks and rows: plan[rank][row] is a list of indices into `lengths`.
+def plan_micro_batches(
+    lengths: np.ndarray, costs: np.ndarray, max_tokens: int, world_size: int
+) -> list[list[list[int]]]:
+    """Assign examples to ranks and micro-batches: plan[rank][micro_batch] is a list of indices into `lengths`.
 
-    As few rows as hold the tokens, rounded up to the same number on every rank, and filled evenly by cost. Only
-    where even filling overflows a row are rows packed tight (best fit) instead, and dealt by cost.
+    As few micro-batches as hold the tokens, rounded up to the same number on every rank, and filled evenly by cost.
+    Only where even filling would overflow one are they packed tight (best fit) instead.
 
     Args:
         lengths: (n,) tokens of each example, none over max_tokens.
@@ -225,56 +257,68 @@ def plan_micro_batches(lengths: np.ndarray, costs: np.ndarray, max_tokens: int, 
     """
     by_cost = np.argsort(-costs, kind="stable").tolist()
     sizes, prices = lengths.tolist(), costs.tolist()
-    need = max(1, math.ceil(sum(sizes) / max_tokens))
-    rows = _even(by_cost, sizes, prices, max_tokens, math.ceil(need / world) * world)
-    if rows is None:
-        rows = _tight(sorted(by_cost, key=lambda i: -sizes[i]), sizes, max_tokens)
-        rows += [[] for _ in range(-len(rows) % world)]
-    heaviest = sorted(rows, key=lambda row: -sum(prices[i] for i in row))
-    # rank r gets the r-th heaviest of each round, every other round backwards
-    rounds = [heaviest[i : i + world] for i in range(0, len(heaviest), world)]
-    return [[dealt[rank if i % 2 == 0 else -1 - rank] for i, dealt in enumerate(rounds)] for rank in range(world)]
+    needed = max(1, math.ceil(sum(sizes) / max_tokens))
+    packed = _fill_evenly(by_cost, sizes, prices, max_tokens, math.ceil(needed / world_size) * world_size)
+    if packed is None:
+        packed = _best_fit_decreasing(sorted(by_cost, key=lambda i: -sizes[i]), sizes, max_tokens)
+        packed += [[] for _ in range(-len(packed) % world_size)]  # empty ones: the same number on every rank
+    heaviest_first = sorted(packed, key=lambda indices: -sum(prices[i] for i in indices))
+    # In round i the ranks take one micro-batch each, in rank order and then, in the next round, in reverse (a "snake"),
+    # so that no rank gets the heaviest of every round.
+    plan = [[] for _ in range(world_size)]
+    for i in range(0, len(heaviest_first), world_size):
+        this_round = heaviest_first[i : i + world_size]
+        if (i // world_size) % 2:
+            this_round = this_round[::-1]
+        for rank, micro_batch in enumerate(this_round):
+            plan[rank].append(micro_batch)
+    return plan
 
 
-def _even(
+def _fill_evenly(
     order: list[int], sizes: list[int], prices: list[float], max_tokens: int, count: int
 ) -> list[list[int]] | None:
-    """Costliest first, each to the cheapest row so far (LPT); None if that overflows a row."""
-    rows, used = [[] for _ in range(count)], [0] * count
-    heap = [(0.0, row) for row in range(count)]
+    """`count` micro-batches: costliest example first, each to the cheapest so far (LPT); None if one overflows."""
+    packed, used = [[] for _ in range(count)], [0] * count
+    cheapest = [(0.0, n) for n in range(count)]  # a heap of (cost so far, micro-batch)
     for i in order:
-        price, row = heap[0]
-        used[row] += sizes[i]
-        if used[row] > max_tokens:
+        price, n = cheapest[0]
+        used[n] += sizes[i]
+        if used[n] > max_tokens:
             return None
-        rows[row].append(i)
-        heapq.heapreplace(heap, (price + prices[i], row))
-    return rows
+        packed[n].append(i)
+        heapq.heapreplace(cheapest, (price + prices[i], n))
+    return packed
 
 
-def _tight(order: list[int], sizes: list[int], max_tokens: int) -> list[list[int]]:
-    """Best fit decreasing: each into the fullest row that still holds it. `order` is longest first."""
-    rows, with_room = [], defaultdict(list)  # with_room[r]: rows that have r tokens left
-    rooms = 0  # the set of those r, as bits: the smallest room that fits is the lowest bit from `size` up
+def _best_fit_decreasing(order: list[int], sizes: list[int], max_tokens: int) -> list[list[int]]:
+    """Each example into the fullest micro-batch that still has room for it. `order` is longest first.
+
+    The rooms that occur are kept as the bits of one integer, so that the smallest room of at least `size` is its lowest
+    bit from `size` up: a million examples take a second.
+    """
+    packed, with_room = [], defaultdict(list)  # with_room[r]: micro-batches with room for r more tokens
+    rooms = 0  # bit r is set where with_room[r] is not empty
     for i in order:
         size = sizes[i]
         fitting = rooms >> size
         if fitting:
-            room = size + (fitting & -fitting).bit_length() - 1
-            row = with_room[room].pop()
+            lowest_bit = (fitting & -fitting).bit_length() - 1
+            room = size + lowest_bit
+            micro_batch = with_room[room].pop()
             if not with_room[room]:
                 rooms ^= 1 << room
         else:
-            room, row = max_tokens, []
-            rows.append(row)
-        row.append(i)
-        with_room[room - size].append(row)
+            room, micro_batch = max_tokens, []
+            packed.append(micro_batch)
+        micro_batch.append(i)
+        with_room[room - size].append(micro_batch)
         rooms |= 1 << (room - size)
-    return rows
+    return packed
 
 
 def check_longest_fits(lengths: np.ndarray, max_tokens: int) -> None:
-    """A row must hold the longest example."""
+    """Raise ValueError where a micro-batch cannot hold the longest example."""
     if len(lengths) and lengths.max() > max_tokens:
         raise ValueError(
             f"--max_tokens {max_tokens} is less than the longest example's {lengths.max()} tokens: "
@@ -282,23 +326,28 @@ def check_longest_fits(lengths: np.ndarray, max_tokens: int) -> None:
         )
 
 
-def _lengths(examples: Examples, share_prefix: bool) -> np.ndarray:
-    """(n,) tokens that each example occupies in a row."""
+def _packed_lengths(examples: Examples, share_prefix: bool) -> np.ndarray:
+    """(n,) tokens that each example takes in a micro-batch."""
     if share_prefix:
         return examples.lengths
     return examples.lengths + (np.diff(examples.reply_offsets) - 1) * examples.prefix_lengths
 
 
 def _attention_pairs(examples: Examples, share_prefix: bool) -> np.ndarray:
-    """(n,) how many (query, key) pairs each example's attention has."""
+    """(n,) the number of (query, key) pairs in each example's attention."""
     replies, prefix = examples.reply_lengths.astype(np.int64), examples.prefix_lengths.astype(np.int64)
-    own = replies * (replies + 1) // 2 + replies * np.repeat(prefix, np.diff(examples.reply_offsets))
-    copies = 1 if share_prefix else np.diff(examples.reply_offsets)
-    return np.add.reduceat(own, examples.reply_offsets[:-1]) + copies * prefix * (prefix + 1) // 2
+    replies_per_example = np.diff(examples.reply_offsets)
+    # A reply of R tokens behind a prompt of P: R (R + 1) / 2 pairs within it, and R P with the prompt.
+    of_replies = replies * (replies + 1) // 2 + replies * np.repeat(prefix, replies_per_example)
+    copies = 1 if share_prefix else replies_per_example
+    return np.add.reduceat(of_replies, examples.reply_offsets[:-1]) + copies * prefix * (prefix + 1) // 2
 
 
-def _labels(examples: Examples) -> np.ndarray:
-    """(n,) labelled tokens of each example; a text's first token is predicted by nothing."""
+def _label_counts(examples: Examples) -> np.ndarray:
+    """(n,) labelled tokens of each example; a text's first token has none that predicts it."""
     loss, first, last = examples.loss, examples.starts, examples.starts + examples.lengths - 1
-    before_last = np.add.reduceat(loss, np.stack([first, last], axis=1).ravel(), dtype=np.int64)[::2]
-    return np.where(examples.lengths > 1, before_last + loss[last] - loss[first], 0)  # a prefix carries none
+    # reduceat sums from each index to the next. Of first, last, first, last, ... the even sums are over [first, last)
+    # of one example, the odd ones over what lies between two examples.
+    sums = np.add.reduceat(loss, np.stack([first, last], axis=1).ravel(), dtype=np.int64)
+    before_last = sums[::2]
+    return np.where(examples.lengths > 1, before_last + loss[last] - loss[first], 0)

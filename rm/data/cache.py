@@ -1,8 +1,9 @@
-"""Tokenized data on disk: made once on each machine, then mapped into memory by all its processes.
+"""A cache of tokenized data on disk: built once on each machine, then memory-mapped by all its processes.
 
-Eight ranks hold one copy between them, in the kernel's page cache, and a second start of the same data reads nothing
-but an index. An entry is named by what it was made from, so a changed file or tokenizer makes a new one; it is
-written under another name and published by one rename, so a killed run leaves no half entry.
+All ranks of a machine share one copy, in the kernel's page cache, and a second start with the same data only reads the
+small per-example arrays. A cache entry is named by a hash of everything it was made from, so a changed file or
+tokenizer makes a new entry. It is written under a temporary name and published by one rename, so a killed run leaves
+no incomplete entry.
 """
 
 import hashlib
@@ -15,51 +16,65 @@ from pathlib import Path
 
 from rm.data.examples import Examples
 from rm.distributed import process_group as dist
-from rm.files import feed
+from rm.files import update_digest
 
-FORMAT = 4  # of an entry; a new number leaves old entries alone
+FORMAT = 4  # version of the entries' layout, part of their names: after a change old entries are not read
 
 
 def default_folder() -> str:
-    """Where caches of a user belong (XDG base directory specification)."""
+    """The user's cache directory for this package (XDG Base Directory Specification)."""
     return str(Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rm")
 
 
 def open_or_make(
     folder: str, name: list[str], files: tuple[str, ...], make: Callable[[], tuple[Examples, dict]]
 ) -> tuple[Examples, dict]:
-    """Examples, and what is to be remembered of their making, from the cache, or made and put there.
+    """Open the cache entry for these files, after making it if there is none. All ranks call it.
 
     Args:
-        name: whatever else the result depends on: tokenizer, settings.
-        files: whose contents it depends on. Those that cannot be read are left for `make` to complain of.
-        make: called on one process of each machine if there is no entry yet.
+        folder: of the cache.
+        name: everything besides `files` that the result depends on: tokenizer, settings.
+        files: the files whose contents the result depends on. For one that cannot be read, `make` raises the error.
+        make: returns the examples and a JSON object to store with them (such as a report of what was dropped); called
+            on one process of each machine if there is no entry.
+
+    Returns:
+        The examples, memory-mapped, and the JSON object that was stored with them.
     """
     entry = Path(folder) / _digest([str(FORMAT), *name], files)
-    if dist.any_rank(not entry.exists()):  # on any rank: caches of several machines may differ
-        dist.once_per_node(lambda: entry.exists() or _write(entry, *make()))
+
+    def make_if_missing() -> None:
+        if not entry.exists():
+            _write(entry, *make())
+
+    # All ranks have to agree on whether to enter `once_per_node`, and each machine may have a cache of its own.
+    if dist.any_rank(not entry.exists()):
+        dist.once_per_node(make_if_missing)
     examples, stored = Examples.open(entry), json.loads((entry / "made.json").read_text())
-    examples.hash = stored["hash"]  # or every rank would read every token at every start to compute it
+    # Computing the hash would read every token on every rank at every start.
+    examples.hash = stored["hash"]
     return examples, stored["made"]
 
 
 def _write(entry: Path, examples: Examples, made: dict) -> None:
     entry.parent.mkdir(parents=True, exist_ok=True)
-    writing = Path(tempfile.mkdtemp(prefix="writing-", dir=entry.parent))
+    temporary = Path(tempfile.mkdtemp(prefix="writing-", dir=entry.parent))
     try:
-        examples.save(writing)
-        (writing / "made.json").write_text(json.dumps({"hash": examples.hash, "made": made}))
+        examples.save(temporary)
+        (temporary / "made.json").write_text(json.dumps({"hash": examples.hash, "made": made}))
         if not entry.exists():  # another machine that shares the folder may have been faster
-            os.rename(writing, entry)
+            os.rename(temporary, entry)
     finally:
-        shutil.rmtree(writing, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _digest(name: list[str], files: tuple[str, ...]) -> str:
     digest = hashlib.sha256(json.dumps(name).encode())
     for file in files:
         try:
-            digest.update(f" {feed(digest, Path(file))} ".encode())  # the length, so that two files are not one
+            size = update_digest(digest, Path(file))
+            # The size tells two files apart from one file with the contents of both.
+            digest.update(f" {size} ".encode())
         except OSError:
             digest.update(b"unreadable")
     return digest.hexdigest()

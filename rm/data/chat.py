@@ -1,16 +1,16 @@
-"""Dialogues to text: chat templates, and where in the text they write the assistant speaks.
+"""Chat templates: writes dialogues as text, and finds where in the text the assistant speaks.
 
-A template is a program in Jinja that comes with a model; it runs in a sandbox, with the helpers that transformers
-gives it. Two things it does not tell are found out here:
+A chat template is a Jinja program that comes with a model. It runs in a sandbox, with the helpers that transformers
+provides. It leaves two things open, which are found out here:
 
-*Which special tokens are its own.* "<|im_end|>" ends a turn where the template writes it and is ten characters where a
-user typed it. So what was typed is disguised before the template sees it; what is special afterwards is the
-template's and leaves here as an id, between strings (`Parts`).
+*Which special tokens are the template's own.* "<|im_end|>" ends a turn where the template writes it, and is ten
+ordinary characters where a user typed it. So special-token strings in messages are escaped before the template runs.
+Those in its output are then the template's own; they are returned as ids, between strings (`Parts`).
 
-*Where the assistant speaks.* A template may say so ({% generation %}); few do. For the others every reply is put
-between two marks, and the text must be the same, but for the marks, as without them.
+*Which tokens are the assistant's.* A template may mark them with {% generation %}, but few do. For the others, markers
+are put around every reply before the template runs; apart from the markers, the text must not change.
 
-A text ends with the token that ends its last turn. Where a template writes none, `rm.data.dataset` appends EOS.
+A text ends with the token that ends its last turn. Where a template writes none, `rm.data.encode` appends EOS.
 """
 
 import datetime
@@ -29,6 +29,7 @@ import jinja2.sandbox
 from rm.data.formats import Message
 from rm.data.tokenizer import Parts, Tokenizer
 
+# A template's source is part of its fingerprint, which caches and scoring contracts store: do not reword these.
 _TURNS = (
     "{%% for m in messages %%}{%% if m.role not in ['user', 'assistant'] %%}"
     "{{ raise_exception('it has no place for a message of ' ~ m.role) }}{%% endif %%}"
@@ -38,184 +39,238 @@ DIALOGUE_FORMATS = {
     "hh": _TURNS % ("###Human: ", "###Assistant: "),
     "anthropic": _TURNS % (r"\n\nHuman: ", r"\n\nAssistant: "),
 }
-TODAY = datetime.datetime(2024, 7, 26)  # for templates that write the date: one text, whatever the day
-OPEN, CLOSE, DISGUISE = "\ufde0", "\ufde1", "\ufde2"  # around a reply; around the number of what is disguised
-MARKS = re.compile(f"[{OPEN}{CLOSE}]")
-RESERVED = re.compile("[\ufdd0-\ufdef]")  # Unicode keeps these for the use of programs: no text holds them
+FIXED_DATE = datetime.datetime(2024, 7, 26)  # for templates that write today's date: texts must not depend on it
+
+# Unicode noncharacters, which no text may contain (`_escape` checks it), serve as markers in the template's input.
+NONCHARACTERS = re.compile("[\ufdd0-\ufdef]")
+REPLY_START, REPLY_END = "\ufde0", "\ufde1"
+ESCAPE = "\ufde2"  # ESCAPE + index + ESCAPE stands for a special-token string that was in a message
+REPLY_MARKERS = re.compile(f"[{REPLY_START}{REPLY_END}]")
 
 
 @dataclass(frozen=True)
 class Rendered:
-    """A text to tokenize, and where in it the assistant speaks."""
+    """A text to tokenize, and the spans in it that the assistant writes."""
 
     parts: Parts
-    spans: list[tuple[int, int]]  # in characters; a special token counts as one
-    opened: bool = False  # the template decides on BOS: none is to be put before it
-    ended: bool = False  # it ends in a token that ends a turn: no EOS is to follow
+    spans: list[tuple[int, int]]  # (start, end) in characters; a special token counts as one
+    opened: bool = False  # the template decides about BOS, so none is to be added
+    ended: bool = False  # the last part is a token that ends a turn, so no EOS is to be added
 
 
 class ChatTemplate:
-    """A template for one tokenizer.
+    """A chat template, for one tokenizer.
 
     Attributes:
         source: its Jinja text.
-        name: what messages call it.
-        plain: it writes no special tokens: its text gets BOS and EOS as any plain text does.
-        asked: a setting asks for it. Else it is the model's own, for records of messages and for no others.
-        fingerprint: sha256 of all that decides what it writes.
+        name: what error messages call it.
+        plain: it writes no special tokens, so its text gets BOS and EOS as any plain text does.
+        explicit: set by a flag. Otherwise it is the model's own default, used only for records that are messages.
+        fingerprint: sha256 of everything that determines its output.
     """
 
-    def __init__(self, source: str, name: str, tokenizer: Tokenizer, plain: bool = False, asked: bool = True):
-        self.source, self.name, self.plain, self.asked = source, name, plain, asked
-        self._named, self._ids = tokenizer.named, tokenizer.special
-        strings = [re.escape(string) for string in sorted(self._ids, key=len, reverse=True)]
-        self._special = re.compile("|".join(strings) or "(?!)")
-        self._pieces = re.compile(f"({'|'.join([*strings, OPEN, CLOSE])})")
-        used = {name: token for name, token in self._named.items() if name in source}
+    def __init__(self, source: str, name: str, tokenizer: Tokenizer, plain: bool = False, explicit: bool = True):
+        self.source, self.name, self.plain, self.explicit = source, name, plain, explicit
+        self._named_tokens, self._special_ids = tokenizer.named, tokenizer.special
+        # The longest first: an alternation takes the first alternative that matches.
+        strings = [re.escape(string) for string in sorted(self._special_ids, key=len, reverse=True)]
+        self._special_pattern = re.compile("|".join(strings) or "(?!)")  # "(?!)" matches nothing
+        self._split_pattern = re.compile(f"({'|'.join([*strings, REPLY_START, REPLY_END])})")
+        used = {name: token for name, token in self._named_tokens.items() if name in source}
         self.fingerprint = hashlib.sha256(json.dumps([source, plain, used]).encode()).hexdigest()
 
     def render(self, messages: list[Message]) -> Rendered:
-        """The text of a dialogue that ends with the assistant's message."""
-        typed: list[str] = []
-        messages = [{key: self._disguise(value, typed) for key, value in message.items()} for message in messages]
-        text = self._write(messages)
-        tells = OPEN in text  # by {% generation %}
-        return self._cut(text if tells else self._mark(messages, text), typed, tells)
+        """Write a dialogue that ends with an assistant message.
+
+        Raises:
+            ValueError: the template refuses the dialogue, or changes replies so that they cannot be found in its text.
+        """
+        escaped: list[str] = []
+        messages = [{key: self._escape(value, escaped) for key, value in message.items()} for message in messages]
+        text = self._run(messages)
+        marks_itself = REPLY_START in text  # by {% generation %}
+        marked = text if marks_itself else self._mark(messages, text)
+        return self._cut(marked, escaped, marks_itself)
 
     @cached_property
     def _template(self) -> jinja2.Template:
-        """Compiled when the first dialogue comes: plain texts do not need a model's template to be sound."""
+        """Compiled at the first dialogue: for plain texts only, a model's template may be broken."""
         environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
             trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols]
         )
         environment.filters["tojson"] = _tojson
-        environment.globals |= {"raise_exception": _raise_exception, "strftime_now": TODAY.strftime}
+        environment.globals |= {"raise_exception": _raise_exception, "strftime_now": FIXED_DATE.strftime}
         try:
             return environment.from_string(self.source)
         except jinja2.TemplateError as error:
-            raise ValueError(f"{self.name} is no Jinja template ({_in_short(error)}); correct it") from None
+            raise ValueError(f"{self.name} is not a valid Jinja template ({_one_line(error)}); correct it") from None
 
-    def _disguise(self, text: str, typed: list[str]) -> str:
-        """A text in which each string of a special token gives way to its number in `typed`."""
-        if not text.isascii() and RESERVED.search(text):
+    def _escape(self, text: str, escaped: list[str]) -> str:
+        """Replace each special-token string in `text` by its index in `escaped`, to which it is appended."""
+        if not text.isascii() and NONCHARACTERS.search(text):
             raise ValueError(f"{reprlib.repr(text)} has one of U+FDD0 to U+FDEF, which are no characters; remove it")
 
-        def number(match: re.Match) -> str:
-            typed.append(match[0])
-            return f"{DISGUISE}{len(typed) - 1}{DISGUISE}"
+        def replacement(match: re.Match) -> str:
+            escaped.append(match[0])
+            return f"{ESCAPE}{len(escaped) - 1}{ESCAPE}"
 
-        return self._special.sub(number, text)
+        return self._special_pattern.sub(replacement, text)
 
-    def _write(self, messages: list[Message], prompt: bool = False) -> str:
-        template = self._template
-        known = {"tools": None, "documents": None, "add_generation_prompt": prompt, **self._named}
-        try:
-            return template.render(messages=messages, **known)
-        except Exception as error:  # a template may fail in any way that a program can
-            raise ValueError(f"{self.name} refuses the dialogue: {_in_short(error)}") from None
-
-    def _mark(self, messages: list[Message], text: str) -> str:
-        """`text` with marks around every reply, or around what is left of it by a template that strips it."""
-        replies = [n for n, message in enumerate(messages) if message["role"] == "assistant"]
-        for wrap in (_around, _within):
-            marked = self._write(
-                [message | wrap(message) if n in replies else message for n, message in enumerate(messages)]
-            )
-            if MARKS.sub("", marked) != text:
-                continue
-            found = "".join(MARKS.findall(marked))
-            if found == (OPEN + CLOSE) * len(replies):
-                return marked
-            if found.count(CLOSE) == len(replies):  # it drops how a reply begins, such as a thought's tag
-                return self._open([messages[:n] for n in replies], text, marked.replace(OPEN, "").split(CLOSE))
-        raise ValueError(
-            f"{self.name} rewrites replies; mark them in it by {{% generation %}} or take another template"
-        )
-
-    def _open(self, prompts: list[list[Message]], text: str, pieces: list[str]) -> str:
-        """The pieces, of which all but the last end with a reply, with marks: a reply opens where its prompt ends."""
-        at, marked = 0, ""
-        for prompt, piece in zip(prompts, pieces, strict=False):
-            start = self._write(prompt, prompt=True)
-            if not text.startswith(start) or not at <= len(start) <= at + len(piece):
-                raise ValueError(
-                    f"{self.name} rewrites the dialogue before a reply; mark replies by {{% generation %}}"
-                )
-            marked += piece[: len(start) - at] + OPEN + piece[len(start) - at :] + CLOSE
-            at += len(piece)
-        return marked + pieces[-1]
-
-    def _cut(self, marked: str, typed: list[str], tells: bool) -> Rendered:
-        """A text with marks, taken apart. The token that ends a turn is the assistant's, too: it has to write it."""
-        parts, spans, at, ending = [], [], 0, False
-        for piece in self._pieces.split(marked):
-            if piece == OPEN:
-                spans.append((at, at))
-            elif piece == CLOSE:
-                spans[-1] = (spans[-1][0], at)
-                ending = not tells
-            elif piece in self._ids:
-                parts.append(self._ids[piece])
-                at += 1
-                if ending:
-                    spans[-1], ending = (spans[-1][0], at), False
-            elif piece:
-                piece = self._undisguise(piece, typed)
-                parts[-1:] = [parts[-1] + piece] if parts and isinstance(parts[-1], str) else [*parts[-1:], piece]
-                at += len(piece)
-                ending = ending and piece.isspace()
-        return self._end(parts, spans, at, ending)
-
-    def _end(self, parts: list[str | int], spans: list[tuple[int, int]], at: int, ending: bool) -> Rendered:
-        """Blanks after the last special token are cut off: a reward is read at a token that means the end."""
-        closed = spans[-1][1]
-        if ending:  # but blanks alone follow the last reply
-            spans[-1] = (spans[-1][0], at)
-        elif isinstance(parts[-1], str) and parts[-1].isspace() and closed <= at - len(parts[-1]):
-            at -= len(parts.pop())
-        spans = [(start, min(end, at)) for start, end in spans]
-        ended = not isinstance(parts[-1], str) and at > spans[-1][0]
-        return Rendered(parts, spans, opened=not self.plain, ended=ended)
-
-    def _undisguise(self, text: str, typed: list[str]) -> str:
-        text = re.sub(f"{DISGUISE}([0-9]+){DISGUISE}", lambda match: typed[int(match[1])], text)
-        if DISGUISE in text:
-            raise ValueError(f"{self.name} cuts a message in the middle; take another template")
+    def _unescape(self, text: str, escaped: list[str]) -> str:
+        text = re.sub(f"{ESCAPE}([0-9]+){ESCAPE}", lambda match: escaped[int(match[1])], text)
+        if ESCAPE in text:  # half of an escape is left
+            raise ValueError(f"{self.name} cuts a message in the middle; use another template")
         return text
 
+    def _run(self, messages: list[Message], add_generation_prompt: bool = False) -> str:
+        """The template's output for (escaped) messages."""
+        template = self._template
+        variables = {"tools": None, "documents": None, "add_generation_prompt": add_generation_prompt}
+        variables |= self._named_tokens
+        try:
+            return template.render(messages=messages, **variables)
+        except Exception as error:  # a template may fail in any way that a program can
+            raise ValueError(f"{self.name} refuses the dialogue: {_one_line(error)}") from None
 
-def choose(chat_template: str | None, dialogue_format: str | None, tokenizer: Tokenizer) -> ChatTemplate | None:
-    """The template that the settings ask for, else the model's own, if it has one.
+    def _mark(self, messages: list[Message], text: str) -> str:
+        """`text` with REPLY_START and REPLY_END around every reply, as the template writes it.
+
+        Args:
+            messages: whose output, without markers, is `text`.
+        """
+        replies = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
+        # Markers around the whole reply first. A template that strips white space from replies does not strip it
+        # behind a marker, which changes the text; then markers inside the white space are tried.
+        for add_markers in (_mark_whole, _mark_stripped):
+            with_markers = list(messages)
+            for i in replies:
+                with_markers[i] = messages[i] | {"content": add_markers(messages[i]["content"])}
+            marked = self._run(with_markers)
+            if REPLY_MARKERS.sub("", marked) != text:
+                continue
+            markers = "".join(REPLY_MARKERS.findall(marked))
+            if markers == (REPLY_START + REPLY_END) * len(replies):
+                return marked
+            # Some templates drop the beginning of a reply, such as a tag that opens a thought, and the start marker
+            # with it. The end markers still show where replies end.
+            if markers.count(REPLY_END) == len(replies):
+                prompts = [messages[:i] for i in replies]
+                return self._mark_starts(prompts, text, marked.replace(REPLY_START, "").split(REPLY_END))
+        raise ValueError(
+            f"{self.name} rewrites replies; mark them in it by {{% generation %}}, or take another template"
+        )
+
+    def _mark_starts(self, prompts: list[list[Message]], text: str, pieces: list[str]) -> str:
+        """`text` with markers around every reply: a reply starts where the template's text of its prompt ends.
+
+        Args:
+            prompts: for each reply the messages before it.
+            pieces: `text`, split behind each reply: every piece but the last ends with one.
+        """
+        marked, offset = "", 0  # `offset`: characters of `text` that are in `marked`
+        for prompt, piece in zip(prompts, pieces[:-1], strict=True):
+            prompt_text = self._run(prompt, add_generation_prompt=True)
+            start = len(prompt_text) - offset  # of the reply, in `piece`
+            if not text.startswith(prompt_text) or not 0 <= start <= len(piece):
+                raise ValueError(
+                    f"{self.name} rewrites the dialogue before a reply; mark replies in it by {{% generation %}}"
+                )
+            marked += piece[:start] + REPLY_START + piece[start:] + REPLY_END
+            offset += len(piece)
+        return marked + pieces[-1]
+
+    def _cut(self, marked: str, escaped: list[str], marks_itself: bool) -> Rendered:
+        """Cut a marked text into strings and special tokens.
+
+        The token that ends an assistant's turn belongs to the reply: the model has to generate it.
+
+        Args:
+            marks_itself: the markers are the template's own, by {% generation %}, which also decide about that token.
+        """
+        parts: list[str | int] = []
+        spans: list[tuple[int, int]] = []
+        position = 0  # in characters, a special token counting as one, as in `Rendered.spans`
+        seeks_end = False  # behind a reply, before the special token that ends its turn
+        for piece in self._split_pattern.split(marked):
+            if piece == REPLY_START:
+                spans.append((position, position))
+            elif piece == REPLY_END:
+                spans[-1] = (spans[-1][0], position)
+                seeks_end = not marks_itself
+            elif piece in self._special_ids:
+                parts.append(self._special_ids[piece])
+                position += 1
+                if seeks_end:
+                    spans[-1] = (spans[-1][0], position)
+                    seeks_end = False
+            elif piece:
+                piece = self._unescape(piece, escaped)
+                # Markers are dropped here, so strings on both sides of one become one part: a tokenizer must see
+                # the text as if it had never been marked.
+                if parts and isinstance(parts[-1], str):
+                    parts[-1] += piece
+                else:
+                    parts.append(piece)
+                position += len(piece)
+                # Only white space may stand between a reply and the token that ends it (Llama 2: "reply </s>").
+                # After other text, a special token belongs to the next turn.
+                seeks_end = seeks_end and piece.isspace()
+        return self._end(parts, spans, position, seeks_end)
+
+    def _end(self, parts: list[str | int], spans: list[tuple[int, int]], position: int, seeks_end: bool) -> Rendered:
+        """Cut off white space behind the last special token: a reward is read at a token that means the end.
+
+        Args:
+            position: the end of the text.
+            seeks_end: nothing but white space follows the last reply, so no token ends its turn.
+        """
+        if seeks_end:
+            # The text's end is the end of the last turn: this white space is all that the template ends it with.
+            spans[-1] = (spans[-1][0], position)
+        elif isinstance(parts[-1], str) and parts[-1].isspace() and spans[-1][1] <= position - len(parts[-1]):
+            # White space behind the last span, such as the "\n" of "<|im_end|>\n"
+            position -= len(parts.pop())
+        # A special token that stands before an empty last reply does not end it.
+        ended = not isinstance(parts[-1], str) and position > spans[-1][0]
+        return Rendered(parts, spans, opened=not self.plain, ended=ended)
+
+
+def choose_template(
+    chat_template: str | None, dialogue_format: str | None, tokenizer: Tokenizer
+) -> ChatTemplate | None:
+    """The template that the settings name, otherwise the model's own, or None if it has none.
 
     Args:
         chat_template: a Jinja file, or the folder of a model that has a template.
         dialogue_format: a key of DIALOGUE_FORMATS.
     """
     if dialogue_format is not None:
-        return ChatTemplate(DIALOGUE_FORMATS[dialogue_format], f"--dialogue_format {dialogue_format}", tokenizer, True)
+        source, name = DIALOGUE_FORMATS[dialogue_format], f"--dialogue_format {dialogue_format}"
+        return ChatTemplate(source, name, tokenizer, plain=True)
     if chat_template is None:
-        source = _of_folder(tokenizer.folder)
-        name = f"the chat template of {tokenizer.folder}"
-        return None if source is None else ChatTemplate(source, name, tokenizer, asked=False)
+        source = _template_of(tokenizer.folder)
+        if source is None:
+            return None
+        return ChatTemplate(source, f"the chat template of {tokenizer.folder}", tokenizer, explicit=False)
     path, name = Path(chat_template), f"--chat_template {chat_template}"
-    source = _of_folder(path) if path.is_dir() else _read(path, name)
+    source = _template_of(path) if path.is_dir() else _read(path, name)
     if source is None:
-        raise ValueError(f"{name}: the folder has no chat template; give a Jinja file, or take a --dialogue_format")
+        raise ValueError(f"{name}: the folder has no chat template; give a Jinja file, or use --dialogue_format")
     return ChatTemplate(source, name, tokenizer)
 
 
-def _of_folder(folder: Path) -> str | None:
-    """chat_template.jinja, or what tokenizer_config.json says, which of several may name one "default"."""
+def _template_of(folder: Path) -> str | None:
+    """A model's template: chat_template.jinja, or in tokenizer_config.json, where one of several is named "default"."""
     if (folder / "chat_template.jinja").is_file():
         return _read(folder / "chat_template.jinja", str(folder))
     file = folder / "tokenizer_config.json"
     try:
-        found = json.loads(file.read_text(encoding="utf-8")).get("chat_template") if file.is_file() else None
+        template = json.loads(file.read_text(encoding="utf-8")).get("chat_template") if file.is_file() else None
     except (OSError, ValueError, AttributeError) as error:
         raise ValueError(f"{file}: cannot be read as a JSON object: {error}") from None
-    if isinstance(found, list):
-        found = next((entry["template"] for entry in found if entry.get("name") == "default"), None)
-    return found
+    if isinstance(template, list):
+        return next((entry["template"] for entry in template if entry.get("name") == "default"), None)
+    return template
 
 
 def _read(path: Path, name: str) -> str:
@@ -223,23 +278,23 @@ def _read(path: Path, name: str) -> str:
         return path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         raise ValueError(
-            f"{name}: cannot be read ({error}); give a Jinja file or a model folder that has one"
+            f"{name}: cannot be read ({error}); give a Jinja file, or the folder of a model with a chat template"
         ) from None
 
 
-def _in_short(error: Exception) -> str:
+def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:200]
 
 
-def _around(message: Message) -> Message:
-    return {"content": OPEN + message["content"] + CLOSE}
+def _mark_whole(content: str) -> str:
+    return REPLY_START + content + REPLY_END
 
 
-def _within(message: Message) -> Message:
-    content = message["content"]
+def _mark_stripped(content: str) -> str:
+    """Markers inside the white space at both ends."""
     start = len(content) - len(content.lstrip())
-    end = max(start, len(content.rstrip()))
-    return {"content": content[:start] + OPEN + content[start:end] + CLOSE + content[end:]}
+    end = max(start, len(content.rstrip()))  # `start` where there is nothing but white space
+    return content[:start] + REPLY_START + content[start:end] + REPLY_END + content[end:]
 
 
 def _raise_exception(message: str) -> None:
@@ -247,19 +302,19 @@ def _raise_exception(message: str) -> None:
 
 
 def _tojson(x, ensure_ascii=False, indent=None, separators=None, sort_keys=False) -> str:
-    """As transformers has it: Jinja's own escapes for HTML."""
+    """As in transformers; Jinja's own filter escapes HTML characters."""
     return json.dumps(x, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
 class _Generation(jinja2.ext.Extension):
-    """{% generation %} ... {% endgeneration %}: the assistant writes this."""
+    """{% generation %} ... {% endgeneration %}: the template marks what the assistant writes."""
 
     tags = {"generation"}
 
     def parse(self, parser: jinja2.parser.Parser) -> jinja2.nodes.CallBlock:
         line = next(parser.stream).lineno
         body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        return jinja2.nodes.CallBlock(self.call_method("_between"), [], [], body).set_lineno(line)
+        return jinja2.nodes.CallBlock(self.call_method("_with_markers"), [], [], body).set_lineno(line)
 
-    def _between(self, caller) -> str:
-        return OPEN + caller() + CLOSE
+    def _with_markers(self, caller) -> str:
+        return REPLY_START + caller() + REPLY_END

@@ -8,51 +8,74 @@ from pathlib import Path
 
 import numpy as np
 
-from rm.config import REQUIRED, require_positive, setting
-from rm.data import cache, chat, conversation, split
-from rm.data.encode import Encoder, Item
+from rm.config import REQUIRED, SettingsGroup, require_positive, setting
+from rm.data import cache, conversation
+from rm.data.chat import DIALOGUE_FORMATS, ChatTemplate, choose_template
+from rm.data.encode import Encoder, PendingRecord, Task
 from rm.data.examples import Examples
 from rm.data.formats import Sample, demonstration, preference
 from rm.data.records import read_records
+from rm.data.split import SplitSettings, leak, split
 from rm.data.tokenizer import Tokenizer
+from rm.distributed import process_group as dist
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataSettings:
+class DataSettings(SettingsGroup):
     """Data"""
 
     dataset_path: tuple[str, ...] = setting(
         REQUIRED,
         "one or more files: .json, .jsonl, also gzipped, .parquet; or hub:org/name/FILE",
         may_change=True,
+        hub="data",
     )
-    chat_template: str | None = setting(None, "write dialogues by this Jinja file, or as the model in this folder does")
-    dialogue_format: str | None = setting(None, "or in this plain form", tuple(chat.DIALOGUE_FORMATS))
-    max_length: int = setting(512, "the longest text in tokens, BOS and EOS included")
-    overlong: str = setting("filter", "leave out what is longer, or shorten it", ("filter", "truncate"))
-    truncation_side: str = setting("left", "where to shorten: the beginning, or the end", ("left", "right"))
-
-    cache_dir: str = setting(cache.default_folder(), "where tokenized data is kept for the next start", may_change=True)
-
-    def check(self) -> None:
-        if self.max_length is not None:  # evaluation takes it from the model
-            require_positive(self, "max_length")
-        if self.chat_template is not None and self.dialogue_format is not None:
-            raise ValueError("--chat_template and --dialogue_format exclude each other: give one")
+    cache_dir: str | None = setting(
+        None, "folder that keeps tokenized data for the next start; none: $XDG_CACHE_HOME/rm", may_change=True
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
-class MixtureSettings:
+class MixtureSettings(SettingsGroup):
     """Mixture"""
 
     dataset_weights: tuple[float, ...] = setting((), "how often to take each file of --dataset_path, such as 1 0.5 2")
 
     def check(self) -> None:
-        if self.dataset_weights and len(self.dataset_weights) != len(self.dataset_path):
-            got = f"{len(self.dataset_weights)} for {len(self.dataset_path)} files"
-            raise ValueError(f"--dataset_weights must be one number for each file of --dataset_path, got {got}")
         if not all(0 < weight < math.inf for weight in self.dataset_weights):
             raise ValueError(f"--dataset_weights must be positive, got {' '.join(map(str, self.dataset_weights))}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextSettings(SettingsGroup):
+    """Texts"""
+
+    chat_template: str | None = setting(
+        None, "write dialogues by this Jinja file, or by the chat template of the model in this folder"
+    )
+    dialogue_format: str | None = setting(None, "write dialogues in this plain format", tuple(DIALOGUE_FORMATS))
+    max_length: int = setting(512, "longest text in tokens, BOS and EOS included")
+    overlong: str = setting("filter", "leave out longer texts, or shorten them", ("filter", "truncate"))
+    truncation_side: str = setting("left", "shorten at the beginning (left) or at the end (right)", ("left", "right"))
+
+    def check(self) -> None:
+        require_positive(max_length=self.max_length)
+        if self.chat_template is not None and self.dialogue_format is not None:
+            raise ValueError("--chat_template and --dialogue_format exclude each other: give one")
+
+    @property
+    def cut(self) -> str | None:
+        """The side at which longer texts are shortened; None where they are left out."""
+        return self.truncation_side if self.overlong == "truncate" else None
+
+
+def check_mixture(data: DataSettings, mixture: MixtureSettings) -> None:
+    """Raise ValueError where weights are given, but not one for each file."""
+    weights, files = len(mixture.dataset_weights), len(data.dataset_path)
+    if weights and weights != files:
+        raise ValueError(
+            f"--dataset_weights must be one number for each file of --dataset_path, got {weights} for {files} files"
+        )
 
 
 @dataclass(frozen=True)
@@ -67,97 +90,125 @@ class Report:
 
     def __str__(self) -> str:
         total = self.kept + sum(self.dropped.values())
-        names = [name if count == total else f"{name} ({count:,})" for name, count in self.formats.items()]
-        reasons = ", ".join(f"{count:,} {reason}" for reason, count in self.dropped.items())
-        kept = f"{self.kept:,} kept; dropped {reasons}" if reasons else "all kept"
-        shortened = f"; {self.shortened:,} shortened" if self.shortened else ""
-        return f"{total:,} records of {' and '.join(names)}: {kept}{shortened}"
+        formats = [name if count == total else f"{name} ({count:,})" for name, count in self.formats.items()]
+        outcome = "all kept"
+        if self.dropped:
+            reasons = ", ".join(f"{count:,} {reason}" for reason, count in self.dropped.items())
+            outcome = f"{self.kept:,} kept; dropped {reasons}"
+        if self.shortened:
+            outcome += f"; {self.shortened:,} shortened"
+        return f"{total:,} records of {' and '.join(formats)}: {outcome}"
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """What a training script reads from its files."""
+
+    train: Examples
+    held_out: Examples  # empty where nothing is held out
+    facts: dict  # for run.json, and to tell whether a checkpoint is of the same data
 
 
 def load(
-    read: Callable[..., tuple[Examples, Report]], settings, tokenizer: Tokenizer, say: Callable[[str], None]
-) -> tuple[Examples, Examples, dict]:
-    """What a training script needs of its files: (to train on, held out, facts for run.json).
+    task: Task,
+    data: DataSettings,
+    text: TextSettings,
+    mixture: MixtureSettings,
+    held: SplitSettings,
+    tokenizer: Tokenizer,
+    seed: int,
+) -> TrainingData:
+    """Read, tokenize, split and weight a training's files. All ranks call it.
 
-    Args:
-        read: `texts` or `pairs`.
-        settings: DataSettings, MixtureSettings and `rm.data.split`'s SplitSettings, and a `seed`.
-        say: told what was read, what was dropped, and whether the held-out data leaks.
+    Prints what was read, what was dropped, and whether held-out data leaks into training.
     """
-    train, report = read_once(read, settings.dataset_path, settings, tokenizer)
-    say(f"data: {report}")
+    train, report = read_cached(task, data.dataset_path, text, tokenizer, data.cache_dir)
+    dist.say(f"data: {report}")
     facts = {"tokenizer": tokenizer.fingerprint, "train": asdict(report) | {"sha256": train.hash}}
-    if settings.eval_dataset_path:
-        held_out, other = read_once(read, settings.eval_dataset_path, settings, tokenizer)
-        say(f"held out: {other}")
+    if held.eval_dataset_path:
+        held_out, eval_report = read_cached(task, held.eval_dataset_path, text, tokenizer, data.cache_dir)
+        dist.say(f"held out: {eval_report}")
     else:
-        train, held_out = split.split(train, settings.validation_split_percentage, settings.validation_split_by)
-    if settings.dataset_weights:
-        train = train.select(weighted(train.record, report.files, settings.dataset_weights, settings.seed))
-        say(f"weights {' '.join(f'{weight:g}' for weight in settings.dataset_weights)}: {len(train):,} examples")
-    if leak := split.leak(train, held_out):
-        say(f"warning: {leak}")
-    return train, held_out, {"data": facts | {"held_out": {"kept": len(held_out), "sha256": held_out.hash}}}
+        train, held_out = split(train, held.validation_split_percentage, held.validation_split_by)
+    if weights := mixture.dataset_weights:
+        train = train.select(weighted(train.record, report.files, weights, seed))
+        dist.say(f"weights {' '.join(f'{weight:g}' for weight in weights)}: {len(train):,} examples")
+    if warning := leak(train, held_out):
+        dist.say(f"warning: {warning}")
+    facts["held_out"] = {"kept": len(held_out), "sha256": held_out.hash}
+    return TrainingData(train, held_out, facts)
 
 
-def read_once(
-    read: Callable[..., tuple[Examples, Report]], paths: tuple[str, ...], settings: DataSettings, tokenizer: Tokenizer
+def read_cached(
+    task: Task, paths: Sequence[str], text: TextSettings, tokenizer: Tokenizer, cache_dir: str | None
 ) -> tuple[Examples, Report]:
-    """`read(paths)` by one process of each machine and once for all starts: see `rm.data.cache`."""
-    template = chat.choose(settings.chat_template, settings.dialogue_format, tokenizer)
-    cut = settings.truncation_side if settings.overlong == "truncate" else None
+    """`read` by one process of each machine, and once for all starts: see `rm.data.cache`."""
+    template = choose_template(text.chat_template, text.dialogue_format, tokenizer)
 
     def make() -> tuple[Examples, dict]:
-        examples, report = read(paths, tokenizer, settings.max_length, template, cut)
+        examples, report = read(task, paths, tokenizer, text.max_length, template, text.cut)
         return examples, asdict(report)
 
-    written = template and f"{template.fingerprint} {template.asked}"
-    name = [read.__name__, tokenizer.fingerprint, str(settings.max_length), str(written), str(cut)]
-    examples, report = cache.open_or_make(settings.cache_dir, name, paths, make)
+    template_key = None if template is None else f"{template.fingerprint} {template.explicit}"
+    key = [task.value, tokenizer.fingerprint, str(text.max_length), str(template_key), str(text.cut)]
+    examples, report = cache.open_or_make(cache_dir or cache.default_folder(), key, tuple(paths), make)
     return examples, Report(**report)
 
 
-def texts(
+def read(
+    task: Task,
     paths: Sequence[str | Path],
     tokenizer: Tokenizer,
     max_length: int,
-    template: chat.ChatTemplate | None = None,
+    template: ChatTemplate | None = None,
     cut: str | None = None,
 ) -> tuple[Examples, Report]:
-    """Texts to imitate: loss on all of a document, on the output of text2text, on the assistant's turns of a dialogue.
+    """Examples from files.
+
+    SFT reads demonstrations: loss on all of a plain text, on the output of text2text, on the assistant's turns of a
+    dialogue. PREFERENCE reads the full texts of a prompt's replies, which share their first tokens. SCORING reads the
+    same, but needs no grades, and a prompt may have one reply.
 
     Args:
         max_length: of a text in tokens.
-        template: writes the dialogues, and also text2text if it was asked for.
-        cut: "left" or "right" shortens what is longer; None drops it.
+        template: writes the dialogues, and also text2text if it is explicit.
+        cut: "left" or "right" shortens longer texts; None drops them.
+
+    Raises:
+        ValueError: with the file and record of the first mistake, or where no example is left.
     """
-    return _encode(paths, demonstration, tokenizer, max_length, template, cut)
+    formats, files = Counter(), [0] * len(paths)
+    encoder = Encoder(tokenizer, task, template, max_length, cut)
+    to_sample: Callable[..., Sample] = demonstration if task is Task.SFT else preference
+    as_messages = template is not None and template.explicit
 
+    def pending() -> Iterator[PendingRecord]:
+        for n, path in enumerate(paths):
+            for where, record in read_records(path):
+                try:
+                    sample = first = to_sample(record, as_messages)
+                    if task is not Task.SFT and "prompt" in record:
+                        # Records of one conversation share their first user message. Only as messages can a prompt
+                        # that is a bare string be told from the reply behind it.
+                        first = preference(record, True)
+                except ValueError as error:
+                    raise ValueError(f"{where}: {error}") from None
+                if task is Task.PREFERENCE and sample.grade is None:
+                    raise ValueError(f"{where}: has neither 'ranks' nor 'scores', so no reply is known to be better")
+                yield PendingRecord(sum(files), where, conversation.key(first.texts[0]), sample)
+                formats[sample.format] += 1
+                files[n] += 1
 
-def pairs(
-    paths: Sequence[str | Path],
-    tokenizer: Tokenizer,
-    max_length: int,
-    template: chat.ChatTemplate | None = None,
-    cut: str | None = None,
-) -> tuple[Examples, Report]:
-    """Preferences: the full texts of the replies, cut where their tokens part. Arguments as for `texts`."""
-    return _encode(paths, preference, tokenizer, max_length, template, cut)
-
-
-def replies(
-    paths: Sequence[str | Path],
-    tokenizer: Tokenizer,
-    max_length: int,
-    template: chat.ChatTemplate | None = None,
-    cut: str | None = None,
-) -> tuple[Examples, Report]:
-    """As `pairs`, of records that need not say which reply is better, and may have one: to be scored, not learned."""
-    return _encode(paths, preference, tokenizer, max_length, template, cut, graded=False)
+    examples = Examples.build(encoder.encode(pending()), encoder.kept)
+    report = Report(len(examples), dict(encoder.dropped), dict(formats), files, encoder.shortened)
+    if not len(examples):
+        names = ", ".join(map(str, paths)) or "no file given"
+        raise ValueError(f"{names}: {report}; no example is left: raise --max_length, or give other records")
+    return examples, report
 
 
 def weighted(record: np.ndarray, files: Sequence[int], weights: Sequence[float], seed: int) -> np.ndarray:
-    """Which examples to take, some more than once, some not: for an example of weight 2.3 two, or three by chance.
+    """Indices of the examples to take, some several times, some not at all: of weight 2.3 twice, or by chance thrice.
 
     Args:
         record: (N,) number of each example's record.
@@ -168,39 +219,3 @@ def weighted(record: np.ndarray, files: Sequence[int], weights: Sequence[float],
     whole = np.floor(weight)
     copies = whole + (np.random.default_rng(seed).random(len(record)) < weight - whole)
     return np.repeat(np.arange(len(record)), copies.astype(int))
-
-
-def _encode(
-    paths: Sequence[str | Path],
-    canonical: Callable[..., Sample],
-    tokenizer: Tokenizer,
-    max_length: int,
-    template: chat.ChatTemplate | None,
-    cut: str | None,
-    graded: bool = True,
-) -> tuple[Examples, Report]:
-    formats, files = Counter(), [0] * len(paths)
-    encoder = Encoder(tokenizer, canonical is demonstration, template, max_length, cut)
-
-    def items() -> Iterator[Item]:
-        as_messages = template is not None and template.asked
-        for n, path in enumerate(paths):
-            for where, record in read_records(path):
-                try:
-                    sample = canonical(record, as_messages)
-                    # A bare prompt tells which records are of one conversation; in front of an answer it is lost.
-                    known = preference(record, True) if "prompt" in record and canonical is preference else sample
-                except ValueError as error:
-                    raise ValueError(f"{where}: {error}") from None
-                if canonical is preference and graded and sample.grade is None:
-                    raise ValueError(f"{where}: has no 'ranks' and no 'scores', so nothing says which answer is better")
-                yield Item(sum(files), where, conversation.key(known.texts[0]), sample)
-                formats[sample.format] += 1
-                files[n] += 1
-
-    examples = Examples.build(encoder.encode(items()), encoder.kept)
-    report = Report(len(examples), dict(encoder.dropped), dict(formats), files, encoder.shortened)
-    if not len(examples):
-        names = ", ".join(map(str, paths)) or "no file given"
-        raise ValueError(f"{names}: {report}; none is left: raise --max_length, or give other records")
-    return examples, report

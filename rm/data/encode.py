@@ -1,15 +1,16 @@
-"""Samples to examples: written by a template, tokenized in batches, opened, ended, shortened or dropped.
+"""Converts samples to examples: applies the chat template, tokenizes, adds BOS and EOS, truncates or drops.
 
-The full texts of a record are tokenized each on its own, and their prefix is what the tokens share: exact, whatever a
-tokenizer does where prompt and reply meet. This is the one place where BOS and EOS are put on. Where a chat template
-has written its own, none is added: every text ends in one token that means the end, and a reward is read there.
+The full texts of a record are tokenized separately, and the record's prefix is what their tokens have in common. So the
+prefix is exact, whatever a tokenizer does where prompt and response meet. BOS and EOS are added here and nowhere else,
+unless a chat template has written its own: every text ends in one token that means the end, where its reward is read.
 """
 
-import itertools
+import enum
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
@@ -18,198 +19,281 @@ from rm.data.examples import Example, Examples
 from rm.data.formats import Sample, Text
 from rm.data.tokenizer import Spans, Tokenizer
 
-BATCH = 1024  # records: enough for every core, soon forgotten
-Row = tuple[np.ndarray, np.ndarray]  # the (T,) int32 tokens of a text, and (T,) bool: which of them carry loss
+BATCH_RECORDS = 1024  # records tokenized at a time: enough to occupy every core, little enough to hold in memory
+
+
+class Task(enum.Enum):
+    """What the examples are for, which decides what a record must have."""
+
+    SFT = "sft"  # texts whose tokens, or some of them, carry loss
+    PREFERENCE = "preference"  # responses with grades
+    SCORING = "scoring"  # responses that need no grades
 
 
 @dataclass(frozen=True)
-class Item:
-    """A record on its way."""
+class PendingRecord:
+    """A record that has been read and is to be encoded."""
 
-    number: int  # over all files
-    where: str  # for messages
-    conversation: int  # as `rm.data.conversation.key` has it
+    index: int  # counted over all files
+    location: str  # file and line, for messages
+    conversation: int  # `rm.data.conversation.key`
     sample: Sample
+
+
+class TokenizedText(NamedTuple):
+    """One full text of a record.
+
+    Shapes: T tokens.
+    """
+
+    tokens: np.ndarray  # (T,) int32
+    loss: np.ndarray  # (T,) bool: which tokens carry SFT loss
 
 
 @dataclass
 class Encoder:
-    """Makes examples of items, and counts what it leaves out.
+    """Converts records to examples, and counts what it drops.
 
     Args:
-        imitate: the texts are to be imitated, not compared: it matters which tokens carry loss.
+        task: decides whether it matters which tokens carry loss (SFT) or whether equal texts are graded differently.
         template: writes dialogues.
-        max_length: of a text in tokens.
-        cut: "left" or "right" shortens what is longer; None drops it.
+        max_length: of a text, in tokens.
+        cut: "left" or "right" truncates longer texts on that side; None drops their records.
     """
 
     tokenizer: Tokenizer
-    imitate: bool
+    task: Task
     template: ChatTemplate | None
     max_length: int
     cut: str | None
-    kept: array = field(default_factory=lambda: array("q"))  # numbers of records
-    dropped: Counter = field(default_factory=Counter)  # reason -> records
-    shortened: int = 0
+    kept: array = field(default_factory=lambda: array("q"))  # indices of the records that became examples
+    dropped: Counter = field(default_factory=Counter)  # reason -> number of records
+    shortened: int = 0  # of the records kept
 
-    def encode(self, items: Iterable[Item]) -> Iterator[Example]:
-        """Examples of items, in order."""
-        written = ((item, texts) for item in items if (texts := self._write(item)))
-        while batch := list(itertools.islice(written, BATCH)):
-            rows = iter(self._rows([text for _, texts in batch for text in texts]))
-            for item, texts in batch:
-                example = self._fit(item, list(itertools.islice(rows, len(texts))))
-                if example is not None:
-                    self.kept.append(item.number)
-                    yield example
+    def encode(self, records: Iterable[PendingRecord]) -> Iterator[Example]:
+        """Yield the examples of records, in order. `kept`, `dropped` and `shortened` grow as it is consumed.
 
-    def _write(self, item: Item) -> list[Rendered] | None:
-        """Its texts, ready to tokenize; None if it is dropped."""
-        texts = item.sample.texts
-        if self.imitate:
+        Raises:
+            ValueError: the chat template refuses a dialogue; the message names the record.
+        """
+        batch = []
+        for record in records:
+            if texts := self._render(record):
+                batch.append((record, texts))
+            if len(batch) == BATCH_RECORDS:
+                yield from self._encode_batch(batch)
+                batch = []
+        if batch:
+            yield from self._encode_batch(batch)
+
+    def _encode_batch(self, batch: list[tuple[PendingRecord, list[Rendered]]]) -> Iterator[Example]:
+        tokenized = self._tokenize([text for _, texts in batch for text in texts])
+        start = 0
+        for record, texts in batch:
+            example = self._fit(record, tokenized[start : start + len(texts)])
+            start += len(texts)
+            if example is not None:
+                self.kept.append(record.index)
+                yield example
+
+    def _render(self, record: PendingRecord) -> list[Rendered] | None:
+        """The record's texts, ready to tokenize; None if the record is dropped."""
+        sample = record.sample
+        texts = sample.texts
+        if self.task is Task.SFT:
             texts = [_until_last_reply(text) for text in texts]
         if any(isinstance(text, list) and text[-1]["role"] != "assistant" for text in texts):
-            return self._drop("that do not end with a reply")
-        if self.imitate and not any(_has_words(text, item.sample.loss_from) for text in texts):
-            return self._drop("empty text")
+            return self._drop("not ending with an assistant message")
+        if self.task is Task.SFT and not any(_has_content(text, sample.loss_from) for text in texts):
+            return self._drop("with empty text")
         try:
-            return [self._rendered(text, item.sample.loss_from) for text in texts]
+            return [self._render_text(text, sample.loss_from) for text in texts]
         except ValueError as error:
-            raise ValueError(f"{item.where}: {error}") from None
+            raise ValueError(f"{record.location}: {error}") from None
 
-    def _rendered(self, text: Text, loss_from: int) -> Rendered:
+    def _render_text(self, text: Text, loss_from: int) -> Rendered:
         if isinstance(text, str):
             return Rendered([text], [(loss_from, len(text))])
         if self.template is None:
             folder = self.tokenizer.folder
-            raise ValueError(f"has messages, but {folder} no chat template; give --chat_template or --dialogue_format")
+            raise ValueError(
+                f"has messages, but {folder} has no chat template; give --chat_template or --dialogue_format"
+            )
         return self.template.render(text)
 
-    def _rows(self, texts: list[Rendered]) -> list[Row]:
-        """[BOS] tokens [EOS] of each text, and which carry loss."""
-        plain = [text for text in texts if self._is_plain(text)]
-        marked = [text for text in texts if not self._is_plain(text)]
-        ids = iter(self.tokenizer.encode_batch([text.parts[0] for text in plain]))
-        placed = iter(self.tokenizer.encode_parts([text.parts for text in marked]))
-        return [self._row(text, *((next(ids), None) if self._is_plain(text) else next(placed))) for text in texts]
+    def _tokenize(self, texts: list[Rendered]) -> list[TokenizedText]:
+        """[BOS] tokens [EOS] of each text, and which of them carry loss."""
+        # Finding where in the text each token lies takes time, so texts that do not need it go separately.
+        plain = [i for i, text in enumerate(texts) if self._is_plain(text)]
+        others = [i for i, text in enumerate(texts) if not self._is_plain(text)]
+        plain_ids = self.tokenizer.encode_batch([texts[i].parts[0] for i in plain])
+        other_ids = self.tokenizer.encode_parts([texts[i].parts for i in others])
+        tokenized: dict[int, TokenizedText] = {}
+        for i, ids in zip(plain, plain_ids, strict=True):
+            tokenized[i] = self._complete(texts[i], ids, None)
+        for i, (ids, token_spans) in zip(others, other_ids, strict=True):
+            tokenized[i] = self._complete(texts[i], ids, token_spans)
+        return [tokenized[i] for i in range(len(texts))]
 
     def _is_plain(self, text: Rendered) -> bool:
-        """Whether it can do without the places of its tokens, which take time."""
+        """Whether a text is one string without special tokens, all of which carries loss if any of it does."""
         first = text.parts[0]
-        whole = len(text.parts) == 1 and isinstance(first, str)
-        return whole and (not self.imitate or text.spans == [(0, len(first))])
+        if len(text.parts) > 1 or not isinstance(first, str):
+            return False
+        return self.task is not Task.SFT or text.spans == [(0, len(first))]
 
-    def _row(self, text: Rendered, ids: list[int], places: Spans | None) -> Row:
-        """A token carries loss if any of its text does; BOS and EOS if what is beside them does."""
+    def _complete(self, text: Rendered, ids: list[int], token_spans: Spans | None) -> TokenizedText:
+        """Add BOS and EOS where the template has not, and find the tokens that carry loss.
+
+        A token carries loss if any of its characters does, BOS if the first character does, EOS if the last one does.
+
+        Args:
+            token_spans: (start, end) of each token's text; None if all tokens carry loss.
+        """
         bos = [] if text.opened or self.tokenizer.bos_id is None else [self.tokenizer.bos_id]
         eos = [] if text.ended else [self.tokenizer.eos_id]
         tokens = np.array([*bos, *ids, *eos], np.int32)
         loss = np.ones(len(tokens), bool)
-        if places is not None and self.imitate:
+        if token_spans is not None and self.task is Task.SFT:
             length = sum(len(part) if isinstance(part, str) else 1 for part in text.parts)
-            start, end = np.array([*[(0, 1)] * len(bos), *places, *[(length - 1, length)] * len(eos)]).T
-            end = np.maximum(end, start + 1)  # of the bytes of a character only the last may have its place
+            bos_spans = [(0, 1)] * len(bos)
+            eos_spans = [(length - 1, length)] * len(eos)
+            start, end = np.array([*bos_spans, *token_spans, *eos_spans]).T
+            # Where one character is several tokens, sentencepiece may give its span to the last of them only. The
+            # others' spans are empty and lie at its start: they count as if they were that character.
+            end = np.maximum(end, start + 1)
             loss = np.any([(start < b) & (end > a) for a, b in text.spans], axis=0)
-        return tokens, loss
+        return TokenizedText(tokens, loss)
 
-    def _fit(self, item: Item, rows: list[Row]) -> Example | None:
-        """The example of a record's rows; None if it is dropped."""
-        sample = item.sample
-        if self._is_void(sample, rows):
-            return self._drop("with two equal sides")
-        if max(len(tokens) for tokens, _ in rows) > self.max_length:
+    def _fit(self, record: PendingRecord, texts: list[TokenizedText]) -> Example | None:
+        """The example of a record, truncated if necessary; None if the record is dropped."""
+        sample = record.sample
+        if self._has_no_signal(sample, texts):
+            if self.task is Task.SFT:
+                return self._drop("without a token that carries loss")
+            return self._drop("with equal texts that are graded differently")
+        if max(len(text.tokens) for text in texts) > self.max_length:
             if self.cut is None:
                 return self._drop(f"longer than --max_length {self.max_length}")
-            rows = self._cut_left(rows) if self.cut == "left" else [self._cut_right(*row) for row in rows]
-            if not rows or self._is_void(sample, rows):
-                return self._drop(f"that --max_length {self.max_length} would cut to nothing to learn from")
+            texts = self._cut_left(texts) if self.cut == "left" else [self._cut_right(text) for text in texts]
+            # What made the difference between the texts, or all that carried loss, may have been cut off.
+            if texts is None or self._has_no_signal(sample, texts):
+                return self._drop(f"with nothing to learn from after truncation to --max_length {self.max_length}")
             self.shortened += 1
-        tokens = [tokens for tokens, _ in rows]
-        shared = common_prefix(tokens) if len(rows) > 1 else 0  # a document has nothing to share with
+        # A single text (SFT) has no other to share a prefix with.
+        prefix_length = common_prefix([text.tokens for text in texts]) if len(texts) > 1 else 0
         return Example(
-            prefix=tokens[0][:shared],
-            replies=tuple(row[shared:] for row in tokens),
-            loss=tuple(loss[shared:] for _, loss in rows),
+            prefix=texts[0].tokens[:prefix_length],
+            replies=tuple(text.tokens[prefix_length:] for text in texts),
+            loss=tuple(text.loss[prefix_length:] for text in texts),
             grade=None if sample.grade is None else np.array(sample.grade, np.float32),
             label=sample.label,
             margin=sample.margin,
-            conversation=item.conversation,
+            conversation=record.conversation,
         )
 
     def _drop(self, reason: str) -> None:
         self.dropped[reason] += 1
 
-    def _is_void(self, sample: Sample, rows: list[Row]) -> bool:
-        """No token carries loss; or equal texts are graded differently, where no reward can be right."""
-        if self.imitate:
-            return not any(loss.any() for _, loss in rows)
-        known: dict[bytes, float] = {}
-        grades = sample.grade or [0.0] * len(rows)
-        return any(known.setdefault(row[0].tobytes(), grade) != grade for row, grade in zip(rows, grades, strict=True))
+    def _has_no_signal(self, sample: Sample, texts: list[TokenizedText]) -> bool:
+        """SFT: no token carries loss. Otherwise: equal texts are graded differently, so no reward can be right."""
+        if self.task is Task.SFT:
+            return not any(text.loss.any() for text in texts)
+        grades = sample.grade or [0.0] * len(texts)
+        grade_of: dict[bytes, float] = {}  # tokens -> grade of the first text with these tokens
+        for text, grade in zip(texts, grades, strict=True):
+            key = text.tokens.tobytes()
+            if key not in grade_of:
+                grade_of[key] = grade
+            elif grade_of[key] != grade:
+                return True
+        return False
 
-    def _cut_left(self, rows: list[Row]) -> list[Row]:
-        """All rows without the same tokens behind BOS, so that a prefix is still shared; none if replies are longer."""
-        tokens = [tokens for tokens, _ in rows]
-        first = int(tokens[0][0] == self.tokenizer.bos_id)
-        last = first + max(map(len, tokens)) - self.max_length
-        if last > (common_prefix(tokens) if len(tokens) > 1 else len(tokens[0]) - 1):
-            return []
-        return [(np.delete(tokens, slice(first, last)), np.delete(loss, slice(first, last))) for tokens, loss in rows]
+    def _cut_left(self, texts: list[TokenizedText]) -> list[TokenizedText] | None:
+        """Truncate texts at their beginning, behind BOS; None if the replies alone are too long.
 
-    def _cut_right(self, tokens: np.ndarray, loss: np.ndarray) -> Row:
-        """The beginning of a row, and its end token, which carries no loss: nothing ends there."""
-        if len(tokens) <= self.max_length:
-            return tokens, loss
+        The same tokens are removed from every text, as many as the longest needs: they still share a prefix then.
+        """
+        tokens = [text.tokens for text in texts]
+        start = 1 if tokens[0][0] == self.tokenizer.bos_id else 0
+        end = start + max(map(len, tokens)) - self.max_length
+        # Up to here tokens may be removed: within the common prefix, or, of a single text, all but its last token.
+        limit = common_prefix(tokens) if len(tokens) > 1 else len(tokens[0]) - 1
+        if end > limit:
+            return None
+        removed = slice(start, end)
+        return [TokenizedText(np.delete(text.tokens, removed), np.delete(text.loss, removed)) for text in texts]
+
+    def _cut_right(self, text: TokenizedText) -> TokenizedText:
+        """Truncate a text that is too long at its end, and keep its end token, where a reward is read.
+
+        That token carries no loss then: the text does not really end there, and SFT must not learn that it does.
+        """
+        if len(text.tokens) <= self.max_length:
+            return text
         kept = slice(self.max_length - 1)
-        return np.append(tokens[kept], tokens[-1]), np.append(loss[kept], False)
+        tokens = np.append(text.tokens[kept], text.tokens[-1])
+        return TokenizedText(tokens, np.append(text.loss[kept], False))
 
 
-def common_prefix(rows: Sequence[np.ndarray]) -> int:
-    """How many first tokens all rows share, where each keeps at least its last token for itself."""
-    most = min(map(len, rows)) - 1
-    differs = np.zeros(most, bool)
-    for row in rows[1:]:
-        differs |= row[:most] != rows[0][:most]
-    return int(differs.argmax()) if differs.any() else most
+def common_prefix(texts: Sequence[np.ndarray]) -> int:
+    """How many leading tokens all texts share, leaving each at least its last token.
+
+    Args:
+        texts: K arrays of token ids, none empty.
+    """
+    longest = min(map(len, texts)) - 1
+    differs = np.zeros(longest, bool)
+    for text in texts[1:]:
+        differs |= text[:longest] != texts[0][:longest]
+    return int(differs.argmax()) if differs.any() else longest
 
 
 def _until_last_reply(text: Text) -> Text:
-    """A dialogue without what follows its last reply, where nothing is to be learned."""
+    """A dialogue without the messages after its last reply: in SFT they carry no loss."""
     if isinstance(text, str):
         return text
-    last = max((n for n, message in enumerate(text) if message["role"] == "assistant"), default=len(text) - 1)
-    return text[: last + 1]
+    replies = [i for i, message in enumerate(text) if message["role"] == "assistant"]
+    return text[: replies[-1] + 1] if replies else text
 
 
-def _has_words(text: Text, loss_from: int) -> bool:
+def _has_content(text: Text, loss_from: int) -> bool:
+    """Whether any characters can carry loss: behind `loss_from` of a plain text, or in a reply of a dialogue."""
     if isinstance(text, str):
         return len(text) > loss_from
-    return (
-        any(message["content"] for message in text if message["role"] == "assistant") or text[-1]["role"] != "assistant"
-    )
+    return any(message["content"] for message in text if message["role"] == "assistant")
 
 
 @dataclass(frozen=True)
-class Encoding:
-    """How texts become tokens: `rm.data.encode`, for groups of texts in memory."""
+class TextEncoder:
+    """Encodes texts held in memory the way training encoded the texts of files."""
 
     tokenizer: Tokenizer
     template: ChatTemplate | None
     max_length: int
-    cut: str | None  # "left" or "right" shortens what is longer; None is an error
+    cut: str | None  # "left" or "right" truncates longer texts on that side; None makes them an error
 
     @property
     def as_messages(self) -> bool:
-        """Whether plain texts are taken apart into turns for the template."""
-        return self.template is not None and self.template.asked
+        """Whether plain texts are split into turns and written by the template."""
+        return self.template is not None and self.template.explicit
 
     def examples(self, groups: Sequence[Sequence[Text]]) -> Examples:
-        """One of each group that is not empty, whose common beginning is computed once; none may be dropped."""
-        encoder = Encoder(self.tokenizer, False, self.template, self.max_length, self.cut)
-        given = {n: list(group) for n, group in enumerate(groups) if len(group)}
-        items = (Item(n, f"conversation {n}", n, Sample("", group)) for n, group in given.items())
-        examples = Examples.build(encoder.encode(items), encoder.kept)
-        if lost := given.keys() - set(encoder.kept):
+        """One example for each group that is not empty: its texts, whose common prefix is computed once.
+
+        Raises:
+            ValueError: a group would have been dropped in training.
+        """
+        encoder = Encoder(self.tokenizer, Task.SCORING, self.template, self.max_length, self.cut)
+        records = []
+        for index, group in enumerate(groups):
+            if len(group):
+                records.append(PendingRecord(index, f"conversation {index}", index, Sample("", list(group))))
+        examples = Examples.build(encoder.encode(records), encoder.kept)
+        lost = {record.index for record in records} - set(encoder.kept)
+        if lost:
             reasons = " or ".join(encoder.dropped).replace("--max_length", "max_length")
-            raise ValueError(f"conversation {min(lost)} is one {reasons}: shorten it, or give another max_length")
+            raise ValueError(
+                f"conversation {min(lost)} cannot be encoded ({reasons}): shorten it, or give another max_length"
+            )
         return examples

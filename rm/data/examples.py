@@ -1,8 +1,8 @@
-"""Examples: a prefix and its replies, N of them stored flat, so that they can be mapped from disk and read vectorised.
+"""Tokenized examples: a prefix and its replies, stored as flat arrays, which can be memory-mapped and read vectorised.
 
-A text to imitate has an empty prefix and one reply; a preference pair has two replies, the chosen one first; a ranking
-has any number of them in any order, and their grades say which is better. The prefix is what the replies' full texts
-have in common, token by token, so sharing it is exact.
+A text for SFT has an empty prefix and one reply. A preference pair has two replies, the chosen one first. A ranking has
+any number of replies in any order, and their grades say which is better. The prefix is what the replies' full texts
+have in common, token by token, so sharing its computation is exact.
 """
 
 import hashlib
@@ -15,7 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-_ONE_EACH = ("starts", "prefix_lengths", "label", "margin", "conversation", "record")  # arrays of Examples
+# The arrays of Examples that have one entry for each example
+_PER_EXAMPLE = ("starts", "prefix_lengths", "label", "margin", "conversation", "record")
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,45 +27,50 @@ class Example:
     replies: tuple[np.ndarray, ...]  # K arrays of int32, none empty
     loss: tuple[np.ndarray, ...]  # K arrays of bool, as long as the replies: which tokens carry SFT loss
     grade: np.ndarray | None = None  # (K,) float32: higher is better, equal is a tie; None is K - 1, ..., 0
-    label: float = 1.0  # how probable it is that the grades are right; for a pair 0.5 is a tie
+    label: float = 1.0  # probability that the grades are right; for a pair 0.5 is a tie
     margin: float = 0.0  # by how much a better reply's reward should exceed a worse one's
-    conversation: int | None = None  # the same for all records of one conversation; None: it has one of its own
+    conversation: int | None = None  # the same for all records of one conversation; None: shared with no other record
 
 
 @dataclass(eq=False, repr=False)
 class Examples(Sequence[Example]):
     """N examples with R replies and T tokens in all, stored flat: prefix, reply, reply, prefix, ...
 
-    `examples[i]` is an Example, `examples[a:b]` and `examples.select(numbers)` are views of some of them; none copies
-    tokens.
+    `examples[i]` is an Example; `examples[a:b]` and `examples.select(indices)` are views of some of them. None of these
+    copies tokens.
     """
 
-    tokens: np.ndarray  # (T,) int32, and of a view also those of the examples that it leaves out
-    loss: np.ndarray  # (T,) bool; a prefix carries none
+    tokens: np.ndarray  # (T,) int32; a view keeps those of the examples that it leaves out as well
+    loss: np.ndarray  # (T,) bool: which tokens carry SFT loss; those of a prefix never do
     starts: np.ndarray  # (N,) where in `tokens` each example begins
     prefix_lengths: np.ndarray  # (N,)
-    reply_lengths: np.ndarray  # (R,) example i has reply_lengths[reply_offsets[i] : reply_offsets[i + 1]]
+    reply_lengths: np.ndarray  # (R,) those of example i are reply_lengths[reply_offsets[i] : reply_offsets[i + 1]]
     reply_offsets: np.ndarray  # (N + 1,)
     grade: np.ndarray  # (R,) float32
     label: np.ndarray  # (N,) float32
     margin: np.ndarray  # (N,) float32
-    conversation: np.ndarray  # (N,) int64, as `rm.data.conversation.key` has it
-    record: np.ndarray  # (N,) the number of the record it came from, from 0 over all files of the call
+    conversation: np.ndarray  # (N,) int64, see `rm.data.conversation.key`
+    record: np.ndarray  # (N,) index of the record that it was made from, counted from 0 over all files read together
 
     def __post_init__(self):
         reply_ends = np.append(0, np.cumsum(self.reply_lengths))
-        self.lengths = self.prefix_lengths + np.diff(reply_ends[self.reply_offsets])  # (N,)
+        self.lengths = self.prefix_lengths + np.diff(reply_ends[self.reply_offsets])  # (N,) tokens of each example
         assert len(self.tokens) == len(self.loss) and len(self.grade) == len(self.reply_lengths)
         assert len(self.record) == len(self.label) == len(self.margin) == len(self.conversation) == len(self.starts)
 
     @classmethod
     def build(cls, examples: Iterable[Example], record: Sequence[int] | None = None) -> "Examples":
-        """Store examples as they come. `record` is read after the last one; without it they are counted."""
-        tokens, loss = array("i"), array("b")  # grow in place, 4 bytes and 1 byte a token
+        """Store examples as an iterable yields them.
+
+        Args:
+            record: the record index of each example, read after the last one; None numbers the examples from 0.
+        """
+        # Arrays that grow in place, at 4 bytes and 1 byte per token, while the number of examples is unknown
+        tokens, loss = array("i"), array("b")
         prefix_lengths, reply_lengths, reply_offsets = array("q"), array("q"), array("q", [0])
         starts, conversation = array("q"), array("q")
         grade, label, margin = array("f"), array("f"), array("f")
-        for number, example in enumerate(examples):
+        for index, example in enumerate(examples):
             starts.append(len(tokens))
             tokens.frombytes(np.concatenate([example.prefix, *example.replies]).astype(np.int32).tobytes())
             loss.frombytes(np.concatenate([np.zeros(len(example.prefix), bool), *example.loss]).tobytes())
@@ -74,10 +80,22 @@ class Examples(Sequence[Example]):
             grade.extend(reversed(range(len(example.replies))) if example.grade is None else example.grade)
             label.append(example.label)
             margin.append(example.margin)
-            conversation.append(number if example.conversation is None else example.conversation)
-        rest = starts, prefix_lengths, reply_lengths, reply_offsets, grade, label, margin, conversation
-        record = range(len(prefix_lengths)) if record is None else record
-        return cls(np.asarray(tokens), np.asarray(loss).view(bool), *map(np.asarray, rest), np.array(record, np.int64))
+            conversation.append(index if example.conversation is None else example.conversation)
+        if record is None:
+            record = range(len(prefix_lengths))
+        return cls(
+            tokens=np.asarray(tokens),
+            loss=np.asarray(loss).view(bool),
+            starts=np.asarray(starts),
+            prefix_lengths=np.asarray(prefix_lengths),
+            reply_lengths=np.asarray(reply_lengths),
+            reply_offsets=np.asarray(reply_offsets),
+            grade=np.asarray(grade),
+            label=np.asarray(label),
+            margin=np.asarray(margin),
+            conversation=np.asarray(conversation),
+            record=np.array(record, np.int64),
+        )
 
     def __len__(self) -> int:
         return len(self.prefix_lengths)
@@ -85,54 +103,68 @@ class Examples(Sequence[Example]):
     def __getitem__(self, index):
         if isinstance(index, slice):
             return self.select(np.arange(len(self))[index])
-        i = range(len(self))[operator.index(index)]
-        start, at = self.starts[i], self.starts[i] + self.prefix_lengths[i]
-        prefix, replies, loss = self.tokens[start:at], [], []
-        mine = slice(self.reply_offsets[i], self.reply_offsets[i + 1])
-        for length in self.reply_lengths[mine]:
-            replies.append(self.tokens[at : at + length])
-            loss.append(self.loss[at : at + length])
-            at += length
-        judged = self.grade[mine], float(self.label[i]), float(self.margin[i]), int(self.conversation[i])
-        return Example(prefix, tuple(replies), tuple(loss), *judged)
+        i = range(len(self))[operator.index(index)]  # negative indices and IndexError as for a list
+        prefix_end = self.starts[i] + self.prefix_lengths[i]
+        own_replies = slice(self.reply_offsets[i], self.reply_offsets[i + 1])  # in arrays of R
+        replies, loss, start = [], [], prefix_end
+        for length in self.reply_lengths[own_replies]:
+            replies.append(self.tokens[start : start + length])
+            loss.append(self.loss[start : start + length])
+            start += length
+        return Example(
+            prefix=self.tokens[self.starts[i] : prefix_end],
+            replies=tuple(replies),
+            loss=tuple(loss),
+            grade=self.grade[own_replies],
+            label=float(self.label[i]),
+            margin=float(self.margin[i]),
+            conversation=int(self.conversation[i]),
+        )
 
-    def select(self, numbers: np.ndarray) -> "Examples":
-        """A view of the examples with these numbers, which must not fall."""
-        assert (np.diff(numbers) >= 0).all()
-        counts = np.diff(self.reply_offsets)[numbers]
-        offsets = np.append(0, np.cumsum(counts))
-        replies = np.arange(offsets[-1]) + np.repeat(self.reply_offsets[numbers] - offsets[:-1], counts)
-        one_each = {name: getattr(self, name)[numbers] for name in _ONE_EACH}
+    def select(self, indices: np.ndarray) -> "Examples":
+        """A view of the examples with these indices, which must be in ascending order and may repeat."""
+        assert (np.diff(indices) >= 0).all()
+        n_replies = np.diff(self.reply_offsets)[indices]
+        offsets = np.append(0, np.cumsum(n_replies))
+        # Of each reply in the view its index among the replies here: those of one example are consecutive in both.
+        replies = np.arange(offsets[-1]) + np.repeat(self.reply_offsets[indices] - offsets[:-1], n_replies)
+        per_example = {name: getattr(self, name)[indices] for name in _PER_EXAMPLE}
         lengths, grade = self.reply_lengths[replies], self.grade[replies]
-        return replace(self, reply_lengths=lengths, reply_offsets=offsets, grade=grade, **one_each)
+        return replace(self, reply_lengths=lengths, reply_offsets=offsets, grade=grade, **per_example)
 
-    def _alone(self) -> "Examples":
-        """The same examples with no other's tokens beside theirs: copied, if this is a view."""
+    def _compact(self) -> "Examples":
+        """The same examples with their own tokens only, one after the other: a copy if this is a view."""
         starts = np.cumsum(self.lengths) - self.lengths
         if len(self.tokens) == self.lengths.sum() and np.array_equal(self.starts, starts):
             return self
-        at = np.repeat(self.starts - starts, self.lengths) + np.arange(self.lengths.sum())
-        return replace(self, tokens=self.tokens[at], loss=self.loss[at], starts=starts)
+        # Of each token in the copy its index here: those of one example are consecutive in both.
+        source = np.repeat(self.starts - starts, self.lengths) + np.arange(self.lengths.sum())
+        return replace(self, tokens=self.tokens[source], loss=self.loss[source], starts=starts)
 
     @cached_property
     def hash(self) -> str:
-        """sha256 of what is trained on, wherever it came from: all but `record` and `conversation`."""
-        digest, alone = hashlib.sha256(), self._alone()
-        for name in (f.name for f in fields(self) if f.name not in ("record", "conversation")):
-            values = np.ascontiguousarray(getattr(alone, name))
-            digest.update(f"{name} {values.dtype.str} {len(values)}\n".encode())
+        """sha256 of what is trained on, wherever it came from: all arrays but `record` and `conversation`."""
+        digest, compact = hashlib.sha256(), self._compact()
+        for field in fields(self):
+            if field.name in ("record", "conversation"):
+                continue
+            values = np.ascontiguousarray(getattr(compact, field.name))
+            digest.update(f"{field.name} {values.dtype.str} {len(values)}\n".encode())
             digest.update(values)
         return digest.hexdigest()
 
     def save(self, folder: str | Path) -> None:
         """Write one .npy file for each array."""
         Path(folder).mkdir(parents=True, exist_ok=True)
-        alone = self._alone()
-        for f in fields(self):
-            np.save(Path(folder, f"{f.name}.npy"), getattr(alone, f.name), allow_pickle=False)
+        compact = self._compact()
+        for field in fields(self):
+            np.save(Path(folder, f"{field.name}.npy"), getattr(compact, field.name), allow_pickle=False)
 
     @classmethod
     def open(cls, folder: str | Path) -> "Examples":
-        """Map what `save` wrote into memory, to read only."""
-        files = (Path(folder, f"{f.name}.npy") for f in fields(cls))
-        return cls(*(np.asarray(np.load(file, mmap_mode="r", allow_pickle=False)) for file in files))
+        """Memory-map what `save` wrote, read-only."""
+        arrays = {}
+        for field in fields(cls):
+            file = Path(folder, f"{field.name}.npy")
+            arrays[field.name] = np.asarray(np.load(file, mmap_mode="r", allow_pickle=False))
+        return cls(**arrays)

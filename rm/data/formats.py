@@ -1,8 +1,8 @@
-"""Records to texts: every format of demonstrations and preferences, known by its keys, in one canonical form.
+"""Converts records to texts: every format of demonstrations and preferences, recognised by its keys, to a `Sample`.
 
 A text is plain (a string, taken as it is) or a dialogue: a list of {"role": ..., "content": ...} messages, which a
-template writes down (`rm.data.chat`). `docs/data.md` shows each format. The functions raise ValueError without naming
-the record, which only the caller knows.
+chat template writes as a string (`rm.data.chat`). `docs/data.md` shows each format. The functions raise ValueError
+without naming the record, which only the caller knows.
 """
 
 import math
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 Message = dict[str, str]  # {"role": "user", "content": "hi"}
 Text = str | list[Message]
 
+# Format name -> its keys
 DEMONSTRATIONS = {"text_only": ("text",), "text2text": ("input", "output"), "conversation": ("messages",)}
 PREFERENCES = {
     "positive/negative": ("positive", "negative"),
@@ -22,148 +23,183 @@ PREFERENCES = {
     "prompt/responses/ranks": ("prompt", "responses", "ranks"),
     "prompt/responses/scores": ("prompt", "responses", "scores"),
 }
-TURNS = (re.compile(r"(?:\A|\n\n)(Human|Assistant):"), re.compile(r"###(Human|Assistant):"))  # Anthropic, LMFlow
+TURN_MARKERS = (
+    re.compile(r"(?:\A|\n\n)(Human|Assistant):"),  # Anthropic
+    re.compile(r"###(Human|Assistant):"),  # LMFlow
+)
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A record in canonical form: one text to imitate, or K >= 2 texts to compare.
+    """A record in canonical form: one text for SFT, or K responses to score or to compare.
 
     `grade` is None where the record does not say which texts are better.
     """
 
     format: str
-    texts: list[Text]  # K full texts, prompt included; the chosen one first, rankings in the record's order
+    texts: list[Text]  # K full texts, prompt included; of a pair the chosen one first, rankings in the record's order
     grade: list[float] | None = None  # K numbers: higher is better, equal is a tie
     label: float = 1.0  # probability that the grades of a pair are right
     margin: float = 0.0  # by how much the better reward should exceed the other
-    loss_from: int = 0  # characters at the head of a plain text to imitate that carry no loss
+    loss_from: int = 0  # of a plain text for SFT: number of leading characters that carry no loss
 
 
 def demonstration(record: dict, as_messages: bool = False) -> Sample:
-    """The one text of a record for SFT. With `as_messages`, text2text is a dialogue of one question and its answer."""
-    name = _format(record, DEMONSTRATIONS, PREFERENCES, "train_rm.py")
+    """Convert a record for SFT. With `as_messages`, text2text becomes a dialogue of one user and one assistant turn."""
+    name = _format_of(record, DEMONSTRATIONS, PREFERENCES, "train_rm.py")
     if name == "text_only":
         return Sample(name, [_string(record["text"], "text")])
     if name == "conversation":
         return Sample(name, [_dialogue(record, "messages")])
-    question, answer = (_string(record[key], key) for key in ("input", "output"))
+    prompt, reply = (_string(record[key], key) for key in ("input", "output"))
     if as_messages:
-        return Sample(name, [[_message("user", question), _message("assistant", answer)]])
-    return Sample(name, [question + answer], loss_from=len(question))
+        return Sample(name, [[_message("user", prompt), _message("assistant", reply)]])
+    return Sample(name, [prompt + reply], loss_from=len(prompt))
 
 
 def preference(record: dict, as_messages: bool = False) -> Sample:
-    """The texts of a preference record, and which are better.
+    """Convert a preference record: its full texts, and which of them are better.
 
-    With `as_messages` every text is a dialogue: full texts are split into turns, and a prompt that is a bare string
-    is a user's message. Without, strings stay as they are; a prompt goes in front of each answer.
+    Args:
+        as_messages: make every text a dialogue: full texts are split into turns, and a prompt that is a bare string
+            is a user message. Otherwise strings stay strings, and a prompt is joined with each response.
     """
-    name = _format(record, PREFERENCES, DEMONSTRATIONS, "train_sft.py")
+    name = _format_of(record, PREFERENCES, DEMONSTRATIONS, "train_sft.py")
     keys = PREFERENCES[name]
-    if all(_is_strings(record.get(key)) for key in ("chosen", "rejected")) and "prompt" in keys:  # RewardBench 2
-        good, bad = record["chosen"], record["rejected"]
-        record = {"prompt": record["prompt"], "responses": good + bad, "scores": [1] * len(good) + [0] * len(bad)}
-        return preference(record, as_messages)
-    answers = [(key, record[key]) for key in keys[-2:]]
+    # RewardBench 2 has lists of chosen and rejected responses: a ranking with two grades.
+    if "prompt" in keys and _is_list_of_strings(record.get("chosen")) and _is_list_of_strings(record.get("rejected")):
+        chosen, rejected = record["chosen"], record["rejected"]
+        scores = [1] * len(chosen) + [0] * len(rejected)
+        return preference({"prompt": record["prompt"], "responses": chosen + rejected, "scores": scores}, as_messages)
+
     if "responses" in keys:
-        answers = _responses(record["responses"])
+        responses = _responses(record["responses"])
+    else:
+        responses = [(key, record[key]) for key in keys[-2:]]  # the last two keys of a pair are its sides
+    texts = []
     if "prompt" in keys:
         prompt = _text(record["prompt"], "prompt")
-        texts = [_after(prompt, _text(value, key), key, as_messages) for key, value in answers]
+        for key, value in responses:
+            texts.append(_join(prompt, _text(value, key), key, as_messages))
     else:
-        texts = [_text(value, key) for key, value in answers]
-        texts = [split_turns(text) if as_messages and isinstance(text, str) else text for text in texts]
-    return Sample(name, texts, _grade(record, keys, len(texts)), *_certainty(record, keys))
+        texts = [_text(value, key) for key, value in responses]
+        if as_messages:
+            texts = [split_turns(text) if isinstance(text, str) else text for text in texts]
+    grades = _grades(record, keys, len(texts))
+    label, margin = _label_and_margin(record, keys)
+    return Sample(name, texts, grades, label, margin)
 
 
-def conversations(record: dict, as_messages: bool = False) -> list[Text]:
-    """The full texts or dialogues that a preference record compares, in the order in which they are scored."""
-    return preference(record, as_messages).texts
+def preference_dialogues(record: dict) -> Sample:
+    """`preference`, with a record's prompt kept apart from its responses: for code that compares records turn by turn.
+
+    Where the record has a prompt, its texts are dialogues, so a prompt that is a bare string is a user message. Joined
+    with the response into one string, as without `as_messages`, nothing would mark where the prompt ends. Full texts
+    without a prompt stay strings, which `rm.data.conversation.turns` can split at their own markers.
+    """
+    return preference(record, as_messages="prompt" in record)
 
 
 def split_turns(text: str) -> list[Message]:
-    """A dialogue from "\\n\\nHuman: ...\\n\\nAssistant: ..." (Anthropic) or "###Human: ...###Assistant: ..." (LMFlow).
+    """Split "\\n\\nHuman: ...\\n\\nAssistant: ..." (Anthropic) or "###Human: ...###Assistant: ..." (LMFlow) into turns.
 
-    The one space after a colon belongs to the colon.
+    One space after a colon is part of the marker.
     """
-    style = _style(text)
-    if style is None:
+    marker = _turn_marker(text)
+    if marker is None:
         expected = '"\\n\\nHuman: ...\\n\\nAssistant: ..." or "###Human: ...###Assistant: ..."'
-        raise ValueError(f"{reprlib.repr(text)} is no dialogue; to be put in a template it must read {expected}")
-    found = list(style.finditer(text))
-    ends = [match.start() for match in found[1:]] + [len(text)]
-    turns = ((match[1], text[match.end() : end]) for match, end in zip(found, ends, strict=True))
+        raise ValueError(f"{reprlib.repr(text)} is no dialogue; for a chat template a text must have turns: {expected}")
+    matches = list(marker.finditer(text))
+    ends = [match.start() for match in matches[1:]] + [len(text)]
     roles = {"Human": "user", "Assistant": "assistant"}
-    return [_message(roles[who], content.removeprefix(" ")) for who, content in turns]
+    turns = []
+    for match, end in zip(matches, ends, strict=True):
+        content = text[match.end() : end].removeprefix(" ")
+        turns.append(_message(roles[match[1]], content))
+    return turns
 
 
-def _style(text: str) -> re.Pattern | None:
-    """How a full text marks its turns: by what it opens with."""
-    return next((style for style in TURNS if style.match(text)), None)
+def _turn_marker(text: str) -> re.Pattern | None:
+    """The pattern that marks the turns of a full text: the one that matches at its beginning."""
+    for marker in TURN_MARKERS:
+        if marker.match(text):
+            return marker
+    return None
 
 
-def _format(record: dict, formats: dict[str, tuple], others: dict[str, tuple], script: str) -> str:
-    """The one format whose keys the record has; of two where one has more keys than the other, that one."""
-    fits = [name for name, keys in formats.items() if record.keys() >= set(keys)]
-    fits = [name for name in fits if not any(set(formats[name]) < set(formats[other]) for other in fits)]
-    shown = ", ".join(reprlib.repr(key) for key in list(record)[:12]) or "none"
-    has = f"has the keys {shown}" + (f" and {len(record) - 12} more" if len(record) > 12 else "")
-    if len(fits) > 1:
-        raise ValueError(f"{has}, which fit {' and '.join(fits)}; leave it the keys of one")
-    if not fits:
+def _format_of(record: dict, formats: dict[str, tuple], other_formats: dict[str, tuple], other_script: str) -> str:
+    """The name of the one format whose keys the record has.
+
+    Args:
+        other_formats: formats that `other_script` reads, to tell users who took the wrong script.
+    """
+    matches = [name for name, keys in formats.items() if record.keys() >= set(keys)]
+    # Where one format's keys include all of another's, the larger one is meant.
+    matches = [name for name in matches if not any(set(formats[name]) < set(formats[other]) for other in matches)]
+    listed = ", ".join(reprlib.repr(key) for key in list(record)[:12]) or "none"
+    if len(record) > 12:
+        listed += f" and {len(record) - 12} more"
+    if len(matches) > 1:
+        raise ValueError(f"has the keys {listed}, which fit {' and '.join(matches)}; keep those of one format only")
+    if not matches:
         known = ", or ".join(" + ".join(map(repr, keys)) for keys in formats.values())
-        elsewhere = any(record.keys() >= set(keys) for keys in others.values())
-        raise ValueError(f"{has}; expected {known}" + (f" (this record is for {script})" if elsewhere else ""))
-    if formats is PREFERENCES and "prompt" in record and "prompt" not in formats[fits[0]]:
-        raise ValueError(f"{has}: a prompt apart goes with 'chosen' and 'rejected'; rename them, or put it in both")
-    return fits[0]
+        message = f"has the keys {listed}; expected {known}"
+        if any(record.keys() >= set(keys) for keys in other_formats.values()):
+            message += f" (this record is for {other_script})"
+        raise ValueError(message)
+    if formats is PREFERENCES and "prompt" in record and "prompt" not in formats[matches[0]]:
+        raise ValueError(
+            f"has the keys {listed}: a separate prompt needs 'chosen' and 'rejected'; rename the two texts, or put the "
+            "prompt into both of them"
+        )
+    return matches[0]
 
 
 def _string(value, key: str) -> str:
     if not isinstance(value, str):
-        raise ValueError(f"{key!r} is {reprlib.repr(value)}; expected its text, a string")
+        raise ValueError(f"{key!r} is {reprlib.repr(value)}; expected a string")
     if not value.isascii() and re.search("[\ud800-\udfff]", value):  # JSON can write it, UTF-8 cannot
-        raise ValueError(f"{key!r} has half of a surrogate pair, no character; remove it")
+        raise ValueError(f"{key!r} has half of a surrogate pair, which is no character; remove it")
     return value
 
 
 def _text(value, key: str) -> Text:
     """A string, a list of messages, one message, or LMFlow's object with `messages` and perhaps `system`."""
-    if isinstance(value, dict) and "role" in value:  # a list of one
-        value = [value]
+    if isinstance(value, dict) and "role" in value:
+        value = [value]  # one message is a list of one
     if isinstance(value, list):
         return _dialogue({key: value}, key)
     if isinstance(value, dict):
         return _dialogue(value, "messages")
     if not isinstance(value, str):
-        raise ValueError(f"{key!r} is {reprlib.repr(value)}; expected its text, a string, or a list of messages")
+        raise ValueError(f"{key!r} is {reprlib.repr(value)}; expected a string or a list of messages")
     return _string(value, key)
 
 
 def _dialogue(holder: dict, key: str) -> list[Message]:
-    """The messages under a key, opened by the `system` beside them; checked."""
-    found = holder.get(key)
-    if not isinstance(found, list) or not found:
-        raise ValueError(f"{key!r} is {reprlib.repr(found)}; expected a list of messages with 'role' and 'content'")
+    """The checked messages in `holder[key]`, preceded by the system message in `holder["system"]`, if any."""
+    value = holder.get(key)
+    if not isinstance(value, list) or not value:
+        raise ValueError(f"{key!r} is {reprlib.repr(value)}; expected a list of messages with 'role' and 'content'")
     if holder.get("tools"):
         raise ValueError("has 'tools', which are not supported; write them into the system message")
-    messages = [_checked(message, f"{key} {n}") for n, message in enumerate(found, start=1)]
+    messages = [_checked_message(message, f"{key} {n}") for n, message in enumerate(value, start=1)]
     if holder.get("system"):
         if messages[0]["role"] == "system":
-            raise ValueError(f"has a 'system' beside {key!r} that open with a system message; keep one of them")
+            raise ValueError(f"has 'system', but {key!r} begin with a system message too; keep one of them")
         messages.insert(0, _message("system", _string(holder["system"], "system")))
     return messages
 
 
-def _checked(message, key: str) -> Message:
+def _checked_message(message, key: str) -> Message:
     if not isinstance(message, dict) or not isinstance(message.get("role"), str) or "content" not in message:
         raise ValueError(f"{key!r} is {reprlib.repr(message)}; expected an object with 'role' and 'content'")
     if message.get("tool_calls"):
         raise ValueError(f"{key!r} has 'tool_calls', which are not supported; write them into its content")
     content = message["content"]
+    # OpenAI's content parts, of which only text can be used here
     if isinstance(content, list) and all(isinstance(part, dict) and part.get("type") == "text" for part in content):
-        content = "".join(_string(part.get("text"), key) for part in content)  # OpenAI's parts
+        content = "".join(_string(part.get("text"), key) for part in content)
     return _message(_string(message["role"], key), _string(content, key))
 
 
@@ -171,62 +207,71 @@ def _message(role: str, content: str) -> Message:
     return {"role": role, "content": content}
 
 
-def _is_strings(value) -> bool:
+def _is_list_of_strings(value) -> bool:
     return isinstance(value, list) and len(value) > 0 and all(isinstance(item, str) for item in value)
 
 
-def _responses(found) -> list[tuple[str, object]]:
-    if not isinstance(found, list) or not found:
-        raise ValueError(f"'responses' is {reprlib.repr(found)}; expected a list of answers")
-    return [(f"responses {n}", answer) for n, answer in enumerate(found, start=1)]
+def _responses(value) -> list[tuple[str, object]]:
+    """(name for messages, response) of each response."""
+    if not isinstance(value, list) or not value:
+        raise ValueError(f"'responses' is {reprlib.repr(value)}; expected a list of responses")
+    return [(f"responses {n}", response) for n, response in enumerate(value, start=1)]
 
 
-def _after(prompt: Text, answer: Text, key: str, as_messages: bool) -> Text:
-    """The full text of a prompt and an answer. An answer of messages may hold the prompt already."""
-    if isinstance(prompt, str) and isinstance(answer, str):
+def _join(prompt: Text, response: Text, key: str, as_messages: bool) -> Text:
+    """The full text of a prompt and a response. A response of messages may contain the prompt already."""
+    if isinstance(prompt, str) and isinstance(response, str):
         if not as_messages:
-            return prompt + answer
-        answer = answer.removeprefix(" ") if _style(prompt) else answer
-    question = _question(prompt) if isinstance(prompt, str) else prompt
-    if isinstance(answer, str):
-        return [*question, _message("assistant", answer)]
-    if answer[0]["role"] == "assistant":
-        return [*question, *answer]
-    opening = [message for message in answer if message["role"] != "system"] if isinstance(prompt, str) else answer
-    if opening[: len(question)] != question:
-        raise ValueError(f"{key!r} opens with another message than 'prompt'; remove 'prompt' where it is whole")
-    return answer
+            return prompt + response
+        if _turn_marker(prompt):  # the prompt ends in "Assistant:", whose one space is part of the marker
+            response = response.removeprefix(" ")
+    prompt_messages = _prompt_messages(prompt) if isinstance(prompt, str) else prompt
+    if isinstance(response, str):
+        return [*prompt_messages, _message("assistant", response)]
+    if response[0]["role"] == "assistant":
+        return [*prompt_messages, *response]
+    # The response is a whole dialogue, which has to begin with the prompt. A prompt that is a string has no system
+    # message to compare.
+    opening = response
+    if isinstance(prompt, str):
+        opening = [message for message in response if message["role"] != "system"]
+    if opening[: len(prompt_messages)] != prompt_messages:
+        raise ValueError(f"{key!r} begins with other messages than 'prompt'; remove 'prompt' if {key!r} is complete")
+    return response
 
 
-def _question(prompt: str) -> list[Message]:
-    """A prompt as messages; the "Assistant:" that ends it is where the answer goes."""
-    turns = split_turns(prompt) if _style(prompt) else [_message("user", prompt)]
+def _prompt_messages(prompt: str) -> list[Message]:
+    """A prompt as messages, without the "Assistant:" at its end, after which the response belongs."""
+    turns = split_turns(prompt) if _turn_marker(prompt) else [_message("user", prompt)]
     return turns[:-1] if turns[-1] == _message("assistant", "") else turns
 
 
-def _grade(record: dict, keys: tuple[str, ...], replies: int) -> list[float] | None:
+def _grades(record: dict, keys: tuple[str, ...], n_responses: int) -> list[float] | None:
+    """A grade for each response, higher is better; None where the record has neither ranks nor scores."""
     if "responses" not in keys:
-        return [1.0, 0.0]
+        return [1.0, 0.0]  # chosen, rejected
     if keys[-1] == "responses":
         return None
     values = record[keys[-1]]
-    if not isinstance(values, list) or len(values) != replies:
-        raise ValueError(f"{keys[-1]!r} is {reprlib.repr(values)}; expected one number for each of {replies} responses")
-    numbers = [_number(value, keys[-1]) for value in values]
-    return numbers if keys[-1] == "scores" else [-number for number in numbers]
+    if not isinstance(values, list) or len(values) != n_responses:
+        raise ValueError(
+            f"{keys[-1]!r} is {reprlib.repr(values)}; expected one number for each of {n_responses} responses"
+        )
+    grades = [_number(value, keys[-1]) for value in values]
+    return grades if keys[-1] == "scores" else [-grade for grade in grades]  # rank 1 is the best
 
 
-def _certainty(record: dict, keys: tuple[str, ...]) -> tuple[float, float]:
-    """(label, margin)"""
-    given = {key: _number(record[key], key) for key in ("label", "margin") if record.get(key) is not None}
-    if given and "responses" in keys:
-        raise ValueError(f"has {' and '.join(map(repr, given))}: that is for pairs, not for rankings; remove it")
-    if not 0 <= given.get("label", 1.0) <= 1:
-        raise ValueError(f"'label' is {given['label']:g}; expected the probability, 0 to 1, that the first is better")
-    return given.get("label", 1.0), given.get("margin", 0.0)
+def _label_and_margin(record: dict, keys: tuple[str, ...]) -> tuple[float, float]:
+    values = {key: _number(record[key], key) for key in ("label", "margin") if record.get(key) is not None}
+    if values and "responses" in keys:
+        raise ValueError(f"has {' and '.join(map(repr, values))}, which is only for pairs, not for rankings; remove it")
+    label, margin = values.get("label", 1.0), values.get("margin", 0.0)
+    if not 0 <= label <= 1:
+        raise ValueError(f"'label' is {label:g}; expected the probability, 0 to 1, that the first text is better")
+    return label, margin
 
 
 def _number(value, key: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 3e38 or math.isnan(value):
-        raise ValueError(f"{key!r} has {reprlib.repr(value)}; expected finite numbers")
+        raise ValueError(f"{key!r} has {reprlib.repr(value)}; expected finite numbers")  # finite as float32, too
     return float(value)

@@ -1,6 +1,6 @@
-"""Files to records: {"instances": [record, ...]}, a list of records, or JSON lines, plain or gzipped; or Parquet.
+"""Reads data files: {"instances": [record, ...]}, a list of records, or JSON lines, plain or gzipped; or Parquet.
 
-A file's content decides which, not its name. Messages count lines and records from 1.
+The layout is detected from a file's content, not from its name. Messages count lines and records from 1.
 """
 
 import gzip
@@ -8,54 +8,74 @@ import itertools
 import json
 import reprlib
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-SHAPES = 'expected {"instances": [...]}, a list of records, or JSON lines with one record a line'
+LAYOUTS = 'expected {"instances": [...]}, a list of records, or JSON lines with one record per line'
 
 
 def read_records(path: str | Path) -> Iterator[tuple[str, dict]]:
-    """(where, record) for each record; `where` is "file.jsonl line 12" or "file.json record 3".
+    """Yield (location, record) for each record of a file.
 
-    JSON lines and Parquet are read as they are consumed.
+    The location is for messages: "file.jsonl line 12" or "file.json record 3". JSON lines and Parquet are read as they
+    are consumed, other JSON as a whole.
+
+    Raises:
+        ValueError: the file cannot be read, or a record is not a JSON object.
     """
     if _is_parquet(path):
         yield from _read_parquet(path)
         return
-    lines = _lines(path)
-    number, line = next((pair for pair in lines if pair[1].strip()), (0, ""))
-    if number == 0:
-        raise ValueError(f"{path}: the file is empty; {SHAPES}")
+    lines = _numbered_lines(path)
+    first = next(((number, line) for number, line in lines if line.strip()), None)
+    if first is None:
+        raise ValueError(f"{path}: the file is empty; {LAYOUTS}")
+    number, line = first
+
+    # A first line that is not JSON by itself may be the beginning of a document that spans several lines.
     try:
-        opening, broken = _parse(line, path, number), None
-    except ValueError as error:  # as JSON lines it is broken, but a document may run over many lines
-        opening, broken = None, error
-    lines = itertools.chain([(number, line)], lines)
-    if isinstance(opening, dict) and "instances" not in opening:
-        found = ((f"line {n}", _parse(text, path, n)) for n, text in lines if text.strip())
+        first_value, first_error = _parse_json(line, path, number), None
+    except ValueError as error:
+        first_value, first_error = None, error
+
+    lines = itertools.chain([first], lines)
+    if isinstance(first_value, dict) and "instances" not in first_value:
+        records = _json_lines(lines, path)
     else:
         try:
-            document = _parse("".join(text for _, text in lines), path, number)
+            document = _parse_json("".join(text for _, text in lines), path, number)
         except ValueError as error:
-            raise (broken if broken and ".jsonl" in str(path) else error) from None
-        records = _instances(document, path)
-        found = ((f"record {n}", record) for n, record in enumerate(records, start=1))
-    for place, record in found:
+            # If the name says JSON lines, the user has to correct the first line, not the file as one document.
+            if first_error is not None and ".jsonl" in str(path):
+                raise first_error from None
+            raise error from None
+        instances = enumerate(_instances(document, path), start=1)
+        records = ((f"record {n}", record) for n, record in instances)
+
+    for place, record in records:
         if not isinstance(record, dict):
-            raise ValueError(f"{path} {place}: is {reprlib.repr(record)}, not an object; {SHAPES}")
+            raise ValueError(f"{path} {place}: is {reprlib.repr(record)}, not a JSON object; {LAYOUTS}")
         yield f"{path} {place}", record
+
+
+def _json_lines(lines: Iterable[tuple[int, str]], path: str | Path) -> Iterator[tuple[str, object]]:
+    """Yield ("line N", value) for each line that is not blank."""
+    for number, text in lines:
+        if text.strip():
+            yield f"line {number}", _parse_json(text, path, number)
 
 
 def _is_parquet(path: str | Path) -> bool:
     try:
         with open(path, "rb") as file:
             return file.read(4) == b"PAR1"
-    except (OSError, ValueError):  # which `_lines` will meet, too, and explain
+    except (OSError, ValueError):
+        # `_numbered_lines` will fail for the same reason and explain it.
         return False
 
 
 def _read_parquet(path: str | Path) -> Iterator[tuple[str, dict]]:
-    """Every row, as JSON would have it: a column that is null in a row is a key that its record lacks."""
+    """Yield each row as a record. A null column is left out: JSON records lack such keys."""
     try:
         import pyarrow
         import pyarrow.parquet
@@ -71,46 +91,48 @@ def _read_parquet(path: str | Path) -> Iterator[tuple[str, dict]]:
     except (OSError, ValueError, pyarrow.ArrowException) as error:
         problem = " ".join(str(error).split())[:200]
         raise ValueError(
-            f"{path}: cannot be read beyond record {number} ({problem}); give a file that is whole"
+            f"{path}: cannot be read beyond record {number} ({problem}); it is damaged or incomplete, copy it again"
         ) from None
     if number == 0:
         raise ValueError(f"{path}: the file has no records")
 
 
 def _instances(document, path: str | Path) -> list:
+    """The list of records in a JSON document."""
     if isinstance(document, dict):
         document = document.get("instances", document)
     if not isinstance(document, list) or not document:
-        raise ValueError(f"{path}: its records are {reprlib.repr(document)}; {SHAPES}")
+        raise ValueError(f"{path}: holds no records, but {reprlib.repr(document)}; {LAYOUTS}")
     return document
 
 
-def _parse(text: str, path: str | Path, line: int):
-    """The JSON that begins on this line of the file."""
+def _parse_json(text: str, path: str | Path, line: int):
+    """Parse JSON text that begins on this line of the file."""
     try:
         return json.loads(text.rstrip())
     except json.JSONDecodeError as error:
-        where = f"{path} line {line + error.lineno - 1} column {error.colno}"
-        raise ValueError(f"{where}: is not JSON ({error.msg}); {SHAPES}") from None
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits, lists in lists in lists
-        raise ValueError(f"{path} line {line}: cannot be read as JSON ({error}); {SHAPES}") from None
+        location = f"{path} line {line + error.lineno - 1} column {error.colno}"
+        raise ValueError(f"{location}: is not JSON ({error.msg}); {LAYOUTS}") from None
+    except (ValueError, RecursionError) as error:  # an integer of thousands of digits; very deep nesting
+        raise ValueError(f"{path} line {line}: cannot be read as JSON ({error}); {LAYOUTS}") from None
 
 
-def _lines(path: str | Path) -> Iterator[tuple[int, str]]:
-    """The numbered lines of a file, plain or gzipped."""
+def _numbered_lines(path: str | Path) -> Iterator[tuple[int, str]]:
+    """Yield (line number, text) of a file, plain or gzipped."""
     number = 0
     try:
         with open(path, "rb") as file:
-            packed = file.peek(2)[:2] == b"\x1f\x8b" or str(path).endswith(".gz")
-            for number, line in enumerate(gzip.open(file) if packed else file, start=1):
+            gzipped = file.peek(2)[:2] == b"\x1f\x8b" or str(path).endswith(".gz")
+            for number, line in enumerate(gzip.open(file) if gzipped else file, start=1):
+                # Files from Windows may begin with a byte order mark, which "utf-8-sig" removes.
                 yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
         return
     except IsADirectoryError:
         problem = f"is a folder; name the files in it, such as {path}/*.jsonl"
     except FileNotFoundError:
-        problem = "no such file; give one on this machine, or hub:org/name/FILE"
+        problem = "no such file; give a file on this machine, or hub:org/name/FILE"
     except UnicodeDecodeError as error:
         problem = f"line {number} is not UTF-8 ({error.reason}); save the file as UTF-8"
     except (OSError, EOFError, ValueError, zlib.error) as error:
-        problem = f"cannot be read beyond line {number} ({error}); give a file that is readable and whole"
+        problem = f"cannot be read beyond line {number} ({error}); give a file that is readable and complete"
     raise ValueError(f"{path}: {problem}")

@@ -1,60 +1,68 @@
-"""What is held out of the training data, and whether it is held out indeed.
+"""Splits off a held-out set, and detects conversations that are in both sets.
 
-The records of one conversation quote each other: the reply that people preferred is often the one with which the
-conversation went on, so that a later record's prompt gives away an earlier record's label. Whole conversations are
-therefore held out by default; `--validation_split_by order` cuts through them, as the recipe does.
+The records of one conversation quote each other: a conversation often continues with the reply that was preferred, so
+a later record's prompt reveals an earlier record's label. By default whole conversations are therefore held out;
+`--validation_split_by order` cuts through them, as the LMFlow recipe does.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
 
-from rm.config import setting
+from rm.config import SettingsGroup, setting
 from rm.data.examples import Examples
 
 SPLITS = ("conversation", "order")
 
 
 @dataclass(frozen=True, kw_only=True)
-class SplitSettings:
+class SplitSettings(SettingsGroup):
     """Held-out data"""
 
-    eval_dataset_path: tuple[str, ...] = setting((), "files to evaluate on, in the same format", may_change=True)
-    validation_split_percentage: float = setting(0.0, "or hold out this part of the data, in percent")
+    eval_dataset_path: tuple[str, ...] = setting(
+        (), "held-out files to evaluate on, in the same format", may_change=True, hub="data"
+    )
+    validation_split_percentage: float = setting(0.0, "or hold out this percentage of the training data")
     validation_split_by: str = setting(
-        SPLITS[0], "hold out whole conversations, drawn by their hash, or the last records", SPLITS
+        SPLITS[0], "hold out whole conversations, chosen by their hash, or the last records", SPLITS
     )
 
     def check(self) -> None:
         if self.eval_dataset_path and self.validation_split_percentage:
-            raise ValueError("--eval_dataset_path and --validation_split_percentage exclude each other: give one")
+            raise ValueError("--eval_dataset_path and --validation_split_percentage exclude each other: give only one")
 
 
 def split(examples: Examples, percentage: float, by: str) -> tuple[Examples, Examples]:
-    """(to train on, held out), both in the order of `examples`."""
+    """(training set, held-out set), both in the order of `examples`."""
     mask = held_out(examples.conversation, percentage, by)
-    if not mask.any():  # nothing but arrays mapped from disk, then
+    if not mask.any():
+        # A selection of all would copy the arrays that are memory-mapped.
         return examples, examples[:0]
     return examples.select(np.flatnonzero(~mask)), examples.select(np.flatnonzero(mask))
 
 
 def held_out(conversation: np.ndarray, percentage: float, by: str) -> np.ndarray:
-    """(N,) bool: which of N records are held out. A function of the data alone: all seeds have the same test.
+    """(N,) bool: which of N records are held out. It depends on the data alone: the set is the same for every seed.
 
     Args:
-        conversation: (N,) of each record, by `rm.data.conversation.key`.
-        percentage: of the records; exactly by order; by conversation as near as whole ones come.
-        by: "order" takes the last records; "conversation" takes conversations in the order of their hashes, which is
-            a random one, until they hold as many.
+        conversation: (N,) `rm.data.conversation.key` of each record.
+        percentage: of the records. Exact by order; by conversation as close as whole conversations allow.
+        by: "order" takes the last records. "conversation" takes conversations in the order of their hashes, which is
+            as good as random, until they have that many records.
+
+    Raises:
+        ValueError: the percentage is not in [0, 100), or no record would be left to train on.
     """
     n = len(conversation)
-    wanted = n - int((1 - percentage / 100) * n) if 0 <= percentage < 100 else n
-    mask = np.arange(n) >= n - wanted
-    if by == "conversation" and 0 < wanted < n:
-        last = np.sort(conversation)[wanted - 1]
-        whole, less = conversation <= last, conversation < last
-        nearer = whole.all() or wanted - less.sum() < whole.sum() - wanted
-        mask = less if nearer and less.any() else whole
+    # An invalid percentage takes all records, which is the error below.
+    n_wanted = n - int((1 - percentage / 100) * n) if 0 <= percentage < 100 else n
+    mask = np.arange(n) >= n - n_wanted
+    if by == "conversation" and 0 < n_wanted < n:
+        # The conversation that the last wanted record belongs to is held out or not, whichever comes closer.
+        last = np.sort(conversation)[n_wanted - 1]
+        with_last, without_last = conversation <= last, conversation < last
+        prefer_without = with_last.all() or n_wanted - without_last.sum() < with_last.sum() - n_wanted
+        mask = without_last if prefer_without and without_last.any() else with_last
     if mask.all():
         got = f"got {percentage:g} with {n} examples of {len(np.unique(conversation))} conversations"
         raise ValueError(f"--validation_split_percentage must be 0 or more and leave some to train on; {got}")
@@ -62,11 +70,12 @@ def held_out(conversation: np.ndarray, percentage: float, by: str) -> np.ndarray
 
 
 def leak(train: Examples, held_out: Examples) -> str | None:
-    """What makes the held-out data a bad judge of this training, in one line; None if nothing does."""
-    shared = int(np.isin(held_out.conversation, train.conversation).sum())
-    if not shared:
+    """A warning if conversations of the held-out set are trained on as well; None if none are."""
+    n_shared = int(np.isin(held_out.conversation, train.conversation).sum())
+    if not n_shared:
         return None
     return (
-        f"{shared:,} of {len(held_out):,} held-out examples are of conversations that are trained on as well, and may "
-        f"be given away there (`python -m rm.audit` finds which; --validation_split_by conversation cuts through none)"
+        f"{n_shared:,} of {len(held_out):,} held-out examples belong to conversations that are trained on as well, "
+        "which may reveal their labels (`python -m rm.audit` lists them; --validation_split_by conversation keeps "
+        "conversations whole)"
     )

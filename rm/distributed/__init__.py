@@ -1,0 +1,1 @@
+"""Several processes: the process group and its collectives, sharding, and checkpoints of a sharded training."""

@@ -1,14 +1,14 @@
-"""A checkpoint on disk: a folder that is there whole or not at all, in safetensors and JSON alone.
+"""A checkpoint on disk: a folder that is complete or does not exist, of safetensors and JSON only.
 
     step_500/rank_00000.safetensors    a rank's shard of every parameter, as parameter/NAME, and of its optimizer
                                        state, as exp_avg/NAME, exp_avg_sq/NAME
-    step_500/state.json                the step; where each shard lies in its parameter; size and sha256 of every file
+    step_500/state.json                the step; where each shard is in its parameter; size and sha256 of every file
     step_500/COMPLETE                  the sha256 of state.json
 
-Every rank writes its own file (`write`) into a folder with a hidden name; one rank then describes them and renames the
-folder (`publish`). All that a step needs of the past is here: learning rate, data order and dropout are functions of
-(seed, step). A parameter without optimizer state is normal, it has not been trained yet; the frozen base below
-adapters is left out, it comes again from where it came from.
+Every rank writes its own file (`write`) into a folder with a hidden name; one rank then describes the files and renames
+the folder (`publish`). A resumed run needs nothing else: learning rate, data order and dropout are functions of
+(seed, step). A parameter that has not been trained yet has no optimizer state. The frozen base below adapters is left
+out: it is loaded from the folder that it came from.
 """
 
 import hashlib
@@ -21,18 +21,17 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from rm.distributed import process_group as dist
-from rm.distributed.sharding import local, local_slices
-from rm.files import feed, read_json, write_json
+from rm.distributed.sharding import is_dtensor, local, local_slices
+from rm.files import read_json, update_digest, write_json
 
-FORMAT = 1
+FORMAT = 2
 COMPLETE = "COMPLETE"
 
 
 class CorruptCheckpoint(ValueError):
-    """A checkpoint that is not as it was written."""
+    """A checkpoint whose files are missing, incomplete or changed."""
 
 
 @dataclass(frozen=True)
@@ -40,12 +39,16 @@ class Snapshot:
     """This rank's part of the training state, in host memory."""
 
     tensors: dict[str, Tensor]  # "parameter/NAME", "exp_avg/NAME" ... -> shard
-    slices: dict[str, list]  # NAME -> [[start, stop] of every dimension], of what this rank writes
-    parameters: dict[str, dict]  # NAME -> shape, numbers of the optimizer state; the same on every rank
+    slices: dict[str, list]  # NAME -> [[start, stop] of every dimension], of the shards that this rank writes
+    parameters: dict[str, dict]  # NAME -> shape, scalar optimizer state; the same on every rank
 
 
 def snapshot(saved: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> Snapshot:
-    """Copy what the next steps may change. Nothing is written yet."""
+    """Copy parameters and optimizer state to host memory. Nothing is written yet.
+
+    Args:
+        saved: the parameters that a checkpoint holds, by name.
+    """
     tensors, slices, parameters = {}, {}, {}
     for name, parameter in saved.items():
         state = optimizer.state.get(parameter, {})
@@ -59,45 +62,45 @@ def snapshot(saved: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer) -
     return Snapshot(tensors, slices, parameters)
 
 
-def write(folder: Path, rank: int, taken: Snapshot) -> None:
-    """Write one rank's file, and a description of it beside, and see them to the disk."""
+def write(folder: Path, rank: int, snapshot: Snapshot) -> None:
+    """Write one rank's file and a description of it, and flush both to disk."""
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"rank_{rank:05}.safetensors"
     try:
-        save_file(taken.tensors, file)
+        save_file(snapshot.tensors, file)
     except SafetensorError as error:
         raise OSError(f"{file}: {error}") from error
     sync(file)
-    described = {"bytes": file.stat().st_size, "sha256": _digest(file), "slices": taken.slices}
-    write_json(_description(folder, rank), described)
+    description = {"bytes": file.stat().st_size, "sha256": _digest(file), "slices": snapshot.slices}
+    write_json(_description_file(folder, rank), description)
 
 
-def publish(folder: Path, final: Path, state: dict, taken: Snapshot) -> None:
-    """Describe what all ranks have written into `folder`, and give it its name. One rank calls it, once all are done.
+def publish(folder: Path, final: Path, state: dict, snapshot: Snapshot) -> None:
+    """Write state.json for the files of all ranks, and rename the folder. One rank calls it, once all have written.
 
     Args:
         state: goes into state.json.
     """
     files = {}
     for rank in range(dist.world_size()):
-        described = _description(folder, rank)
-        if not described.is_file():
-            raise OSError(f"{described} is not there: --output_dir must be one folder that all machines share")
-        files[f"rank_{rank:05}.safetensors"] = read_json(described)
-        described.unlink()
-    whole = {"format": FORMAT, "world": dist.world_size()} | state | {"parameters": taken.parameters, "files": files}
-    write_json(folder / "state.json", whole)
+        file = _description_file(folder, rank)
+        if not file.is_file():
+            raise OSError(f"{file} does not exist: --output_dir must be a folder that all machines share")
+        files[f"rank_{rank:05}.safetensors"] = read_json(file)
+        file.unlink()
+    header = {"format": FORMAT, "world_size": dist.world_size()}
+    write_json(folder / "state.json", header | state | {"parameters": snapshot.parameters, "files": files})
     (folder / COMPLETE).write_text(_digest(folder / "state.json") + "\n")
     sync(folder / COMPLETE)
     sync(folder)
-    if final.exists():  # damaged, or the same
+    if final.exists():  # a corrupt one, or the same
         remove(final)
     os.rename(folder, final)
     sync(final.parent)
 
 
 def list_checkpoints(checkpoints: Path) -> list[Path]:
-    """The checkpoints in a folder, oldest first, good or damaged."""
+    """The checkpoints in a folder, oldest first, valid or corrupt."""
     found = [f for f in checkpoints.glob("step_*") if f.name.removeprefix("step_").isdecimal()]
     return sorted(found, key=step_of)
 
@@ -107,7 +110,7 @@ def step_of(checkpoint: Path) -> int:
 
 
 def remove(checkpoint: Path) -> None:
-    """Take its name away first, so that a half-removed folder is never mistaken for a checkpoint."""
+    """Delete a checkpoint. It is renamed first, so that a half-deleted folder is never taken for a checkpoint."""
     hidden = checkpoint.with_name(f".{checkpoint.name}.removed")
     shutil.rmtree(hidden, ignore_errors=True)
     os.rename(checkpoint, hidden)
@@ -115,18 +118,18 @@ def remove(checkpoint: Path) -> None:
 
 
 def read(checkpoint: Path) -> dict:
-    """A checkpoint's state.json. Raises Damaged if it, or a file that it lists, is not what was written."""
+    """A checkpoint's state.json. Raises CorruptCheckpoint if it, or the size of a file that it lists, has changed."""
     mark, file = checkpoint / COMPLETE, checkpoint / "state.json"
     try:
         if not mark.is_file():
             raise CorruptCheckpoint(f"{checkpoint} has no {COMPLETE}")
         if mark.read_bytes() != f"{_digest(file)}\n".encode():
-            raise CorruptCheckpoint(f"{file} is not as it was written")
+            raise CorruptCheckpoint(f"{file} has changed since it was written")
         state = read_json(file)
-        for name, described in state["files"].items():
+        for name, description in state["files"].items():
             size = (checkpoint / name).stat().st_size
-            if size != described["bytes"]:
-                raise CorruptCheckpoint(f"{checkpoint / name} has {size} bytes instead of {described['bytes']}")
+            if size != description["bytes"]:
+                raise CorruptCheckpoint(f"{checkpoint / name} has {size} bytes instead of {description['bytes']}")
     except OSError as error:
         raise CorruptCheckpoint(f"{checkpoint} cannot be read: {error}") from error
     if state["format"] != FORMAT:
@@ -135,7 +138,7 @@ def read(checkpoint: Path) -> dict:
 
 
 def verify(checkpoint: Path, state: dict) -> None:
-    """Raises Damaged if one of this rank's share of the files has not the content that was written."""
+    """Hash this rank's share of the files. Raises CorruptCheckpoint if one has changed since it was written."""
     for name in sorted(state["files"])[dist.rank() :: dist.world_size()]:
         try:
             digest = _digest(checkpoint / name)
@@ -147,7 +150,7 @@ def verify(checkpoint: Path, state: dict) -> None:
 
 @torch.no_grad()
 def load(saved: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer, checkpoint: Path, state: dict) -> None:
-    """Fill parameters and optimizer from a checkpoint of any number of ranks: each rank reads what overlaps its own."""
+    """Fill parameters and optimizer from a checkpoint of any number of ranks: each reads what overlaps its shards."""
     arrays = {}  # "parameter/NAME" ... -> (tensor to fill, NAME)
     for name, parameter in saved.items():
         arrays[f"parameter/{name}"] = parameter, name
@@ -158,43 +161,47 @@ def load(saved: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer, check
         if values:
             optimizer.state[parameter] = values
     filled = dict.fromkeys(arrays, 0)
-    for file, described in state["files"].items():
+    for file, description in state["files"].items():
         with safe_open(checkpoint / file, "pt") as tensors:
             for key, (tensor, name) in arrays.items():
-                if name in described["slices"]:
-                    filled[key] += _copy_overlap(tensors, key, tensor, described["slices"][name])
-    lacking = [key for key, (tensor, _) in arrays.items() if filled[key] != local(tensor).numel()]
-    if lacking:
-        raise CorruptCheckpoint(f"{checkpoint} does not hold all of {', '.join(lacking[:5])}")
+                if name in description["slices"]:
+                    filled[key] += _copy_overlap(tensors, key, tensor, description["slices"][name])
+    incomplete = [key for key, (tensor, _) in arrays.items() if filled[key] != local(tensor).numel()]
+    if incomplete:
+        raise CorruptCheckpoint(f"{checkpoint} does not hold all of {', '.join(incomplete[:5])}")
 
 
-def _copy_overlap(tensors: safe_open, key: str, tensor: Tensor, theirs: list) -> int:
-    """Copy what lies in a file, which holds the part `theirs`, and in this rank's part too; return how many values."""
-    ours = local_slices(tensor)
-    common = [(max(s.start, a), min(s.stop, b)) for s, (a, b) in zip(ours, theirs, strict=True)]
-    if any(start >= stop for start, stop in common):
+def _copy_overlap(tensors: safe_open, key: str, tensor: Tensor, stored: list) -> int:
+    """Copy the overlap of a file's shard and this rank's shard; return how many values it has.
+
+    Args:
+        stored: [start, stop] of every dimension of the file's shard within the full tensor.
+    """
+    own = local_slices(tensor)
+    overlap = [(max(s.start, start), min(s.stop, stop)) for s, (start, stop) in zip(own, stored, strict=True)]
+    if any(start >= stop for start, stop in overlap):
         return 0
-    here = tuple(slice(a - s.start, b - s.start) for (a, b), s in zip(common, ours, strict=True))
-    there = tuple(slice(a - start, b - start) for (a, b), (start, _) in zip(common, theirs, strict=True))
-    part = local(tensor)[here]
-    part.copy_(tensors.get_slice(key)[there])
+    target = tuple(slice(a - s.start, b - s.start) for (a, b), s in zip(overlap, own, strict=True))
+    source = tuple(slice(a - start, b - start) for (a, b), (start, _) in zip(overlap, stored, strict=True))
+    part = local(tensor)[target]
+    part.copy_(tensors.get_slice(key)[source])
     return part.numel()
 
 
 def _is_first_copy(parameter: Tensor) -> bool:
-    """Whether this rank writes its part: of several ranks that hold the same part, one does."""
-    if not isinstance(parameter, DTensor):
+    """Whether this rank writes its shard: where several ranks hold the same one (HSDP), the first of them does."""
+    if not is_dtensor(parameter):
         return dist.is_main()
-    place = zip(parameter.device_mesh.get_coordinate(), parameter.placements, strict=True)
-    return all(coordinate == 0 for coordinate, placement in place if placement.is_replicate())
+    dimensions = zip(parameter.device_mesh.get_coordinate(), parameter.placements, strict=True)
+    return all(coordinate == 0 for coordinate, placement in dimensions if placement.is_replicate())
 
 
-def _description(folder: Path, rank: int) -> Path:
+def _description_file(folder: Path, rank: int) -> Path:
     return folder / f"rank_{rank:05}.json"
 
 
 def sync(path: Path) -> None:
-    """See a file, or a folder's list of names, to the disk."""
+    """Flush a file, or the list of names in a folder, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -204,5 +211,5 @@ def sync(path: Path) -> None:
 
 def _digest(file: Path) -> str:
     digest = hashlib.sha256()
-    feed(digest, file)
+    update_digest(digest, file)
     return digest.hexdigest()

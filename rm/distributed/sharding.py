@@ -1,144 +1,173 @@
-"""How a model is spread over devices: compile, recompute, shard, in that order, from outside the model.
+"""How a model is spread over devices: compilation, recomputation and sharding, applied to it from outside.
 
-FSDP2 (`fully_shard`) is applied wherever there is something to gather or to cast: on several processes, and on one that
-trains in bfloat16 with float32 masters. One process that trains in float32, or only scores, holds the model as it is:
-every layer would be copied for nothing. Parameters are made on the meta device and get memory only when each rank holds
-its shard.
+FSDP2 (`fully_shard`) is applied where there is something to gather or to cast: on several processes, and on one that
+trains in bfloat16 with float32 master weights. One process that trains in float32, or only scores, holds the plain
+model, since FSDP2 would copy every layer for nothing. Parameters are created on the meta device and get memory only
+when each rank knows its shard.
+
+torch.distributed.fsdp and torch.distributed.tensor are imported where they are used: they take a second to import.
 """
 
 import functools
+import sys
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
-from torch.distributed.tensor import DTensor
-from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
-from rm.config import require_positive, setting
+from rm.config import SettingsGroup, require_positive, setting
 from rm.distributed import process_group as dist
 
 
 @dataclass(frozen=True, kw_only=True)
-class ParallelSettings:
-    """Precision and memory"""
+class ParallelSettings(SettingsGroup):
+    """Precision and sharding"""
 
     dtype: str = setting(
         "auto",
         "what the model computes in; master weights, score head, loss and reductions are always float32; "
-        "auto: bfloat16 on a GPU that has it, else float32",
+        "auto: bfloat16 on a GPU that supports it, else float32",
         choices=("auto", "float32", "bfloat16"),
         may_change=True,
     )
+    torch_compile: bool = setting(
+        False,
+        "compile each layer, which makes the first step take up to a minute: for GPUs; on a CPU it gains little, and "
+        "is slower in bfloat16",
+        may_change=True,
+    )
+    shard_group_size: int | None = setting(
+        None,
+        "shard the model over groups of this many processes (such as those of one machine), each of which holds all "
+        "of it, so that only gradients are exchanged between groups; none: over all processes",
+        may_change=True,
+    )
+
+    def check(self) -> None:
+        require_positive(shard_group_size=self.shard_group_size)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemorySettings(SettingsGroup):
+    """Memory"""
+
     gradient_checkpointing: str = setting(
         "none",
         "what the backward recomputes to save memory; selective: all but matrix products; full: every layer",
         choices=("none", "selective", "full"),
         may_change=True,
     )
-    torch_compile: bool = setting(
-        False,
-        "compile each layer, in a first step of up to a minute: for GPUs; a CPU gains little, and loses in "
-        "bfloat16; goes with recomputation none or full",
-        may_change=True,
-    )
-    shard_group_size: int | None = setting(
-        None,
-        "split the model over groups of this many processes (such as a machine's) that each hold all of it, so that "
-        "only gradients cross between groups; none: over all processes",
-        may_change=True,
-    )
-
-    def check(self) -> None:
-        if self.shard_group_size is not None:
-            require_positive(self, "shard_group_size")
-        if self.torch_compile and self.gradient_checkpointing == "selective":
-            raise ValueError(
-                "--torch_compile true goes with --gradient_checkpointing none or full, not with selective: a compiled "
-                "layer has no single operations whose results could be kept"
-            )
 
 
-def compute_dtype(settings: ParallelSettings) -> torch.dtype:
-    """What `--dtype` means on this device."""
-    if settings.dtype != "auto":
-        return getattr(torch, settings.dtype)
-    fast = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-    return torch.bfloat16 if fast else torch.float32
+def check_compile(parallel: ParallelSettings, memory: MemorySettings) -> None:
+    """Raise ValueError where compilation and recomputation exclude each other."""
+    if parallel.torch_compile and memory.gradient_checkpointing == "selective":
+        raise ValueError(
+            "--torch_compile true works with --gradient_checkpointing none or full, not with selective: a compiled "
+            "layer has no single operations whose results could be kept"
+        )
 
 
-def apply(model: nn.Module, settings: ParallelSettings) -> None:
-    """Compile, recompute and shard a meta-built model, and give every rank's shard memory, without values."""
-    parallelize(model, settings)
-    model.to_empty(device=dist.device())
+def compute_dtype(dtype: str) -> torch.dtype:
+    """What `--dtype` stands for on this device."""
+    if dtype != "auto":
+        return getattr(torch, dtype)
+    has_bfloat16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    return torch.bfloat16 if has_bfloat16 else torch.float32
 
 
-def parallelize(model: nn.Module, settings: ParallelSettings, train: bool = True) -> None:
-    """Compile, recompute and shard a meta-built model, which stays on the meta device.
+def parallelize(model: nn.Module, settings: ParallelSettings, recompute: str = "none", train: bool = True) -> None:
+    """Compile, recompute and shard a model on the meta device, where it stays.
 
     Args:
-        train: False for a model that only scores: it needs no float32 masters.
+        model: has `layers`, a `kernel` (`rm.model.attention`) and `fp32_modules`, the names of its submodules that
+            compute in float32 whatever the others do.
+        recompute: a value of --gradient_checkpointing.
+        train: False for a model that only scores: it needs no float32 master weights.
     """
+    if settings.torch_compile:
+        model.kernel = _eager(model.kernel)
     for layer in model.layers:
+        # Compilation is applied below recomputation: attention breaks the graph, and a checkpointed function with a
+        # graph break in it is not compiled at all.
         if settings.torch_compile:
-            # Below what recomputes: attention breaks the graph, and a checkpoint with a break in it is never compiled.
             layer.forward = torch.compile(layer.forward, dynamic=True)
-        if settings.gradient_checkpointing != "none":
-            layer.forward = functools.partial(_CHECKPOINTED[settings.gradient_checkpointing], layer.forward)
-    dtype, mesh = compute_dtype(settings), _mesh(settings.shard_group_size or dist.world_size())
-    if mesh.size() > 1 or (train and dtype != torch.float32):
-        _shard(model, mesh, dtype)
+        if recompute != "none":
+            layer.forward = functools.partial(_CHECKPOINTED[recompute], layer.forward)
+    group_size = settings.shard_group_size or dist.world_size()
+    if dist.world_size() % group_size:
+        raise ValueError(f"--shard_group_size {group_size} does not divide the {dist.world_size()} processes")
+    dtype = compute_dtype(settings.dtype)
+    has_master_weights = train and dtype != torch.float32
+    if dist.world_size() > 1 or has_master_weights:
+        _shard(model, _mesh(group_size), dtype)
     else:
-        _to_compute(model, dtype)
+        cast_to_compute(model, dtype)
 
 
-def place(model: nn.Module, dtype: torch.dtype) -> None:
-    """Give a meta-built model memory on this device, whole, in the dtype it computes in."""
-    _to_compute(model, dtype)
-    model.to_empty(device=dist.device())
+def allocate(model: nn.Module) -> None:
+    """Give a model on the meta device memory on this process's device, without values."""
+    if is_sharded(model):
+        model.to_empty(device=dist.device())
+        return
+    # Not to_empty: empty_like of a meta tensor imports sympy, which takes half a second.
+    for module in model.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            values = torch.empty(parameter.shape, dtype=parameter.dtype, device=dist.device())
+            setattr(module, name, nn.Parameter(values, requires_grad=parameter.requires_grad))
 
 
-def _to_compute(model: nn.Module, dtype: torch.dtype) -> None:
-    """A whole model in the dtype it computes in; a score head is fp32."""
+def _eager(kernel: type) -> type:
+    """An attention kernel that torch.compile does not trace: segments differ in every micro-batch, and would make it
+    compile every one anew."""
+
+    class EagerKernel(kernel):
+        __call__ = torch.compiler.disable(kernel.__call__)
+
+    return EagerKernel
+
+
+def cast_to_compute(model: nn.Module, dtype: torch.dtype) -> None:
+    """Cast a model that is not sharded to the dtype it computes in, except its `fp32_modules`."""
     model.to(dtype)
-    if hasattr(model, "score"):
-        model.score.float()
+    for name in model.fp32_modules:
+        model.get_submodule(name).float()
 
 
-def _mesh(group: int) -> DeviceMesh:
-    """All ranks in groups of `group` neighbours: (replicas, shards), or one dimension where there is one group."""
-    if dist.world_size() % group:
-        raise ValueError(f"--shard_group_size {group} does not divide the {dist.world()} processes")
-    if group == dist.world_size():
-        return init_device_mesh(dist.device().type, (group,))
-    return init_device_mesh(
-        dist.device().type, (dist.world_size() // group, group), mesh_dim_names=("replica", "shard")
-    )
+def _mesh(group_size: int) -> DeviceMesh:
+    """All ranks in groups of `group_size` neighbours: (replicas, shards), or one dimension where there is one group."""
+    world_size, device = dist.world_size(), dist.device().type
+    if group_size == world_size:
+        return init_device_mesh(device, (group_size,))
+    return init_device_mesh(device, (world_size // group_size, group_size), mesh_dim_names=("replica", "shard"))
 
 
 def _shard(model: nn.Module, mesh: DeviceMesh, dtype: torch.dtype) -> None:
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+
     policy = MixedPrecisionPolicy(
         param_dtype=None if dtype == torch.float32 else dtype, reduce_dtype=torch.float32, cast_forward_inputs=False
     )
     for layer in model.layers:
         fully_shard(layer, mesh=mesh, mp_policy=policy)
-    if hasattr(model, "score"):  # a unit of its own: it computes in fp32 whatever the rest does
-        fully_shard(model.score, mesh=mesh)
-    fully_shard(model, mesh=mesh, mp_policy=policy)  # embedding, last norm and LM head: tied weights stay in one unit
-    if hasattr(model, "score"):
-        register_fsdp_forward_method(model, "rewards")
+    for name in model.fp32_modules:  # units of their own, without a policy: they compute in float32
+        fully_shard(model.get_submodule(name), mesh=mesh)
+    # The root unit holds embedding, last norm and LM head, so that tied weights stay in one unit.
+    fully_shard(model, mesh=mesh, mp_policy=policy)
+    for name in model.forward_methods:
+        register_fsdp_forward_method(model, name)
 
 
-# What a backward would pay for most if it recomputed it. The rest is cheap: norms, rotations, activations.
+# What a backward would spend most on if it recomputed it. The rest is cheap: norms, rotary positions, activations.
 _KEPT = ("mm", "addmm", "_scaled_dot_product", "_varlen_attn", "_flash_attention", "_efficient_attention")
 
 
 def _keep_products(context, op, *args, **kwargs) -> CheckpointPolicy:
     name = op.name().partition("::")[2].partition(".")[0]
-    kept = name.startswith(_KEPT) and "backward" not in name
-    return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE
+    is_kept = name.startswith(_KEPT) and "backward" not in name
+    return CheckpointPolicy.MUST_SAVE if is_kept else CheckpointPolicy.PREFER_RECOMPUTE
 
 
 _CHECKPOINTED = {
@@ -151,45 +180,69 @@ _CHECKPOINTED = {
 }
 
 
+def is_sharded(module: nn.Module) -> bool:
+    """Whether FSDP2 was applied to this very module."""
+    fsdp = sys.modules.get("torch.distributed.fsdp")  # where it was not imported, nothing can be sharded
+    return fsdp is not None and isinstance(module, fsdp.FSDPModule)
+
+
+def is_dtensor(tensor: Tensor) -> bool:
+    """Whether a tensor is one rank's view of a sharded tensor."""
+    distributed_tensor = sys.modules.get("torch.distributed.tensor")
+    return distributed_tensor is not None and isinstance(tensor, distributed_tensor.DTensor)
+
+
 def requires_grad_changed(model: nn.Module) -> None:
     """To be called after `requires_grad_` on parameters of a sharded model.
 
     FSDP2 settles the dtype in which a unit's gradients are reduced at its first forward. A unit that was frozen then
     has none, and fails when it is to train later (torch 2.13, pytorch#186998).
     """
+    sharded = [module for module in model.modules() if is_sharded(module)]
+    if sharded:
+        from rm.distributed.torch_private import reset_mixed_precision_dtypes
+
+        for module in sharded:
+            reset_mixed_precision_dtypes(module)
+
+
+def reshard(model: nn.Module) -> None:
+    """Free the gathered parameters that a forward without backward leaves in a sharded model's root unit.
+
+    Whoever then changes the shards (to swap in averaged weights, say) can rely on the next forward to gather them.
+    """
     for module in model.modules():
-        if isinstance(module, FSDPModule):
-            for group in _groups(module):
-                group._init_mp_dtypes()
-
-
-def _groups(unit: FSDPModule) -> list:
-    state = unit._get_fsdp_state()
-    if hasattr(state, "_fsdp_param_groups"):  # torch 2.13; one group a unit before
-        return state._fsdp_param_groups
-    return [state._fsdp_param_group] if state._fsdp_param_group else []
+        if is_sharded(module):
+            module.reshard()
 
 
 def local(tensor: Tensor) -> Tensor:
     """This rank's own part of a tensor."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return tensor.to_local() if is_dtensor(tensor) else tensor
 
 
 def local_slices(parameter: Tensor) -> tuple[slice, ...]:
-    """Where this rank's part of a parameter lies in the whole of it."""
-    if not isinstance(parameter, DTensor):
+    """The position of this rank's part of a parameter within the full parameter, one slice for each dimension."""
+    if not is_dtensor(parameter):
         return tuple(slice(0, n) for n in parameter.shape)
+    from rm.distributed.torch_private import compute_local_shape_and_global_offset
+
     shape, offset = compute_local_shape_and_global_offset(parameter.shape, parameter.device_mesh, parameter.placements)
     return tuple(slice(start, start + n) for start, n in zip(offset, shape, strict=True))
 
 
-def full_tensor(parameter: Tensor) -> Tensor:
-    """All of a parameter's values, on every rank. Every rank must ask."""
-    tensor = parameter.detach()
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+def full_tensor(tensor: Tensor) -> Tensor:
+    """All values of a tensor, on every rank, without its graph. Every rank has to call it."""
+    tensor = tensor.detach()
+    return tensor.full_tensor() if is_dtensor(tensor) else tensor
 
 
 @torch.no_grad()
 def fill(parameter: Tensor, values: Tensor) -> None:
-    """Set a parameter, sharded or not, from its whole values, which every rank has."""
+    """Set a parameter, sharded or not, from its full values, which every rank has."""
     local(parameter).copy_(values[local_slices(parameter)])
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """The name of a dtype in settings and files: "float32" for torch.float32."""
+    return str(dtype).removeprefix("torch.")

@@ -1,7 +1,7 @@
-"""An evaluation, set by set: what the records say, and the content of report.json.
+"""Results of an evaluation, set by set: rewards combined with what the records say, and the content of report.json.
 
-A set is a named group of files. Its records are read twice: for their tokens (`rm.data.dataset`), and here for what
-the tables are cut by: turns, lengths, subset. Only the main process needs the second.
+A set is a named group of files. Every rank reads the records for their tokens (`rm.data.dataset`). The main process
+also reads them here, for what metrics are broken down by: number of turns, reply lengths, subset.
 
 Shapes: N prompts, R replies.
 """
@@ -15,146 +15,191 @@ import numpy as np
 
 from rm.data.conversation import turns
 from rm.data.examples import Examples
-from rm.data.formats import Message, preference
+from rm.data.formats import Message, preference_dialogues
 from rm.data.records import read_records
 from rm.evaluation import benchmarks, metrics, stats
-from rm.evaluation.metrics import Scored
+from rm.evaluation.metrics import ScoredReplies
 
 
 @dataclass(frozen=True)
-class Fact:
-    """What is known of one record beside its tokens."""
+class RecordInfo:
+    """What metrics need to know of one record besides its tokens."""
 
-    id: str | int  # the record's own `id`, or its number
-    subset: str
-    turns: int  # the user's messages
-    lengths: list[int]  # characters of each answer
+    id: str | int  # the record's `id` if it has one, else its number in the set
+    subset: str  # "" if the record names none
+    turns: int  # number of user messages
+    lengths: list[int]  # characters of each reply's last message
 
 
 @dataclass(frozen=True)
 class Mistake:
-    """A pair that was ranked wrong, as dialogues."""
+    """A misranked pair: the worse reply has the higher reward."""
 
-    id: str | int
-    better: list[Message]
+    id: str | int  # as RecordInfo.id
+    better: list[Message]  # the dialogue of the reply that is graded better
     worse: list[Message]
-    rewards: tuple[float, float]
+    rewards: tuple[float, float]  # (better, worse)
 
 
 @dataclass(frozen=True, eq=False)
 class Result:
-    """One model's rewards of one set."""
+    """The rewards that one model gives to one set.
+
+    The input files are read up to four times in the main process: once by `rm.data.dataset` for the tokens, then by
+    `record_info`, and by `best` and `mistakes` (or `check_finite`) where they are called. Holding all texts in memory
+    instead would not scale to large files.
+    """
 
     paths: Sequence[str]
     examples: Examples
-    rewards: np.ndarray  # (R,) fp32, as `examples` stores the replies
+    rewards: np.ndarray  # (R,) fp32, in the order of the replies in `examples`
 
     @cached_property
-    def facts(self) -> list[Fact]:
-        """(N,) of every example's record."""
-        return [_fact(number, record) for number, _, record in numbered(self.paths, self.examples.record)]
+    def record_info(self) -> list[RecordInfo]:
+        """(N,) the information of every example's record."""
+        return [_record_info(number, record) for number, _, record in read_numbered(self.paths, self.examples.record)]
 
     @cached_property
-    def scored(self) -> Scored:
-        """As `rm.evaluation.metrics` takes it. A pair whose label is below a half is graded the other way round; at a
-        half it is a tie."""
-        sure = np.sign(self.examples.label.astype(np.float64) - 0.5)
-        return Scored(
+    def scored(self) -> ScoredReplies:
+        """The rewards, grades and attributes as `rm.evaluation.metrics` takes them.
+
+        A pair's `label` is the probability that its grades are right: below 0.5 the pair counts with its sides
+        exchanged, at 0.5 it is a tie.
+        """
+        direction = np.sign(self.examples.label.astype(np.float64) - 0.5)  # (N,) 1, -1, or 0 for a tie
+        return ScoredReplies(
             rewards=self.rewards.astype(np.float64),
-            grade=self.examples.grade * np.repeat(sure, np.diff(self.examples.reply_offsets)),
-            length=np.array([n for fact in self.facts for n in fact.lengths], np.int64),
+            grade=self.examples.grade * np.repeat(direction, np.diff(self.examples.reply_offsets)),
+            length=np.array([n for info in self.record_info for n in info.lengths], np.int64),
             offsets=np.asarray(self.examples.reply_offsets),
             conversation=np.asarray(self.examples.conversation),
-            turns=np.array([fact.turns for fact in self.facts], np.int64),
-            subset=np.array([fact.subset for fact in self.facts], str),
+            turns=np.array([info.turns for info in self.record_info], np.int64),
+            subset=np.array([info.subset for info in self.record_info], str),
         )
 
     def check_finite(self) -> None:
-        """Raise ValueError with the file and record of the first reward that is not a number to rank by."""
+        """Check that all rewards are finite.
+
+        Raises:
+            ValueError: with the file, the record and the reply of the first reward that is nan or infinite.
+        """
         bad = np.flatnonzero(~np.isfinite(self.rewards))
-        if len(bad):
-            number = np.searchsorted(self.examples.reply_offsets, bad[0], side="right") - 1
-            ((_, where, _),) = numbered(self.paths, self.examples.record[number : number + 1])
-            reply = bad[0] - self.examples.reply_offsets[number] + 1
-            raise ValueError(
-                f"{where}: the score of reply {reply} is {self.rewards[bad[0]]}, not finite; "
-                f"are the weights whole, and does --dtype float32 help?"
-            )
+        if not len(bad):
+            return
+        offsets = self.examples.reply_offsets
+        example = np.searchsorted(offsets, bad[0], side="right") - 1
+        reply = bad[0] - offsets[example] + 1
+        [(_, where, _)] = read_numbered(self.paths, self.examples.record[example : example + 1])
+        raise ValueError(
+            f"{where}: the reward of reply {reply} is {self.rewards[bad[0]]}, not a finite number; "
+            f"check that the checkpoint is complete and undamaged, or try --dtype float32"
+        )
 
     def lines(self) -> Iterator[dict]:
-        """What scores.jsonl says of each record, in file order."""
-        ends = np.asarray(self.examples.reply_offsets).tolist()
-        rewards, tokens = (
-            self.rewards.tolist(),
-            self.examples.reply_lengths + np.repeat(self.examples.prefix_lengths, np.diff(ends)),
-        )
-        for i, (record, fact) in enumerate(zip(self.examples.record.tolist(), self.facts, strict=True)):
-            replies = slice(ends[i], ends[i + 1])
-            line = {"record": record, "id": fact.id, "scores": rewards[replies]}
-            yield line | {"characters": fact.lengths, "tokens": tokens[replies].tolist()}
+        """The lines of scores.jsonl: one per record, in file order."""
+        offsets = np.asarray(self.examples.reply_offsets).tolist()
+        rewards = self.rewards.tolist()
+        tokens = self.examples.reply_lengths + np.repeat(self.examples.prefix_lengths, np.diff(offsets))
+        for i, (record, info) in enumerate(zip(self.examples.record.tolist(), self.record_info, strict=True)):
+            replies = slice(offsets[i], offsets[i + 1])
+            yield {
+                "record": record,
+                "id": info.id,
+                "scores": rewards[replies],
+                "characters": info.lengths,
+                "tokens": tokens[replies].tolist(),
+            }
 
     def best(self) -> Iterator[dict]:
-        """Every record's highest scored reply, the first of those tied."""
-        records = numbered(self.paths, self.examples.record)
+        """The lines of best.jsonl: every record's highest-scoring reply, the first one of a tie."""
+        records = read_numbered(self.paths, self.examples.record)
         for line, (_, _, record) in zip(self.lines(), records, strict=True):
-            number = int(np.argmax(line["scores"]))
-            content = as_dialogues(record)[number][-1]["content"]
-            yield {name: line[name] for name in ("record", "id")} | {
-                "best": number, "score": line["scores"][number], "response": content,
-            }  # fmt: skip
+            best = int(np.argmax(line["scores"]))
+            yield {
+                "record": line["record"],
+                "id": line["id"],
+                "best": best,
+                "score": line["scores"][best],
+                "response": reply_dialogues(record)[best][-1]["content"],
+            }
 
-    def mistakes(self, most: int = 10) -> list[Mistake]:
-        """The worst wrong pairs, the widest margin first, at most one a prompt."""
-        one, (better, worse, prompt) = self.scored, self.scored.pairs
-        order = np.argsort(one.margin, kind="stable")
-        order = order[one.margin[order] < 0]
-        _, first = np.unique(prompt[order], return_index=True)
-        chosen = order[np.sort(first)][:most]
-        wanted = np.unique(self.examples.record[prompt[chosen]])
-        texts = {number: as_dialogues(record) for number, _, record in numbered(self.paths, wanted)}
-        found = []
-        for pair in chosen:
-            dialogues = texts[int(self.examples.record[prompt[pair]])]
-            sides = [dialogues[reply - one.offsets[prompt[pair]]] for reply in (better[pair], worse[pair])]
-            rewards = float(one.rewards[better[pair]]), float(one.rewards[worse[pair]])
-            found.append(Mistake(self.facts[prompt[pair]].id, *sides, rewards))
-        return found
+    def mistakes(self, limit: int = 10) -> list[Mistake]:
+        """The misranked pairs with the largest |margin|, largest first, at most one per prompt."""
+        scored = self.scored
+        better, worse, prompt = scored.pairs
+        order = np.argsort(scored.margin, kind="stable")
+        order = order[scored.margin[order] < 0]
+        # np.unique gives the first, and thus the worst, pair of each prompt; sorting restores the order by margin.
+        _, first_of_prompt = np.unique(prompt[order], return_index=True)
+        pairs = order[np.sort(first_of_prompt)][:limit]
+        numbers = np.unique(self.examples.record[prompt[pairs]])
+        dialogues_of = {number: reply_dialogues(record) for number, _, record in read_numbered(self.paths, numbers)}
+        mistakes = []
+        for pair in pairs:
+            example = prompt[pair]
+            dialogues, start = dialogues_of[int(self.examples.record[example])], scored.offsets[example]
+            mistake = Mistake(
+                id=self.record_info[example].id,
+                better=dialogues[better[pair] - start],
+                worse=dialogues[worse[pair] - start],
+                rewards=(float(scored.rewards[better[pair]]), float(scored.rewards[worse[pair]])),
+            )
+            mistakes.append(mistake)
+        return mistakes
 
 
 def named_sets(paths: Sequence[str]) -> dict[str, list[str]]:
-    """{name: files} from "name=file" or "file", which is named after the file where that says enough."""
+    """Group files into named sets.
+
+    Args:
+        paths: "NAME=FILE" or "FILE" each. A file without a name forms a set that has the file's name up to its first
+            dot, or its whole path if several files have that name.
+
+    Returns:
+        {name: files}
+    """
     stems = [Path(path).name.split(".")[0] for path in paths]
     sets: dict[str, list[str]] = {}
     for path, stem in zip(paths, stems, strict=True):
         name, sign, file = path.partition("=")
-        if not sign or Path(path).exists():  # a file may have = in its name
-            name, file = stem if stems.count(stem) == 1 else path, path
+        # An existing file may have "=" in its own name.
+        if not sign or Path(path).exists():
+            name = stem if stems.count(stem) == 1 else path
+            file = path
         sets.setdefault(name, []).append(file)
     return sets
 
 
-def numbered(paths: Iterable[str], records: Iterable[int]) -> Iterator[tuple[int, str, dict]]:
-    """(number, where, record) of the records with these numbers, ascending, counted over all files as rm.data.dataset
-    does.
+def read_numbered(paths: Iterable[str], numbers: Iterable[int]) -> Iterator[tuple[int, str, dict]]:
+    """Read the records with these numbers.
+
+    Args:
+        numbers: record numbers, ascending, counted from 0 over all files as in `rm.data.dataset`.
+
+    Yields:
+        (number, where, record), in ascending order; `where` names file and line for error messages.
     """
-    wanted = iter(np.asarray(records).tolist())
-    number = next(wanted, None)
-    for n, (where, record) in enumerate(pair for path in paths for pair in read_records(path)):
-        if n == number:
-            yield n, where, record
-            number = next(wanted, None)
-        if number is None:
-            return
+    wanted = set(np.asarray(numbers).tolist())
+    last = max(wanted, default=-1)
+    number = 0
+    for path in paths:
+        for where, record in read_records(path):
+            if number in wanted:
+                yield number, where, record
+            # Nothing after the last record is read, which might be most of a large file.
+            if number >= last:
+                return
+            number += 1
 
 
-def as_dialogues(record: dict) -> list[list[Message]]:
-    """The replies of a record as dialogues; a plain text without turns is one message."""
-    return [turns(text) for text in preference(record, as_messages="prompt" in record).texts]
+def reply_dialogues(record: dict) -> list[list[Message]]:
+    """Every reply of a record with its prompt, as a dialogue; a plain text without turn markers is one message."""
+    return [turns(text) for text in preference_dialogues(record).texts]
 
 
-def _fact(number: int, record: dict) -> Fact:
-    dialogues = as_dialogues(record)
-    return Fact(
+def _record_info(number: int, record: dict) -> RecordInfo:
+    dialogues = reply_dialogues(record)
+    return RecordInfo(
         id=record.get("id", number),
         subset=str(record.get("subset") or ""),
         turns=sum(message["role"] == "user" for message in dialogues[0]),
@@ -162,33 +207,39 @@ def _fact(number: int, record: dict) -> Fact:
     )
 
 
-def report(results: dict[str, Result], baseline: dict[str, Result]) -> dict:
-    """What report.json says of the rewards: a summary over all pairs, then every set's summary and tables.
+def evaluation_report(results: dict[str, Result], baseline: dict[str, Result]) -> dict:
+    """The metrics of report.json: a summary over all pairs, and the summary and tables of every set.
 
     Args:
-        baseline: another model's results of the same sets, or {}. The test takes the records that both kept.
+        results: {set name: rewards of the evaluated model}.
+        baseline: another model's results for the same sets, or {}. The models are compared on the records that both
+            have scored.
     """
     sets = {}
     for name, result in results.items():
         sets[name] = metrics.summary(result.scored) | metrics.details(result.scored)
-        if benchmark := benchmarks.scores(result.scored, [str(fact.id) for fact in result.facts]):
+        benchmark = benchmarks.rewardbench_scores(result.scored, [str(info.id) for info in result.record_info])
+        if benchmark:
             sets[name]["rewardbench"] = benchmark
-    whole = metrics.summary(metrics.joined([result.scored for result in results.values()]))
+    report = metrics.summary(metrics.concatenate([result.scored for result in results.values()]))
     if baseline:
-        both = {name: shared(result, baseline[name]) for name, result in results.items()}
-        for name, pair in both.items():
-            sets[name]["baseline"] = compared(*pair)
-        whole["baseline"] = compared(*map(metrics.joined, zip(*both.values(), strict=True)))
-    return whole | {"sets": sets}
+        model_sets, baseline_sets = [], []
+        for name, result in results.items():
+            model_scored, baseline_scored = common_records(result, baseline[name])
+            sets[name]["baseline"] = compare(model_scored, baseline_scored)
+            model_sets.append(model_scored)
+            baseline_sets.append(baseline_scored)
+        report["baseline"] = compare(metrics.concatenate(model_sets), metrics.concatenate(baseline_sets))
+    return report | {"sets": sets}
 
 
-def shared(ours: Result, theirs: Result) -> tuple[Scored, Scored]:
-    """Both models' scores of the records that neither left out as too long."""
-    _, a, b = np.intersect1d(ours.examples.record, theirs.examples.record, return_indices=True)
-    return ours.scored.only(a), theirs.scored.only(b)
+def common_records(result: Result, baseline: Result) -> tuple[ScoredReplies, ScoredReplies]:
+    """Both models' scores of the records that both have scored; each may have left out others as too long."""
+    _, i, j = np.intersect1d(result.examples.record, baseline.examples.record, return_indices=True)
+    return result.scored.select(i), baseline.scored.select(j)
 
 
-def compared(ours: Scored, theirs: Scored) -> dict:
+def compare(ours: ScoredReplies, baseline: ScoredReplies) -> dict:
     """The paired test of two models' scores of the same prompts."""
     cluster = ours.conversation[ours.pairs[2]]
-    return stats.paired(metrics.right(ours.margin), metrics.right(theirs.margin), cluster)
+    return stats.paired_test(metrics.correctness(ours.margin), metrics.correctness(baseline.margin), cluster)

@@ -1,10 +1,13 @@
-"""Adapters as PEFT folders: adapter_config.json and adapter_model.safetensors, out and in.
+"""LoRA adapters as PEFT folders, adapter_config.json and adapter_model.safetensors: saving, loading, merging.
 
-Out, the folder is one that `peft` loads on the base model. In, a folder of ours or of `peft`'s reads as the model that
-the two make together: the adapter is added to its base in fp32 while the base is loaded, shard by shard.
+A folder that is saved here can be loaded by `peft` on top of the base model. A folder that was saved here or by `peft`
+is loaded as the base model with the adapter merged: the adapter is added in fp32 while the base is loaded, each rank
+adding its own shard.
 
-Where the files of a family hold several of our layers as one (`rm.hf.families.layout`), `peft` adapts that one: its A
-is the A of ours one on the other, its B has a block for each of ours.
+Where a checkpoint stores several of our layers as one fused layer (`rm.hf.families.layout`), `peft` adapts the fused
+layer. Its adapter is assembled from those of our layers: the A matrices are stacked, and B is block-diagonal.
+
+Names: see `rm.hf.families.rules`. `peft` prefixes the checkpoint names with base_model.model.
 
 Shapes: r rank, I and O a layer's inputs and outputs.
 """
@@ -15,7 +18,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -24,23 +26,24 @@ from rm.distributed.sharding import full_tensor, local, local_slices
 from rm.files import read_json, write_json
 from rm.hf.families.layout import Layout
 from rm.hf.families.rules import Family
+from rm.hf.safetensors_file import open_safetensors
 from rm.model import lora
 from rm.model.lora import LoraSettings
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
-SCORE = "score.weight"  # a reward model's head, by our name and everybody's
-OUTER = "base_model.model."  # what peft puts before every name
+SCORE = "score.weight"  # a reward model's head; our parameter name and the checkpoint name in every family
+PEFT_PREFIX = "base_model.model."  # peft puts it before every name
 
 
 def save(model: nn.Module, out: Path, base: str, settings: LoraSettings, family: Family) -> None:
-    """Write what was trained: every adapter, and a reward model's score head. All ranks call it.
+    """Write what was trained: all adapters and, of a reward model, the score head. All ranks call it.
 
     Args:
-        base: the folder that the adapters belong to, which the file names as its base.
+        base: the folder or hub id of the base model, written to adapter_config.json.
     """
     tensors, ranks, transposed = _adapters(model, family)
     if model.head == "reward":
-        tensors[f"{OUTER}{SCORE}"] = _on_main(model.score.weight)
+        tensors[f"{PEFT_PREFIX}{SCORE}"] = _gather(model.score.weight)
     if dist.is_main():
         out.mkdir(parents=True, exist_ok=True)
         save_file(tensors, out / TENSORS, metadata={"format": "pt"})
@@ -49,17 +52,24 @@ def save(model: nn.Module, out: Path, base: str, settings: LoraSettings, family:
 
 
 def _config(base: str, settings: LoraSettings, ranks: dict[str, int], transposed: bool, head: str) -> dict:
-    """adapter_config.json; a layer that is several of ours has the rank of all their adapters, and the same scale."""
-    joined = {leaf: rank for leaf, rank in ranks.items() if rank != settings.lora_r}
-    over = 0.5 if settings.use_rslora else 1  # the scale is alpha over this power of the rank
+    """The content of adapter_config.json.
+
+    The adapter of a fused layer has the sum of the ranks of ours; its alpha is set so that the scale stays the same.
+
+    Args:
+        ranks: module name (the last component of the layer's name) -> rank of its adapter.
+        transposed: the checkpoint stores the adapted layers' weights as (in, out).
+    """
+    fused = {leaf: rank for leaf, rank in ranks.items() if rank != settings.lora_r}
+    exponent = 0.5 if settings.use_rslora else 1  # the scale is alpha / rank ** exponent
     return {
         "peft_type": "LORA",
         "task_type": {"lm": "CAUSAL_LM", "reward": "SEQ_CLS"}[head],
         "base_model_name_or_path": str(Path(base).resolve()) if Path(base).exists() else base,
         "r": settings.lora_r,
         "lora_alpha": settings.lora_alpha,
-        "rank_pattern": joined,
-        "alpha_pattern": {leaf: settings.lora_scale * rank**over for leaf, rank in joined.items()},
+        "rank_pattern": fused,
+        "alpha_pattern": {leaf: settings.lora_scale * rank**exponent for leaf, rank in fused.items()},
         "use_rslora": settings.use_rslora,
         "lora_dropout": settings.lora_dropout,
         "target_modules": sorted(ranks),
@@ -71,131 +81,181 @@ def _config(base: str, settings: LoraSettings, ranks: dict[str, int], transposed
 
 
 def _adapters(model: nn.Module, family: Family) -> tuple[dict[str, Tensor], dict[str, int], bool]:
-    """Every A and B by peft's name, the rank of every kind of layer, and whether its matrices are stored transposed."""
+    """Gather all adapters of a model.
+
+    Returns:
+        A and B matrices by their names in `peft`; module name (last component) -> rank; whether the checkpoint stores
+        the adapted layers' weights transposed.
+    """
     tensors, ranks, transposed = {}, {}, False
     adapted = [f"{name}.weight" for name, layer in model.named_modules() if isinstance(layer, lora.LoRALinear)]
-    for theirs in dict.fromkeys(map(family.theirs, adapted)):
-        layout = family.layout(theirs)
-        parts = [model.get_submodule(name.removesuffix(".weight")) for name in family.ours(theirs)]
-        a, b = _joined(parts, layout, model.config.n_kv_heads)
-        module = theirs.removesuffix(".weight")
-        tensors |= {f"{OUTER}{module}.lora_A.weight": a, f"{OUTER}{module}.lora_B.weight": b}
-        ranks[module.rpartition(".")[2]] = len(a)
-        transposed |= layout.transposed
+    # A fused checkpoint layer holds several adapted layers, but has one adapter.
+    hf_names = dict.fromkeys(family.checkpoint_name(name) for name in adapted)
+    for hf_name in hf_names:
+        layout = family.layout(hf_name)
+        parts = [model.get_submodule(name.removesuffix(".weight")) for name in family.parameter_names(hf_name)]
+        a, b = _fused(parts, layout, model.config.n_kv_heads)
+        hf_module = hf_name.removesuffix(".weight")
+        tensors[f"{PEFT_PREFIX}{hf_module}.lora_A.weight"] = a
+        tensors[f"{PEFT_PREFIX}{hf_module}.lora_B.weight"] = b
+        ranks[hf_module.rpartition(".")[2]] = len(a)
+        transposed = transposed or layout.transposed
     return tensors, ranks, transposed
 
 
-def _joined(parts: list[nn.Linear], layout: Layout, kv_heads: int) -> tuple[Tensor, Tensor]:
-    """A and B of the one layer that a family stores in place of `parts`, some of which have adapters."""
+def _fused(parts: list[nn.Linear], layout: Layout, kv_heads: int) -> tuple[Tensor, Tensor]:
+    """A and B of the one checkpoint layer that holds `parts`, some or all of which have adapters of equal rank."""
     adapted = [part for part in parts if isinstance(part, lora.LoRALinear)]
-    a = torch.cat([_on_main(part.lora_A) for part in adapted])
+    a = torch.cat([_gather(part.lora_A) for part in adapted])
     rank = len(a) // len(adapted)
+    # The rows of B are outputs: zero for parts without an adapter. Its columns are the rows of A.
     blocks = [a.new_zeros(part.out_features, len(a)) for part in parts]
     for block, part in zip(blocks, parts, strict=True):
         if part in adapted:
             first = adapted.index(part) * rank
-            block[:, first : first + rank] = _on_main(part.lora_B)
+            block[:, first : first + rank] = _gather(part.lora_B)
+    # peft stores A and B of a Conv1D like those of a linear layer, not transposed.
     return a, replace(layout, transposed=False).join(blocks, kv_heads)
 
 
-def _on_main(parameter: Tensor) -> Tensor:
-    """The whole parameter where it is written; all ranks take part in gathering it."""
+def _gather(parameter: Tensor) -> Tensor:
+    """The full parameter; on the main rank, which writes it, in fp32 on the CPU. All ranks call it."""
     tensor = full_tensor(parameter)
     return tensor.float().cpu().contiguous() if dist.is_main() else tensor
 
 
 @torch.no_grad()
 def merge(model: nn.Module) -> None:
-    """Add every adapter of a model to its layer, in fp32, then cast to what the layer holds. All ranks call it."""
+    """Add every adapter of a model to its layer's weight, in fp32, rounded once to the weight's dtype.
+
+    All ranks call it.
+    """
     for layer in model.modules():
         if isinstance(layer, lora.LoRALinear) and not layer.merged:
-            # W and B are both split by outputs: a rank's rows of the sum need its own rows of B, and all of A
-            _add(local(layer.weight), local(layer.lora_B), full_tensor(layer.lora_A), layer.scale)
+            # W and B are both sharded by rows (outputs): a rank needs its own rows of B, and all of A.
+            _add_product(local(layer.weight), local(layer.lora_B), full_tensor(layer.lora_A), layer.scale)
             layer.merged = True
 
 
-def _add(weight: Tensor, b: Tensor, a: Tensor, scale: float) -> None:
-    """weight (O, I) += scale b (O, r) a (r, I), rounded once."""
+def _add_product(weight: Tensor, b: Tensor, a: Tensor, scale: float) -> None:
+    """weight (O, I) += scale b (O, r) a (r, I), computed in fp32 and rounded once."""
     weight.copy_(weight.float() + scale * (b.float() @ a.float()))
 
 
 @torch.no_grad()
 def add(parameters: dict[str, Tensor], folder: Path, family: Family, kv_heads: int) -> set[str]:
-    """Add the adapter in `folder` to the parameters of its base, sharded or not.
+    """Add the adapter in `folder` to the parameters of its base model, sharded or not.
 
     Returns:
-        The parameters that the folder brings whole, such as a reward model's score head.
+        Names of the parameters that the folder replaces, such as a reward model's score head.
+
+    Raises:
+        ValueError: the adapter is of a kind that is not implemented, belongs to another base model, or is damaged.
     """
-    scale = _scales(folder)
-    try:
-        with safe_open(folder / TENSORS, "pt") as stored:
-            low, full = _match(parameters, stored.keys(), folder, family)
-            for module, names in low.items():
-                a, b = (stored.get_slice(f"{module}.lora_{x}.weight") for x in "AB")
-                targets, rank = [parameters[name] for name in names], a.get_shape()[0]
-                rows, columns = sum(len(target) for target in targets), targets[0].shape[1]
-                if (b.get_shape(), a.get_shape()) != ([rows, rank], [rank, columns]):
-                    got = f"B {b.get_shape()} and A {a.get_shape()} on {(rows, columns)}"
-                    raise ValueError(f"{folder} belongs to another base: {module} has {got}")
-                layout = replace(family.layout(f"{module.removeprefix(OUTER)}.weight"), transposed=False)
-                _add_parts(targets, layout, kv_heads, b, a, scale(module, rank))
-            for name, key in full.items():
-                if tuple(stored.get_slice(key).get_shape()) != tuple(parameters[name].shape):
-                    raise ValueError(f"{folder} belongs to another base: {key} is not {tuple(parameters[name].shape)}")
-                if local(parameters[name]).numel():
-                    local(parameters[name]).copy_(stored.get_slice(key)[local_slices(parameters[name])])
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{folder / TENSORS} is not a whole safetensors file ({error}): copy it again") from error
-    return set(full)
+    scale_of = _read_scales(folder)
+    with open_safetensors(folder / TENSORS) as stored:
+        adapted, replaced = _match(parameters, stored.keys(), folder, family)
+        for module, names in adapted.items():
+            a = stored.get_slice(f"{module}.lora_A.weight")
+            b = stored.get_slice(f"{module}.lora_B.weight")
+            targets = [parameters[name] for name in names]
+            rank = a.get_shape()[0]
+            rows, columns = sum(len(target) for target in targets), targets[0].shape[1]
+            if (b.get_shape(), a.get_shape()) != ([rows, rank], [rank, columns]):
+                raise ValueError(
+                    f"{folder} belongs to another base: {module} has B {b.get_shape()} and A {a.get_shape()}, for a "
+                    f"weight of {(rows, columns)}"
+                )
+            layout = replace(family.layout(f"{module.removeprefix(PEFT_PREFIX)}.weight"), transposed=False)
+            _add_to_shards(targets, layout, kv_heads, b, a, scale_of(module, rank))
+        for name, key in replaced.items():
+            parameter, shape = parameters[name], tuple(parameters[name].shape)
+            stored_shape = tuple(stored.get_slice(key).get_shape())
+            if stored_shape != shape:
+                raise ValueError(f"{folder} belongs to another base: {key} has the shape {stored_shape}, not {shape}")
+            # A rank's shard is empty if there are more ranks than rows.
+            if local(parameter).numel():
+                local(parameter).copy_(stored.get_slice(key)[local_slices(parameter)])
+    return set(replaced)
 
 
-def _add_parts(targets: list[Tensor], layout: Layout, kv_heads: int, b, a, scale: float) -> None:
-    """Add scale B A, which lie in a file, to the layers of ours that are one in it: to each rank's rows of them."""
+def _add_to_shards(targets: list[Tensor], layout: Layout, kv_heads: int, b, a, scale: float) -> None:
+    """Add scale B A to this rank's rows of the parameters that one checkpoint layer holds.
+
+    Args:
+        a, b: safetensors slices of the checkpoint layer's adapter.
+    """
     shapes = [tuple(target.shape) for target in targets]
-    for number, target in enumerate(targets):
-        if local(target).numel():  # with more ranks than rows, some have none
-            where = local_slices(target)[0], slice(None)
-            for rows, values in layout.read(b, number, where, shapes, kv_heads):
-                _add(local(target)[rows], values.to(target.device), a[:].to(target.device), scale)
+    for i, target in enumerate(targets):
+        # A rank's shard is empty if there are more ranks than rows.
+        if local(target).numel():
+            block = local_slices(target)[0], slice(None)  # this rank's rows of B, all r columns
+            for rows, values in layout.read(b, i, block, shapes, kv_heads):
+                _add_product(local(target)[rows], values.to(target.device), a[:].to(target.device), scale)
 
 
 def _match(
     parameters: dict[str, Tensor], keys: list[str], folder: Path, family: Family
 ) -> tuple[dict[str, list[str]], dict[str, str]]:
-    """(module whose A and B are added -> our parameters, our parameter -> the tensor that replaces it)."""
-    low, full, unknown = {}, {}, []
+    """Match the tensors of an adapter with the parameters of a model.
+
+    Returns:
+        Module that has A and B matrices, by its name in the file -> the parameters to which B A is added, in order;
+        name of a parameter that is replaced -> the tensor in the file that replaces it.
+
+    Raises:
+        ValueError: the adapter has tensors that the model has no parameters for.
+    """
+    adapted, replaced, unknown = {}, {}, []
     for key in keys:
-        module, is_low, _ = key.partition(".lora_")
-        theirs = key.removeprefix(OUTER).replace(".modules_to_save", "")
-        ours = family.ours(f"{module.removeprefix(OUTER)}.weight" if is_low else theirs)
-        if ours and parameters.keys() >= set(ours) and (is_low or len(ours) == 1):
-            if is_low:
-                low[module] = ours
-            else:
-                full[ours[0]] = key
-        elif ours == [SCORE]:
+        module, is_low_rank, _ = key.partition(".lora_")
+        if is_low_rank:
+            hf_name = f"{module.removeprefix(PEFT_PREFIX)}.weight"
+        else:
+            hf_name = key.removeprefix(PEFT_PREFIX).replace(".modules_to_save", "")
+        names = family.parameter_names(hf_name)
+        in_model = bool(names) and parameters.keys() >= set(names)
+        if in_model and is_low_rank:
+            adapted[module] = names
+        elif in_model and len(names) == 1:
+            replaced[names[0]] = key
+        elif names == [SCORE]:
             raise ValueError(f"{folder} is a reward model's adapter ({key}), not a language model's")
-        elif ours != ["lm_head.weight"]:  # of no use to a reward model
+        # A language model's head is skipped if the model has none: a reward model, or one with tied embeddings.
+        elif names != ["lm_head.weight"]:
             unknown.append(key)
     if unknown:
         raise ValueError(
             f"{folder} belongs to another base: it has {len(unknown)} unknown tensors, such as {unknown[0]}"
         )
-    return low, full
+    return adapted, replaced
 
 
-def _scales(folder: Path) -> Callable[[str, int], float]:
-    """(module, r) -> what its B A is multiplied with. Refuses the kinds of adapter that are more than B A."""
+def _read_scales(folder: Path) -> Callable[[str, int], float]:
+    """Read adapter_config.json; raise ValueError for kinds of adapters that are more than scale B A.
+
+    Returns:
+        A function (module name in the file, rank) -> scale.
+    """
     config = read_json(folder / CONFIG)
-    plain = {"peft_type": ("LORA",), "use_dora": (False, None), "bias": ("none", None), "lora_bias": (False, None)}
-    for name, allowed in plain.items():
+    # Setting -> allowed values, of which the last is the default.
+    implemented = {
+        "peft_type": ("LORA",),
+        "use_dora": (False, None),
+        "bias": ("none", None),
+        "lora_bias": (False, None),
+    }
+    for name, allowed in implemented.items():
         if config.get(name, allowed[-1]) not in allowed:
             raise ValueError(f"{folder / CONFIG}: {name} {config[name]!r} is not implemented, only {allowed[0]!r}")
 
-    def scale(module: str, rank: int) -> float:
-        special = config.get("alpha_pattern") or {}
-        alphas = [alpha for pattern, alpha in special.items() if re.fullmatch(rf"(.*\.)?({pattern})", module)]
-        alpha = alphas[0] if alphas else config.get("lora_alpha", 8)
+    def scale_of(module: str, rank: int) -> float:
+        alpha = config.get("lora_alpha", 8)
+        for pattern, special_alpha in (config.get("alpha_pattern") or {}).items():
+            # As in peft: the first pattern counts that matches the name's last components.
+            if re.fullmatch(rf"(.*\.)?({pattern})", module):
+                alpha = special_alpha
+                break
         return alpha / (rank**0.5 if config.get("use_rslora") else rank)
 
-    return scale
+    return scale_of

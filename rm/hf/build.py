@@ -1,10 +1,7 @@
-"""Where text and weights meet: a Transformer with a head takes a row and returns sums.
+"""How a model is made from a Hugging Face folder, and what training leaves: the one place where all parts meet.
 
-Sums are never means: `loss`, what else is measured, and the `count` that all of them are to be divided by, once, over
-the whole global batch (`rm.training.step`). So neither the gradient nor a metric depends on rows, ranks or packing.
-
-Shapes: T tokens in a row, L labelled tokens, N prompts and R replies in a row, K replies of the prompt that has most,
-D width.
+`build` makes the architecture on the meta device: adapters, compilation, recomputation, shards. `load` gives it memory
+and values. `save` writes the trained model, and its adapter.
 """
 
 from dataclasses import dataclass, replace
@@ -12,17 +9,23 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
-from rm.config import REQUIRED, setting
-from rm.data.batch import MicroBatch
+from rm.config import REQUIRED, SettingsGroup, setting
+from rm.data.batch import MicroBatch, pack
 from rm.data.examples import Examples
 from rm.distributed import process_group as dist
 from rm.distributed import sharding
+from rm.distributed.sharding import MemorySettings, ParallelSettings, dtype_name
+from rm.files import read_json
 from rm.hf import adapter, weights
 from rm.hf.folder import copy_tokenizer
-from rm.model import lisa, lora, losses
+from rm.model import lisa, lora
 from rm.model.attention import choose_kernel
-from rm.model.heads import RewardModel
+from rm.model.heads import LanguageModel, RewardModel
+from rm.model.lisa import LisaSettings
+from rm.model.lora import LoraSettings
+from rm.model.losses import LossSettings
 from rm.model.transformer import Transformer
 
 MERGE_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.1}  # on rewards of size 1
@@ -30,134 +33,170 @@ NO_SCORE = "{folder} is not a reward model: it holds no score.weight. Train one 
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelSettings:
+class ModelSettings(SettingsGroup):
     """Model"""
 
     model_name_or_path: str = setting(
         REQUIRED,
         "Hugging Face folder (config.json, *.safetensors, tokenizer) or hub id, org/name or org/name@revision",
         may_change=True,
+        hub="model",
     )
 
 
-def check_ids(model: Transformer, *sets: Examples) -> None:
-    """Raise ValueError where a text has a token that the model has no embedding for: of another tokenizer, or template.
+@dataclass(frozen=True)
+class Training:
+    """What `build` has to know of a training."""
 
-    Asked of the data at the start, since an embedding that is asked on a GPU ends the process without a word of it.
+    memory: MemorySettings = MemorySettings()
+    lora: LoraSettings = LoraSettings()
+    lisa: LisaSettings = LisaSettings()
+
+
+def build(
+    cls: type[Transformer],
+    folder: str | Path,
+    parallel: ParallelSettings,
+    *,
+    training: Training | None = None,
+    loss: LossSettings | None = None,
+    kernel: type | None = None,
+    sharded: bool = True,
+) -> Transformer:
+    """The model of a folder's config.json on the meta device, without values.
+
+    Args:
+        cls: LanguageModel or RewardModel.
+        training: None for a model that is not trained: it gets no adapters, no recomputation, no master weights.
+        loss: of a reward model.
+        kernel: a class of `rm.model.attention`; None: the fastest one here.
+        sharded: False for a model that this process uses alone, without a process group.
     """
+    config, *_ = weights.read_config(folder)
+    dtype = sharding.compute_dtype(parallel.dtype)
+    if kernel is None:
+        kernel = choose_kernel(dist.device(), dtype, config.n_heads, config.n_kv_heads, config.head_dim)
+    options = {} if loss is None else {"loss": loss}
+    with torch.device("meta"), _WithoutInitialization():
+        model = cls(config, kernel, **options)
+    model.compute_dtype = dtype
+    if not sharded:
+        sharding.cast_to_compute(model, dtype)
+        return model
+    recompute = "none"
+    if training is not None:
+        lisa.check_depth(config.n_layers, training.lisa)
+        recompute = training.memory.gradient_checkpointing
+        if training.lora.use_lora:
+            lora.adapt(model, training.lora, dtype)
+            if not training.lora.shard_base:  # every process is a shard group of its own: nothing is gathered
+                parallel = replace(parallel, shard_group_size=1)
+    sharding.parallelize(model, parallel, recompute, train=training is not None)
+    return model
+
+
+class _WithoutInitialization(TorchFunctionMode):
+    """Skips torch.nn.init: on the meta device there are no values, and `normal_` would import torch._dynamo."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if getattr(function, "__module__", None) == "torch.nn.init":  # methods of tensors have no module
+            return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        return function(*args, **kwargs)
+
+
+def load(model: Transformer, folder: str | Path, seed: int | None = None) -> Transformer:
+    """Give a built model memory and the values of a folder, to each rank its own shard.
+
+    Args:
+        seed: of what the folder lacks: new adapters, and the score head of a reward model that starts from a language
+            model, N(0, 1/sqrt(D + 1)) (Stiennon et al., arXiv 2009.01325). The values do not depend on the number of
+            ranks. None: a folder without a score head is refused.
+    """
+    sharding.allocate(model)
+    missing = weights.load(model, folder)
+    if missing and seed is None:
+        raise ValueError(NO_SCORE.format(folder=folder))
+    # Drawn in full and in order on every rank: the same for any world size.
+    generator = torch.Generator().manual_seed(seed or 0)
+    for name, parameter in model.named_parameters():
+        if name in missing:
+            if name == weights.SCORE:
+                values = torch.randn(parameter.shape, generator=generator) / (model.config.dim + 1) ** 0.5
+            else:
+                values = lora.initial_values(name, parameter.shape, generator)
+            sharding.fill(parameter, values)
+    return model
+
+
+def check_data(model: Transformer, max_length: int, *sets: Examples) -> None:
+    """Raise ValueError where the model has no embedding for a token id, or for a position.
+
+    Checked at the start, since on a GPU an out-of-range id is a device-side assert that does not name the token.
+    """
+    positions = model.config.max_positions
+    if model.config.positions == "learned" and max_length > positions:
+        raise ValueError(f"--max_length {max_length} is more than the {positions} positions of the model: lower it")
     for examples in sets:
         highest = int(examples.tokens.max(initial=0))
         if highest >= model.config.vocab_size:
             raise ValueError(
-                f"a text has the token id {highest}, and the model only {model.config.vocab_size} embeddings: its "
-                "tokenizer or chat template knows tokens that it was not trained with; give those of this model"
+                f"a text has the token id {highest}, and the model has {model.config.vocab_size} embeddings: its "
+                "tokenizer or chat template has tokens that the model was not trained with; use the model's own"
             )
 
 
-def load(cls: type, settings, train: bool = True) -> Transformer:
-    """A LanguageModel or RewardModel from `--model_name_or_path`: shapes, then shards, then each rank's numbers.
-
-    To be trained, it gets adapters where LoraSettings ask for them, and a reward model that starts from a language
-    model a new score head, N(0, 1/sqrt(D + 1)) (Stiennon et al., arXiv 2009.01325), from `--seed`, the same for every
-    world size. Otherwise a folder without a score head is refused.
-    """
-    model, folder = arrange(cls, settings, train), settings.model_name_or_path
-    model.to_empty(device=dist.device())
-    new = weights.load(model, folder)
-    if weights.SCORE in new and not train:
-        raise ValueError(NO_SCORE.format(folder=folder))
-    if new:
-        _draw(model, new, settings.seed)
-    return model
-
-
-def arrange(cls: type, settings, train: bool = True, kernel: type | None = None) -> Transformer:
-    """The model that `load` fills: shapes, adapters if it is to be trained, and shards, on the meta device.
+def save(model: Transformer, folder: Path, base: str, settings: LoraSettings, examples: Examples) -> None:
+    """Write `folder/model`, and with LoRA `folder/adapter`, which is merged in the model. All ranks call it.
 
     Args:
-        kernel: of `rm.model.attention`; None: the fastest here.
+        base: the folder that the training started from.
+        examples: of the training. On the first few, adapter and merged model are compared by their rewards, or a
+            language model's mean loss. Where they differ by more than rounding, the adapter is saved and the merged
+            model is refused.
     """
-    folder = settings.model_name_or_path
-    config, *_ = weights.read_config(folder)
-    if config.positions == "learned" and settings.max_length > config.max_positions:
-        raise ValueError(
-            f"--max_length {settings.max_length} is more than the {config.max_positions} positions of {folder}"
-        )
-    dtype = sharding.compute_dtype(settings)
-    fastest = (dist.device(), dtype, config.n_heads, config.n_kv_heads, config.head_dim)
-    with torch.device("meta"):
-        model = cls(config, kernel or choose_kernel(*fastest))
-    if train:
-        lisa.check_depth(config.n_layers, settings)
-    if train and settings.use_lora:
-        lora.adapt(model, settings, dtype)
-        settings = settings if settings.shard_base else replace(settings, shard_group_size=1)
-    if isinstance(settings, losses.LossSettings):
-        model.loss_settings = settings
-    sharding.parallelize(model, settings, train)
-    return model
-
-
-def load_whole(folder: str | Path, dtype: torch.dtype) -> RewardModel:
-    """A reward model for this process alone, not sharded: it needs no process group and meets no other rank."""
-    config, *_ = weights.read_config(folder)
-    with torch.device("meta"):
-        kernel = choose_kernel(dist.device(), dtype, config.n_heads, config.n_kv_heads, config.head_dim)
-        model = RewardModel(config, kernel)
-    sharding.place(model, dtype)
-    if weights.load(model, folder):
-        raise ValueError(NO_SCORE.format(folder=folder))
-    return model.requires_grad_(False)
-
-
-def _draw(model: Transformer, new: set[str], seed: int) -> None:
-    """First values of what no file holds, drawn whole and in order on every rank: the same for any world size."""
-    generator = torch.Generator().manual_seed(seed)
-    for name, parameter in model.named_parameters():
-        if name in new:
-            if name == weights.SCORE:
-                values = torch.randn(parameter.shape, generator=generator) / (model.config.dim + 1) ** 0.5
-            else:
-                values = lora.drawn(name, parameter.shape, generator)
-            sharding.fill(parameter, values)
-
-
-def save(model: Transformer, folder: Path, settings, probe: MicroBatch) -> None:
-    """What a training leaves: `folder/model`, and with LoRA `folder/adapter`, which the model is the merged form of.
-
-    Args:
-        probe: a row of any examples, on which the two forms are compared: their rewards, or a language model's mean
-            loss. Where they differ by more than rounding, the adapter is saved and the merged model is refused.
-    """
-    base, dtype = settings.model_name_or_path, sharding.compute_dtype(settings)
     if settings.use_lora:
         _, family, hf = weights.read_config(base)
         adapter.save(model, folder / "adapter", base, settings, family)
         if dist.is_main():
-            copy_tokenizer(folder / "adapter", weights.foundation(base), hf, model.head)
-        before = _reading(model, probe)
-        adapter.merge(model)
-        gap, size = (_reading(model, probe) - before).abs().max().item(), before.abs().max().item()
-        if not gap <= MERGE_TOLERANCE[dtype] * max(1.0, size):
-            raise ValueError(
-                f"merging moves what the model says by {gap:.2g} (of {size:.2g}) in {dtype}, more than rounding does: "
-                f"{folder / 'adapter'} is saved, {folder / 'model'} is not; merge it with --dtype float32"
-            )
-        dist.say(f"adapter and merged model differ by at most {gap:.1e}")
-    weights.save(model, folder / "model", base, dtype)
+            copy_tokenizer(folder / "adapter", weights.base_folder(base), hf, model.head)
+        _merge(model, folder, pack(examples, range(min(4, len(examples)))))
+    weights.save(model, folder / "model", base, model.compute_dtype)
     dist.say(f"saved {folder / 'model'}")
 
 
+def _merge(model: Transformer, folder: Path, probe: MicroBatch) -> None:
+    """Merge the adapters of a model, and check that its outputs stay the same."""
+    before = _output(model, probe)
+    adapter.merge(model)
+    difference, size = (_output(model, probe) - before).abs().max().item(), before.abs().max().item()
+    if not difference <= MERGE_TOLERANCE[model.compute_dtype] * max(1.0, size):
+        raise ValueError(
+            f"merging the adapter changes the model's output by {difference:.2g} (of {size:.2g}) in "
+            f"{dtype_name(model.compute_dtype)}, more than "
+            f"rounding does: {folder / 'adapter'} is saved, {folder / 'model'} is not; merge it with --dtype float32"
+        )
+    dist.say(f"adapter and merged model differ by at most {difference:.1e}")
+
+
 @torch.no_grad()
-def _reading(model: Transformer, row: MicroBatch) -> Tensor:
-    """What a model says of a row: its rewards, or the mean loss of a language model."""
-    training = model.training
-    row = row.to(dist.device())
+def _output(model: Transformer, batch: MicroBatch) -> Tensor:
+    """What a model computes of a micro-batch: its rewards, or a language model's mean loss."""
+    was_training = model.training
+    batch = batch.to(dist.device())
     model.eval()
-    if isinstance(model, RewardModel):
-        said = model.rewards(row)
+    if model.head == RewardModel.head:
+        output = model.rewards(batch)
     else:
-        sums = model(row)
-        said = sums["loss"] / sums["count"]
-    model.train(training)
-    return said
+        sums = model(batch)
+        output = sums["loss"] / sums["count"]
+    model.train(was_training)
+    return output
+
+
+def head_of(folder: str | Path) -> type[Transformer]:
+    """LanguageModel or RewardModel: what a folder, of a model or an adapter, declares itself to be."""
+    adapter_config, config = (read_json(Path(folder) / name) for name in (adapter.CONFIG, "config.json"))
+    declared = [adapter_config.get("task_type") or "", *(config.get("architectures") or [])]
+    is_reward_model = any(name == "SEQ_CLS" or "SequenceClassification" in name for name in declared)
+    return RewardModel if is_reward_model else LanguageModel

@@ -1,8 +1,11 @@
-"""Weights in and out: Hugging Face folders, safetensors only (a pickle can run code, safetensors cannot).
+"""Loading and saving the weights of Hugging Face folders.
 
-`load` gives every rank its own rows: no rank ever holds a whole model. `save` gathers one tensor at a time. A folder
-with an adapter reads as the model that it makes of its base (`rm.hf.adapter`).
-Every tensor is accounted for, both ways, by the key table of the model's family (`rm.hf.families`).
+Only safetensors files are read: unpickling can run code, safetensors cannot. `load` reads only this rank's rows of
+every tensor, so that no rank ever holds a full model. `save` gathers one tensor at a time. A folder with an adapter is
+loaded as its base model with the adapter merged (`rm.hf.adapter`). The name table of the model's family
+(`rm.hf.families`) must account for every tensor, in both directions.
+
+Names: see `rm.hf.families.rules`; `hf_name` is a tensor's name in a checkpoint, `name` that of our parameter.
 """
 
 import contextlib
@@ -14,7 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -26,29 +28,37 @@ from rm.hf.adapter import SCORE
 from rm.hf.families.layout import Layout
 from rm.hf.families.rules import Family
 from rm.hf.folder import describe
+from rm.hf.safetensors_file import open_safetensors
 from rm.model import lora
 from rm.model.transformer import ModelConfig
 
-FLOATS = ("F64", "F32", "F16", "BF16")  # what a checkpoint may hold, as safetensors spells it
+FLOATS = ("F64", "F32", "F16", "BF16")  # dtypes that a checkpoint may have, as safetensors spells them
 
 
 @dataclass(frozen=True)
 class Stored:
-    """A tensor in a file, as its header describes it."""
+    """A tensor in a checkpoint file, as the file's header describes it."""
 
     file: Path
-    name: str
+    hf_name: str
     shape: tuple[int, ...]
     dtype: str
 
 
 def read_config(folder: str | Path) -> tuple[ModelConfig, Family, dict]:
-    """The model that a folder's config.json describes, its family, and the file's content."""
-    folder = foundation(folder)
+    """Read a folder's config.json; for an adapter's folder, that of its base model.
+
+    Returns:
+        The config of our model, the model's family, and the content of the file.
+
+    Raises:
+        ValueError: there is no such file, or it describes a model that is not implemented.
+    """
+    folder = base_folder(folder)
     file = Path(folder) / "config.json"
     if not file.is_file():
-        wrong = "has no config.json" if Path(folder).is_dir() else "is not a folder"
-        raise ValueError(f"{folder} {wrong}: a model is a folder with config.json and *.safetensors")
+        problem = "has no config.json" if Path(folder).is_dir() else "is not a folder"
+        raise ValueError(f"{folder} {problem}: a model is a folder with config.json and *.safetensors")
     hf = read_json(file)
     try:
         if hf.get("quantization_config"):
@@ -61,198 +71,245 @@ def read_config(folder: str | Path) -> tuple[ModelConfig, Family, dict]:
         raise ValueError(f"{file}: {error}") from error
 
 
-def foundation(folder: str | Path) -> Path:
-    """The folder of the whole model that the adapter in `folder`, if it holds one, stands on."""
+def base_folder(folder: str | Path) -> Path:
+    """The folder of the full model: `folder` itself, or, if it holds an adapter, that of the base model below it.
+
+    The base of an adapter may be an adapter again.
+    """
     base = hub.base_of(folder)
-    return Path(folder) if base is None else foundation(base)
+    return Path(folder) if base is None else base_folder(base)
 
 
 def fingerprint(folder: str | Path) -> str:
-    """A hash of what tells this model from others: config.json and of every weights file its size and samples of it.
+    """A hash that identifies a model: of config.json, and of the size and samples of every weights file.
 
-    Samples, since to read a large model takes minutes: training changes nearly every value, so they nearly always tell.
+    It hashes samples, since reading a large model takes minutes. Training changes nearly every value, so that samples
+    of two different models are practically never equal.
     """
     folder = Path(folder)
-    if base := hub.base_of(folder):
-        digest, files = hashlib.sha256(fingerprint(base).encode()), [folder / adapter.CONFIG, folder / adapter.TENSORS]
+    base = hub.base_of(folder)
+    if base is not None:
+        digest = hashlib.sha256(fingerprint(base).encode())
+        files = [folder / adapter.CONFIG, folder / adapter.TENSORS]
     else:
-        digest, files = hashlib.sha256((folder / "config.json").read_bytes()), _files(folder)
+        digest = hashlib.sha256((folder / "config.json").read_bytes())
+        files = _weights_files(folder)
     for file in files:
         size = file.stat().st_size
         digest.update(f"{size} ".encode())
         with open(file, "rb") as content:
-            for place in range(0, size, max(1, size // 64)):
-                content.seek(place)
+            for offset in range(0, size, max(1, size // 64)):
+                content.seek(offset)
                 digest.update(content.read(4096))
     return digest.hexdigest()
 
 
 def load(model: nn.Module, folder: str | Path) -> set[str]:
-    """Fill a model, sharded or not, from a folder, in the dtype that its parameters have.
+    """Fill a model, sharded or not, from a folder; values are cast to the dtypes of the model's parameters.
 
     Returns:
-        The parameters that the folder lacks and the caller has to initialise: {"score.weight"} or nothing.
+        Names of the parameters that the folder lacks and the caller has to initialize: a reward model's score head if
+        the folder holds a language model, and adapters that are to be trained.
+
+    Raises:
+        ValueError: the folder's tensors are not those of the model; except for adapters, this is checked before any
+            parameter is changed.
     """
     parameters = dict(model.named_parameters())
-    if base := hub.base_of(folder):
+    base = hub.base_of(folder)
+    if base is not None:
         config, family, _ = read_config(base)
         return load(model, base) - adapter.add(parameters, Path(folder), family, config.n_kv_heads)
     shapes = {name: tuple(p.shape) for name, p in parameters.items()}
     config, family, _ = read_config(folder)
-    found = _match(shapes, Path(folder), family)
-    for file in sorted({tensor.file for tensor in found}):
-        with _open(file) as tensors, torch.no_grad():
-            for tensor in (tensor for tensor in found if tensor.file == file):
-                parts = [parameters[name] for name in found[tensor]]
-                _copy(tensors.get_slice(tensor.name), family.layout(tensor.name), parts, config.n_kv_heads)
-    return parameters.keys() - {name for names in found.values() for name in names}
+    matched = _match(shapes, Path(folder), family)
+    for file in sorted({tensor.file for tensor in matched}):
+        with open_safetensors(file) as opened, torch.no_grad():
+            for tensor, names in matched.items():
+                if tensor.file == file:
+                    parts = [parameters[name] for name in names]
+                    stored = opened.get_slice(tensor.hf_name)
+                    _copy(stored, family.layout(tensor.hf_name), parts, config.n_kv_heads)
+    loaded = {name for names in matched.values() for name in names}
+    return parameters.keys() - loaded
 
 
-def _copy(held, layout: Layout, parts: list[Tensor], kv_heads: int) -> None:
-    """Fill this rank's share of the parameters that a tensor of a file holds; no more of it is read."""
+def _copy(stored, layout: Layout, parts: list[Tensor], kv_heads: int) -> None:
+    """Fill this rank's shard of the parameters that a checkpoint tensor holds.
+
+    Args:
+        stored: a safetensors slice of the checkpoint tensor; no more of it is read than the shards.
+    """
     shapes = [tuple(parameter.shape) for parameter in parts]
-    for number, parameter in enumerate(parts):
-        if local(parameter).numel():  # with more ranks than rows, some have none
-            for rows, values in layout.read(held, number, local_slices(parameter), shapes, kv_heads):
+    for i, parameter in enumerate(parts):
+        # A rank's shard is empty if there are more ranks than rows.
+        if local(parameter).numel():
+            for rows, values in layout.read(stored, i, local_slices(parameter), shapes, kv_heads):
                 local(parameter)[rows].copy_(values)
 
 
 def _match(shapes: dict[str, tuple[int, ...]], folder: Path, family: Family) -> dict[Stored, list[str]]:
-    """Every tensor of a folder that holds all of our parameters and nothing else -> what is ours in it, in order."""
-    found, unknown = {}, []
-    for tensor in _stored(folder):
-        ours = family.ours(tensor.name)
-        if ours and shapes.keys() >= set(ours):
-            found[tensor] = ours
-        elif ours == [SCORE]:
-            raise ValueError(f"{folder} holds a reward model ({tensor.name}), not a language model")
-        # A language model's head may lie unneeded: below a reward model, or beside a tied embedding.
-        elif ours != ["lm_head.weight"] and not family.ignores(tensor.name):
-            unknown.append(tensor.name)
+    """Match the tensors of a folder with the parameters of a model.
 
-    there = {SCORE, *(name for ours in found.values() for name in ours)}
-    absent = [family.theirs(name) for name in shapes if not (name in there or lora.is_adapter(name))]
-    expected = {tensor: family.layout(tensor.name).shape([shapes[n] for n in ours]) for tensor, ours in found.items()}
-    unlike = [(tensor, shape) for tensor, shape in expected.items() if tensor.shape != shape]
+    Args:
+        shapes: parameter name -> shape.
+
+    Returns:
+        Checkpoint tensor -> names of the parameters that it holds, in order.
+
+    Raises:
+        ValueError: tensors are missing, unknown, or have another shape or dtype than the model needs.
+    """
+    matched, unknown = {}, []
+    for tensor in _stored_tensors(folder):
+        names = family.parameter_names(tensor.hf_name)
+        if names and shapes.keys() >= set(names):
+            matched[tensor] = names
+        elif names == [SCORE]:
+            raise ValueError(f"{folder} holds a reward model ({tensor.hf_name}), not a language model")
+        # A language model's head is skipped if the model has none: a reward model, or one with tied embeddings.
+        elif names != ["lm_head.weight"] and not family.is_ignored(tensor.hf_name):
+            unknown.append(tensor.hf_name)
+
+    matched_names = {name for names in matched.values() for name in names}
+    missing = []
+    for name in shapes:
+        # A score head or an adapter may be new: `load` returns their names.
+        if name not in matched_names and name != SCORE and not lora.is_adapter(name):
+            missing.append(family.checkpoint_name(name))
+
+    wrong_shapes, wrong_dtypes = [], []
+    for tensor, names in matched.items():
+        expected = family.layout(tensor.hf_name).shape([shapes[name] for name in names])
+        if tensor.shape != expected:
+            wrong_shapes.append(f"{tensor.hf_name} {tensor.shape} instead of {expected}")
+        if tensor.dtype not in FLOATS:
+            wrong_dtypes.append(f"{tensor.hf_name} {tensor.dtype}")
+
     problems = {
-        "missing": list(dict.fromkeys(absent)),
+        # Parameters of one fused checkpoint tensor have the same checkpoint name: count it once.
+        "missing": list(dict.fromkeys(missing)),
         "unknown": unknown,
-        "of another shape": [f"{tensor.name} {tensor.shape} instead of {shape}" for tensor, shape in unlike],
-        "of another kind": [f"{t.name} {t.dtype}" for t in found if t.dtype not in FLOATS],
+        "of another shape": wrong_shapes,
+        "not of a floating-point dtype": wrong_dtypes,
     }
-    listed = [f"{len(names)} {problem}: {_some(names)}" for problem, names in problems.items() if names]
-    if listed:
-        raise ValueError(f"{folder}: the tensors are not those of its config.json; {'; '.join(listed)}")
-    return found
+    messages = [f"{len(names)} {problem}: {_first_few(names)}" for problem, names in problems.items() if names]
+    if messages:
+        raise ValueError(f"{folder}: the tensors are not those of its config.json; {'; '.join(messages)}")
+    return matched
 
 
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+def _first_few(names: list[str]) -> str:
+    """The first five of `names`, and how many more there are."""
+    text = ", ".join(names[:5])
+    return text if len(names) <= 5 else f"{text} and {len(names) - 5} more"
 
 
-def _stored(folder: Path) -> list[Stored]:
-    """Every tensor of a folder, from the headers of its files."""
+def _stored_tensors(folder: Path) -> list[Stored]:
+    """All tensors of a folder, from the headers of its files."""
     tensors = []
-    for file in _files(folder):
-        with _open(file) as header:
-            for name in header.keys():
-                piece = header.get_slice(name)
-                tensors.append(Stored(file, name, tuple(piece.get_shape()), piece.get_dtype()))
+    for file in _weights_files(folder):
+        with open_safetensors(file) as opened:
+            for hf_name in opened.keys():
+                header = opened.get_slice(hf_name)
+                tensors.append(Stored(file, hf_name, tuple(header.get_shape()), header.get_dtype()))
     return tensors
 
 
-def _files(folder: Path) -> list[Path]:
-    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
-    if single.is_file():
-        return [single]
+def _weights_files(folder: Path) -> list[Path]:
+    """The safetensors files of a folder: model.safetensors, or those that its index names."""
+    single_file, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if single_file.is_file():
+        return [single_file]
     if index.is_file():
         files = sorted({folder / name for name in read_json(index).get("weight_map", {}).values()})
-        absent = [file.name for file in files if not file.is_file()]
-        if absent or not files:
-            raise ValueError(f"{index} names {_some(absent) or 'no files'}, not there: copy the folder again")
+        if not files:
+            raise ValueError(f"{index} names no files: copy the folder again")
+        missing = [file.name for file in files if not file.is_file()]
+        if missing:
+            raise ValueError(f"{index} names {_first_few(missing)}, which the folder lacks: copy the folder again")
         return files
     if not list(folder.glob("*.bin")):
         raise ValueError(f"{folder} has neither model.safetensors nor model.safetensors.index.json")
     convert = f"M.from_pretrained({str(folder)!r}).save_pretrained({str(folder) + '-safetensors'!r})"
     raise ValueError(
-        f"{folder} holds pickled weights (*.bin). Those can run code and are not read here; to convert them: "
-        f'python -c "from transformers import AutoModelForCausalLM as M; {convert}"'
+        f"{folder} holds pickled weights (*.bin). Loading those can run code, so they are not read here; to convert "
+        f'them: python -c "from transformers import AutoModelForCausalLM as M; {convert}"'
     )
-
-
-@contextlib.contextmanager
-def _open(file: Path) -> Iterator[safe_open]:
-    try:
-        with safe_open(file, "pt") as tensors:
-            yield tensors
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{file} is not a whole safetensors file ({error}): download it again") from error
 
 
 def save(
     model: nn.Module, out: str | Path, source: str | Path, dtype: torch.dtype, max_shard_bytes: int = 5 * 10**9
 ) -> None:
-    """Write a Hugging Face folder, whole or not at all, in place of the one that is there. All ranks call it.
+    """Write a Hugging Face folder, completely or not at all; it replaces a model that `out` holds. All ranks call it.
 
-    Rank 0 holds as much as one file will, the others one tensor of it. Adapters have to be merged before.
+    Rank 0 holds the tensors of one file at a time, other ranks one tensor. Adapters must have been merged.
 
     Args:
-        source: the folder that the model came from: its config.json and its tokenizer go along.
-        dtype: of the weights in the files, except the score head, which is fp32 everywhere.
+        source: the folder that the model was loaded from; its config.json and its tokenizer are written too.
+        dtype: of the weights in the files, except the score head, which is always fp32.
+        max_shard_bytes: limit on the size of a file; only a single larger tensor exceeds it.
     """
     config, family, hf = read_config(source)
     assert all(layer.merged for layer in model.modules() if isinstance(layer, lora.LoRALinear))
     parameters = {name: p for name, p in model.named_parameters() if not lora.is_adapter(name)}
-    tensors = {theirs: family.ours(theirs) for theirs in map(family.theirs, parameters)}
-    dtypes = {theirs: torch.float32 if ours == [SCORE] else dtype for theirs, ours in tensors.items()}
-    count = {theirs: sum(parameters[name].numel() for name in ours) for theirs, ours in tensors.items()}
-    sizes = {theirs: count[theirs] * dtypes[theirs].itemsize for theirs in tensors}
-    shards = _plan(sizes, max_shard_bytes)
 
-    with _published(Path(out)) as folder:
-        for file, names in shards.items():
-            held = {}
-            for theirs in names:
-                parts = [full_tensor(parameters[name]) for name in tensors[theirs]]
+    # Of every checkpoint tensor, the parameters that it holds, its dtype and its size in bytes.
+    names_of, dtypes, sizes = {}, {}, {}
+    for name in parameters:
+        hf_name = family.checkpoint_name(name)
+        names = family.parameter_names(hf_name)
+        names_of[hf_name] = names
+        dtypes[hf_name] = torch.float32 if names == [SCORE] else dtype
+        sizes[hf_name] = sum(parameters[part].numel() for part in names) * dtypes[hf_name].itemsize
+    shards = _plan_shards(sizes, max_shard_bytes)
+
+    with _replaced_folder(Path(out)) as folder:
+        for file, hf_names in shards.items():
+            tensors = {}
+            for hf_name in hf_names:
+                # All ranks take part in gathering a parameter.
+                parts = [full_tensor(parameters[name]) for name in names_of[hf_name]]
                 if dist.is_main():
-                    parts = [part.to("cpu", dtypes[theirs]) for part in parts]
-                    held[theirs] = family.layout(theirs).join(parts, config.n_kv_heads).contiguous()
+                    parts = [part.to("cpu", dtypes[hf_name]) for part in parts]
+                    tensors[hf_name] = family.layout(hf_name).join(parts, config.n_kv_heads).contiguous()
             if dist.is_main():
-                save_file(held, folder / file, metadata={"format": "pt"})
+                save_file(tensors, folder / file, metadata={"format": "pt"})
         if dist.is_main():
             if len(shards) > 1:
-                weight_map = {theirs: file for file, names in shards.items() for theirs in names}
+                weight_map = {hf_name: file for file, hf_names in shards.items() for hf_name in hf_names}
                 index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map}
                 write_json(folder / "model.safetensors.index.json", index)
-            describe(folder, foundation(source), hf, family.classes[model.head], model.head, dtype)
+            describe(folder, base_folder(source), hf, family.classes[model.head], model.head, dtype)
 
 
-def _plan(sizes: dict[str, int], limit: int) -> dict[str, list[str]]:
-    """File -> its tensors, in order; a new file begins where the next tensor would exceed `limit` bytes."""
+def _plan_shards(sizes: dict[str, int], limit: int) -> dict[str, list[str]]:
+    """File name -> its tensors, in order; a new file starts where the next tensor would exceed `limit` bytes."""
     shards, filled = [[]], 0
-    for name, size in sizes.items():
+    for hf_name, size in sizes.items():
         if shards[-1] and filled + size > limit:
             shards.append([])
             filled = 0
-        shards[-1].append(name)
+        shards[-1].append(hf_name)
         filled += size
     if len(shards) == 1:
         return {"model.safetensors": shards[0]}
-    return {f"model-{i:05}-of-{len(shards):05}.safetensors": names for i, names in enumerate(shards, 1)}
+    return {f"model-{i:05}-of-{len(shards):05}.safetensors": hf_names for i, hf_names in enumerate(shards, 1)}
 
 
 @contextlib.contextmanager
-def _published(out: Path) -> Iterator[Path]:
-    """A folder beside `out` to write into: it becomes `out` if the block ends well, and vanishes if not."""
+def _replaced_folder(out: Path) -> Iterator[Path]:
+    """A new folder next to `out` to write into. It replaces `out` if the block succeeds, and is deleted if it fails."""
     if out.exists() and not (out / "config.json").is_file() and (out.is_file() or any(out.iterdir())):
-        raise ValueError(f"{out} exists and is not a model: it is not replaced, choose another or remove it")
+        raise ValueError(f"{out} exists and is not a model, so it is not replaced: choose another path or remove it")
     writing, old = out.with_name(f".{out.name}.writing"), out.with_name(f".{out.name}.old")
     try:
         if dist.is_main():
-            shutil.rmtree(writing, ignore_errors=True)  # of a run that was killed
+            shutil.rmtree(writing, ignore_errors=True)  # left by a run that was killed
             writing.mkdir(parents=True)
         yield writing
         if dist.is_main():
+            # A rename cannot replace a folder that is not empty: move the old one away first.
             if out.exists():
                 shutil.rmtree(old, ignore_errors=True)
                 os.replace(out, old)
@@ -261,4 +318,5 @@ def _published(out: Path) -> Iterator[Path]:
     finally:
         if dist.is_main():
             shutil.rmtree(writing, ignore_errors=True)
+    # No rank may read `out` before it is complete.
     dist.barrier()

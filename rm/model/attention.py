@@ -1,23 +1,23 @@
-"""Who sees whom in a packed row, and the kernels that obey it.
+"""Attention over packed micro-batches: the mask, and the kernels that compute it.
 
-A row is documents laid end to end. A document is a prefix and its replies: `(P, R1, ..., RK)` tokens. Packing,
-prefix sharing and the absence of padding are all one rule, the *rule of sight*:
+A micro-batch is segments laid end to end. A segment is a prompt and its replies: `(P, R1, ..., RK)` tokens. Packing,
+prefix sharing and the absence of padding are one causal mask:
 
-    q sees k  iff  k is not later in the row, both are of one document, k lies in the prefix or in q's own reply,
-                   and, in a layer with a window w, position_q - position_k < w.
+    query q attends to key k  if  k is not later in the micro-batch, both are in one segment, k is in the prompt or in
+                                  q's own reply, and, in a layer with a sliding window w, position_q - position_k < w.
 
-       prefix    reply 1   reply 2
-    P  x . . .                          Every reply continues the prefix's positions and never sees another
-       x x . .                          reply: K full texts cost one prefix, and nothing is approximated.
+       prompt    reply 1   reply 2
+    P  x . . .                          Every reply continues the prompt's positions and never attends to another
+       x x . .                          reply: K full texts cost one prompt, and nothing is approximated.
     R1 x x x . . .
        x x x x . .
     R2 x x . . x .
        x x . . x x
 
-A kernel is built once per forward from the row's documents and then called by every layer. Kernels share a
-signature and are checked against the rule, written out entry by entry, in `tests/reference.py`.
+A kernel is built once per forward from the micro-batch's segments and then called by every layer. All kernels have the
+same signature and are tested against the mask, written out entry by entry, in `tests/reference.py`.
 
-Shapes: T tokens in a row, H heads, K kv heads, E head width, L queries and S keys of one call.
+Shapes: T tokens in a micro-batch, H heads, K kv heads, E head width, L queries and S keys of one call.
 """
 
 import logging
@@ -28,40 +28,43 @@ from torch import Tensor
 
 from rm.data.batch import Segment
 
-ANYWHERE = 0  # the window of a layer that sees the whole document
+NO_WINDOW = 0  # the sliding window of a layer that attends to the whole segment
 
 
 class SplitAttention:
-    """Plain SDPA, one call a reply: causal over [P R1], then each further reply over [P Ri].
+    """Plain scaled_dot_product_attention, one call a reply: causal over [P R1], then each further reply over [P Ri].
 
-    Works on every device and dtype. On CPU it reaches the whole saving in tokens, where one dense (T, T) mask
-    reaches half of it.
+    Works on every device and dtype. On a CPU it saves all of the shared prompt's computation, where one dense (T, T)
+    mask would save half of it.
     """
 
     def __init__(self, segments: list[Segment], device: torch.device):
         self.segments = segments
         self.device = device
-        self.pieces = [n for prefix, first, *others in segments for n in (prefix + first, *others)]
+        self.query_lengths = _query_lengths(segments)
         self.masks: dict[tuple[int, int, int], Tensor | None] = {}
 
-    @torch.compiler.disable  # the pieces differ from row to row: tracing them would compile every row anew
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, window: int, scale: float) -> Tensor:
         """q (T, H, E), k and v (T, K, E) -> (T, H, E)."""
         dtype = q.dtype
-        if dtype == torch.bfloat16 and self.device.type == "cpu":  # where SDPA's backward then takes twice as long
+        # On a CPU the backward of SDPA takes twice as long in bfloat16 as in float32.
+        if dtype == torch.bfloat16 and self.device.type == "cpu":
             q, k, v = q.float(), k.float(), v.float()
-        queries, keys, values = (iter(x.split(self.pieces)) for x in (q, k, v))
-        out = []
+        queries, keys, values = (x.split(self.query_lengths) for x in (q, k, v))
+        out, n = [], 0  # n counts the pieces [P R1], R2, ..., RK of all segments
         for prefix, _, *others in self.segments:
-            key, value = next(keys), next(values)
-            out.append(self._attend(next(queries), key, value, window, scale))
+            first_key, first_value = keys[n], values[n]  # of [P R1]
+            out.append(self._attend(queries[n], first_key, first_value, window, scale))
+            n += 1
             for _ in others:
-                path = (torch.cat([shared[:prefix], next(own)]) for shared, own in ((key, keys), (value, values)))
-                out.append(self._attend(next(queries), *path, window, scale))
+                key = torch.cat([first_key[:prefix], keys[n]])
+                value = torch.cat([first_value[:prefix], values[n]])
+                out.append(self._attend(queries[n], key, value, window, scale))
+                n += 1
         return torch.cat(out).to(dtype)  # (T, H, E)
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, window: int, scale: float) -> Tensor:
-        """The last L positions of a path of S attend to it: q (L, H, E), k and v (S, K, E) -> (L, H, E)."""
+        """q (L, H, E), k and v (S, K, E) -> (L, H, E): queries are the last L of S positions (bottom-right causal)."""
         mask = self._mask(len(q), len(k), window)
         out = F.scaled_dot_product_attention(
             *(x.transpose(0, 1)[None] for x in (q, k, v)),  # (1, H | K, L | S, E)
@@ -73,43 +76,44 @@ class SplitAttention:
         return out[0].transpose(0, 1)
 
     def _mask(self, queries: int, keys: int, window: int) -> Tensor | None:
-        """(L, S) bool, causal aligned at the end of the path; None where SDPA's own causal flag says the same."""
-        if queries == keys and (window == ANYWHERE or keys <= window):
+        """(L, S) bool, bottom-right causal; None where SDPA's own causal flag means the same."""
+        if queries == keys and (window == NO_WINDOW or keys <= window):
             return None
-        where = (queries, keys, window)
-        if where not in self.masks:  # one mask serves all layers
+        shape = (queries, keys, window)
+        if shape not in self.masks:  # all layers share it
             mask = torch.ones(queries, keys, dtype=torch.bool, device=self.device).tril(keys - queries)
-            self.masks[where] = mask.triu(keys - queries - window + 1) if window else mask
-        return self.masks[where]
+            if window != NO_WINDOW:
+                mask = mask.triu(keys - queries - window + 1)
+            self.masks[shape] = mask
+        return self.masks[shape]
 
 
 class VarlenAttention:
-    """One FlashAttention call a layer (CUDA, 16 bit): K and V gathered as [P R1 P R2 ...].
+    """One FlashAttention call a layer (CUDA, 16 bit), with keys and values gathered as [P R1 P R2 ...].
 
-    Query sequences are [P R1], [R2], ..., key sequences [P R1], [P R2], ...: FlashAttention aligns a causal
-    mask of unequal lengths at the bottom right, which is the rule of sight. The gather is slices and `cat`,
-    whose backward is deterministic.
+    Query sequences are [P R1], [R2], ..., key sequences [P R1], [P R2], ...: where their lengths differ, FlashAttention
+    aligns the causal mask at the bottom right, which is this module's mask. The gather is slices and `cat`, whose
+    backward is deterministic.
     """
 
     def __init__(self, segments: list[Segment], device: torch.device):
-        from torch.nn.attention.varlen import varlen_attn  # here and not above: only CUDA builds can call it
+        from torch.nn.attention.varlen import varlen_attn  # only CUDA builds can call it
 
         self.varlen_attn = varlen_attn
         self.segments = segments
-        self.pieces = [n for prefix, first, *others in segments for n in (prefix + first, *others)]
-        paths = [prefix + reply for prefix, *replies in segments for reply in replies]
-        self.cu_queries, self.longest_query = _cumulative(self.pieces, device), max(self.pieces)
-        self.cu_keys, self.longest_key = _cumulative(paths, device), max(paths)
+        self.query_lengths = _query_lengths(segments)
+        key_lengths = [prefix + reply for prefix, *replies in segments for reply in replies]
+        self.query_ends, self.longest_query = _cumulative(self.query_lengths, device), max(self.query_lengths)
+        self.key_ends, self.longest_key = _cumulative(key_lengths, device), max(key_lengths)
 
-    @torch.compiler.disable
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, window: int, scale: float) -> Tensor:
         """q (T, H, E), k and v (T, K, E) -> (T, H, E)."""
         return self.varlen_attn(
             q,
             self._gather(k),
             self._gather(v),
-            self.cu_queries,
-            self.cu_keys,
+            self.query_ends,
+            self.key_ends,
             self.longest_query,
             self.longest_key,
             scale=scale,
@@ -118,44 +122,51 @@ class VarlenAttention:
         )
 
     def _gather(self, x: Tensor) -> Tensor:
-        """(T, K, E) as stored -> the paths one after another, each with its own copy of the prefix."""
-        pieces, out = iter(x.split(self.pieces)), []
+        """(T, K, E) as packed -> the key sequences one after another, each with its own copy of the prompt."""
+        pieces, out, n = x.split(self.query_lengths), [], 0
         for prefix, _, *others in self.segments:
-            first = next(pieces)
+            first = pieces[n]  # [P R1]
             out.append(first)
+            n += 1
             for _ in others:
-                out += [first[:prefix], next(pieces)]
+                out += [first[:prefix], pieces[n]]
+                n += 1
         return torch.cat(out)
 
 
+def _query_lengths(segments: list[Segment]) -> list[int]:
+    """The lengths of the pieces [P R1], R2, ..., RK of all segments; they sum to T."""
+    return [n for prefix, first, *others in segments for n in (prefix + first, *others)]
+
+
 def choose_kernel(device: torch.device, dtype: torch.dtype, heads: int, kv_heads: int, head_dim: int) -> type:
-    """The fastest kernel that is right here: varlen only after it agreed with split on a small random row."""
+    """The fastest kernel that is right here: varlen only after it agreed with split on a small random micro-batch."""
     if device.type != "cuda" or dtype not in (torch.bfloat16, torch.float16):
         return SplitAttention
     try:
         gap = _disagreement(device, dtype, heads, kv_heads, head_dim)
     except (ImportError, RuntimeError, TypeError, NotImplementedError) as error:
-        logging.getLogger("rm").warning("attention: split, since varlen does not run here: %s", error)
+        logging.getLogger("rm").warning("attention: SplitAttention, since VarlenAttention does not run here: %s", error)
         return SplitAttention
     kernel = VarlenAttention if gap < 0.02 else SplitAttention
-    logging.getLogger("rm").info("attention: %s (largest relative gap of varlen to split %.1e)", kernel.__name__, gap)
+    logging.getLogger("rm").info("attention: %s (relative difference of the two kernels: %.1e)", kernel.__name__, gap)
     return kernel
 
 
 def _disagreement(device: torch.device, dtype: torch.dtype, heads: int, kv_heads: int, head_dim: int) -> float:
-    """Largest relative gap between varlen and split, in outputs and gradients, windows and none, 1 to 3 replies."""
+    """The largest relative difference between varlen and split: outputs and gradients, with and without window."""
     segments = [(7, 5, 9), (0, 33), (20, 4, 6, 11)]
     tokens = sum(map(sum, segments))
     generator = torch.Generator(device).manual_seed(0)
-    made = [
+    inputs = [
         torch.randn(tokens, n, head_dim, device=device, generator=generator).to(dtype)
         for n in (heads, kv_heads, kv_heads)
     ]
     gaps = []
-    for window in (ANYWHERE, 8):
+    for window in (NO_WINDOW, 8):
         results = []
         for kernel in (SplitAttention, VarlenAttention):
-            leaves = [x.clone().requires_grad_() for x in made]
+            leaves = [x.clone().requires_grad_() for x in inputs]
             out = kernel(segments, device)(*leaves, window=window, scale=head_dim**-0.5)
             out.float().square().sum().backward()
             results.append([out.detach(), *(x.grad for x in leaves)])

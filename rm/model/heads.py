@@ -1,9 +1,17 @@
-"""HEADS"""
+"""The two models that are trained: a Transformer with a head takes a micro-batch and returns sums.
+
+Sums are never means: `loss`, the other metrics, and the `count` that all of them are to be divided by, once, over the
+whole global batch. So neither the gradient nor a metric depends on micro-batches, ranks or packing.
+
+Shapes: T tokens in a micro-batch, L labelled tokens, N prompts and R replies, K replies of the prompt that has most,
+D width.
+"""
 
 from torch import Tensor, nn
 
 from rm.data.batch import MicroBatch, StepBatches
 from rm.model import losses
+from rm.model.losses import LossSettings
 from rm.model.transformer import ModelConfig, Transformer
 
 Sums = dict[str, Tensor]
@@ -19,56 +27,65 @@ class LanguageModel(Transformer):
         if not config.tie_embeddings:
             self.lm_head = nn.Linear(config.dim, config.vocab_size, bias=False)
 
-    def forward(self, row: MicroBatch) -> Sums:
-        """`loss`: summed cross entropy of the row's labelled tokens, () fp32; `count`: how many."""
-        hidden = self.hidden(row.tokens, row.position, row.segments, row.label_positions)  # (L, D)
-        head = self.embed if self.config.tie_embeddings else self.lm_head
-        loss = losses.linear_cross_entropy(hidden, head.weight, row.targets)
-        return {"loss": loss + _nothing(hidden), "count": loss.new_tensor(len(row.targets))}
+    @property
+    def head_weight(self) -> Tensor:
+        """(V, D)"""
+        return self.embed.weight if self.config.tie_embeddings else self.lm_head.weight
+
+    def forward(self, batch: MicroBatch) -> Sums:
+        """`loss`: summed cross entropy of the labelled tokens, () fp32; `count`: their number."""
+        hidden = self.hidden(batch.tokens, batch.position, batch.segments, batch.label_positions)  # (L, D)
+        loss = losses.linear_cross_entropy(hidden, self.head_weight, batch.targets)
+        return {"loss": loss + _zero_with_grad(hidden), "count": loss.new_tensor(len(batch.targets))}
 
     @staticmethod
-    def count(work: StepBatches) -> int:
-        """What a step's sums are divided by."""
-        return work.labels
+    def count(batches: StepBatches) -> int:
+        """What the sums of a step are divided by: its labelled tokens."""
+        return batches.num_labels
 
 
 class RewardModel(Transformer):
-    """One number a reply: a linear fp32 head on the hidden state of its last token. No logits anywhere."""
+    """One number for each reply: a linear fp32 head on the hidden state of its last token. No logits anywhere."""
 
     head = "reward"
+    fp32_modules = ("score",)
+    forward_methods = ("rewards",)
 
-    def __init__(self, config: ModelConfig, kernel: type):
+    def __init__(self, config: ModelConfig, kernel: type, loss: LossSettings = LossSettings()):  # noqa: B008
         super().__init__(config, kernel)
         self.score = nn.Linear(config.dim, 1, bias=False)
-        self.loss_settings = losses.LossSettings()  # `load` puts the run's own here
+        self.loss = loss
 
-    def rewards(self, row: MicroBatch) -> Tensor:
-        """The rewards of the row's replies, in order: (R,) fp32."""
-        return self._rewards(row)[0]
+    def rewards(self, batch: MicroBatch) -> Tensor:
+        """The rewards of the micro-batch's replies, in order: (R,) fp32."""
+        return self._rewards_and_hidden(batch)[0]
 
-    def forward(self, row: MicroBatch) -> Sums:
-        """Over the row's prompts, all () fp32: `loss`, `accuracy` and `margin` as in `losses.agreement`, `count`."""
-        rewards, hidden = self._rewards(row)
-        table = rewards[row.replies]  # (N, K)
-        loss = losses.preference(table, row.grade, row.label, row.margin, self.loss_settings)
-        accuracy, margin = losses.agreement(losses.compare(table, row.grade, row.label))
+    def forward(self, batch: MicroBatch) -> Sums:
+        """Summed over prompts, all () fp32: `loss`, `accuracy` and `margin` as in `losses.agreement`, `count`."""
+        rewards, hidden = self._rewards_and_hidden(batch)
+        table = rewards[batch.reply_table]  # (N, K)
+        loss = losses.preference_loss(table, batch.grade, batch.label, batch.margin, self.loss)
+        accuracy, margin = losses.agreement(losses.pairs_of(table, batch.grade, batch.label))
         return {
-            "loss": loss.sum() + _nothing(hidden),
+            "loss": loss.sum() + _zero_with_grad(hidden),
             "accuracy": accuracy.sum(),
             "margin": margin.sum(),
             "count": loss.new_tensor(len(loss)),
         }
 
-    def _rewards(self, row: MicroBatch) -> tuple[Tensor, Tensor]:
-        hidden = self.hidden(row.tokens, row.position, row.segments, row.last)  # (R, D)
+    def _rewards_and_hidden(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
+        hidden = self.hidden(batch.tokens, batch.position, batch.segments, batch.reply_end)  # (R, D)
         return self.score(hidden.float())[:, 0], hidden
 
     @staticmethod
-    def count(work: StepBatches) -> int:
-        """What a step's sums are divided by."""
-        return work.examples
+    def count(batches: StepBatches) -> int:
+        """What the sums of a step are divided by: its prompts."""
+        return batches.num_examples
 
 
-def _nothing(hidden: Tensor) -> Tensor:
-    """Zero, with a graph through every layer: a rank whose row is empty still meets the others in the backward."""
+def _zero_with_grad(hidden: Tensor) -> Tensor:
+    """A loss of zero that is connected to all parameters.
+
+    An empty micro-batch has no other loss, and its backward has to issue the same collectives as the other ranks'.
+    """
     return hidden[:1].float().sum() * 0

@@ -1,9 +1,9 @@
-"""Low-rank adapters (LoRA, arXiv 2106.09685) as a swap of linear layers, from outside the model.
+"""Low-rank adapters (LoRA, arXiv 2106.09685): linear layers of a finished model are replaced by adapted ones.
 
-`adapt` freezes the base and replaces the named layers by ones that share the base's own parameters, so that no
-existing name changes and the base is loaded and sharded as ever; `rm.hf.adapter` saves, reads and merges them.
-A frozen base gets no gradient, no weight-gradient product and no optimizer state. A reward model's score head is new
-and stays fully trained, in fp32.
+`adapt` freezes the base model and replaces the named layers by ones that share the base's own parameters, so that no
+existing name changes and the base is loaded and sharded as ever; `rm.hf.adapter` saves, reads and merges adapters.
+A frozen base has no gradients, no weight-gradient products and no optimizer state. The modules that a model lists in
+`fp32_modules`, a reward model's new score head, stay fully trained.
 """
 
 import math
@@ -13,45 +13,44 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rm.config import require_positive, setting
+from rm.config import SettingsGroup, require_positive, setting
 
 ALL_LINEAR = "all-linear"
 
 
 @dataclass(frozen=True, kw_only=True)
-class LoraSettings:
+class LoraSettings(SettingsGroup):
     """LoRA"""
 
     use_lora: bool = setting(False, "train low-rank adapters (and a reward model's score head) instead of all weights")
     lora_r: int = setting(16, "rank of the adapters")
-    lora_alpha: float = setting(32.0, "their scale is lora_alpha / lora_r")
+    lora_alpha: float = setting(32.0, "the adapters are scaled by lora_alpha / lora_r")
     use_rslora: bool = setting(False, "scale by lora_alpha / sqrt(lora_r) instead: better at high ranks (rsLoRA)")
-    lora_dropout: float = setting(0.1, "dropout on what goes into an adapter")
+    lora_dropout: float = setting(0.1, "dropout on an adapter's input")
     lora_target_modules: tuple[str, ...] = setting(("q_proj", "v_proj"), f"layers to adapt, or {ALL_LINEAR}")
     shard_base: bool = setting(
         True,
-        "split the frozen base over the processes; false: each holds all of it, and only adapter gradients travel",
+        "shard the frozen base; false: each process holds all of it, and only adapter gradients are exchanged",
         may_change=True,
     )
 
     def check(self) -> None:
-        for name in ("lora_r", "lora_alpha"):
-            require_positive(self, name)
+        require_positive(lora_r=self.lora_r, lora_alpha=self.lora_alpha)
         if not 0 <= self.lora_dropout < 1:
-            raise ValueError(f"--lora_dropout is a share, from 0 to under 1, got {self.lora_dropout}")
+            raise ValueError(f"--lora_dropout must be at least 0 and below 1, got {self.lora_dropout}")
         if not self.shard_base and not self.use_lora:
-            raise ValueError("--shard_base false is for --use_lora true: without it there is no frozen base")
+            raise ValueError("--shard_base false needs --use_lora true: without LoRA there is no frozen base")
 
     @property
     def lora_scale(self) -> float:
-        """What B A x is multiplied with; rsLoRA: arXiv 2312.03732."""
+        """Factor of B A x; rsLoRA: arXiv 2312.03732."""
         return self.lora_alpha / (self.lora_r**0.5 if self.use_rslora else self.lora_r)
 
 
 class LoRALinear(nn.Linear):
     """y = W x + b + scale B A dropout(x), where W and b are the base layer's own and frozen.
 
-    Once `merged`, W holds scale B A as well, and the adapter rests (`rm.hf.adapter.merge`).
+    Once `merged`, W includes scale B A, and the adapter is not computed any more (`rm.hf.adapter.merge`).
     """
 
     def __init__(self, base: nn.Linear, settings: LoraSettings):
@@ -70,25 +69,27 @@ class LoRALinear(nn.Linear):
 
 
 def adapt(model: nn.Module, settings: LoraSettings, dtype: torch.dtype) -> None:
-    """Freeze a meta-built model, held in `dtype`, and give the layers that the settings name an adapter each."""
+    """Freeze a model on the meta device, cast it to `dtype`, and adapt each layer that the settings name."""
     linear = {name: layer for name, layer in model.layers.named_modules() if isinstance(layer, nn.Linear)}
     leaves = {name.rpartition(".")[2] for name in linear}
-    wanted = leaves if ALL_LINEAR in settings.lora_target_modules else set(settings.lora_target_modules)
-    if unknown := sorted(wanted - leaves):
+    targets = leaves if ALL_LINEAR in settings.lora_target_modules else set(settings.lora_target_modules)
+    if unknown := sorted(targets - leaves):
         raise ValueError(
-            f"--lora_target_modules {' '.join(unknown)}: no such linear layer; there are {', '.join(sorted(leaves))}, "
-            f"or {ALL_LINEAR}"
+            f"--lora_target_modules {' '.join(unknown)}: no such linear layer; give some of "
+            f"{', '.join(sorted(leaves))}, or {ALL_LINEAR}"
         )
-    narrowest = min(min(layer.weight.shape) for name, layer in linear.items() if name.rpartition(".")[2] in wanted)
+    narrowest = min(min(layer.weight.shape) for name, layer in linear.items() if name.rpartition(".")[2] in targets)
     if settings.lora_r > narrowest:
-        raise ValueError(f"--lora_r {settings.lora_r} is more than the {narrowest} that a target is wide: lower it")
+        raise ValueError(
+            f"--lora_r {settings.lora_r} is more than the {narrowest} features of a target layer: lower it"
+        )
     for name, p in model.named_parameters():
-        if not name.startswith("score."):
+        if name.partition(".")[0] not in model.fp32_modules:
             p.requires_grad_(False)
             p.data = p.data.to(dtype)
     for name, layer in linear.items():
         parent, _, leaf = name.rpartition(".")
-        if leaf in wanted:
+        if leaf in targets:
             setattr(model.layers.get_submodule(parent), leaf, LoRALinear(layer, settings))
 
 
@@ -104,8 +105,8 @@ def is_adapter(name: str) -> bool:
     return name.endswith((".lora_A", ".lora_B"))
 
 
-def drawn(name: str, shape: torch.Size, generator: torch.Generator) -> Tensor:
-    """An adapter's first values: A uniform (Kaiming, a = sqrt(5)), B zero, so that it starts as nothing."""
+def initial_values(name: str, shape: torch.Size, generator: torch.Generator) -> Tensor:
+    """An adapter's initial values: A uniform (Kaiming, a = sqrt(5)), B zero, so that B A is zero at first."""
     if name.endswith(".lora_B"):
         return torch.zeros(shape)
     return nn.init.kaiming_uniform_(torch.empty(shape), a=math.sqrt(5), generator=generator)

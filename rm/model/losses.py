@@ -1,9 +1,8 @@
-"""Losses: pure functions of tensors, in fp32. The caller sums them and divides once, by the global count
-(`rm.training.step`).
+"""Losses: pure functions of tensors, in fp32. The caller sums them and divides once, by the count of the whole step.
 
-A row's preferences lie in tables, a line a prompt: the rewards and the grades of its K replies. A grade is higher for
-a better reply, equal for a tie, and nan where there is no reply, so that prompts with any numbers of replies are
-computed at once.
+The preferences of a micro-batch are tables, one line for each prompt: the rewards and the grades of its K replies. A
+grade is higher for a better reply, equal for a tie, and nan where a prompt has fewer than K replies, so that prompts
+with any numbers of replies are computed at once.
 
 Shapes: N prompts, K replies of the prompt that has most, C = K (K - 1) / 2 pairs; L labelled tokens, D width,
 V vocabulary.
@@ -17,64 +16,65 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rm.config import setting
+from rm.config import SettingsGroup, require_not_negative, setting
 from rm.data.examples import Examples
 
-LOGITS_AT_ONCE = 2**24  # logits held at a time, whatever L and V: 64 MiB in fp32
+LOGITS_AT_ONCE = 2**24  # logits in memory at a time, whatever L and V: 64 MiB in fp32
 
 
 @dataclass(frozen=True, kw_only=True)
-class LossSettings:
+class LossSettings(SettingsGroup):
     """Preference loss"""
 
     loss: str = setting(
         "bradley_terry",
-        "bradley_terry: every two replies of a prompt compared, the mean over them; plackett_luce: the likelihood of "
-        "the whole ranking, best to worst; the same for pairs",
+        "bradley_terry: the mean over all pairs of a prompt's replies; plackett_luce: the likelihood of the whole "
+        "ranking, best to worst; for pairs both are the same",
         choices=("bradley_terry", "plackett_luce"),
     )
-    label_smoothing: float = setting(0.0, "how probable it is that a label is the wrong way round, below 0.5")
+    label_smoothing: float = setting(0.0, "assumed probability that a label is wrong, below 0.5")
     center_rewards_coefficient: float = setting(
-        0.0, "weight of the squared sum of two rewards, which keeps rewards near zero on average; 0.01 is usual"
+        0.0, "weight of the squared sum of a pair's rewards, which keeps rewards near zero on average; 0.01 is common"
     )
 
     def check(self) -> None:
         if not 0 <= self.label_smoothing < 0.5:
             raise ValueError(f"--label_smoothing must be at least 0 and below 0.5, got {self.label_smoothing}")
         if self.label_smoothing and self.loss == "plackett_luce":
-            raise ValueError("--label_smoothing is of pairs: use it with --loss bradley_terry, or leave it at 0")
-        if not self.center_rewards_coefficient >= 0:
-            raise ValueError(f"--center_rewards_coefficient must be 0 or more, got {self.center_rewards_coefficient}")
+            raise ValueError(
+                "--label_smoothing is only defined for --loss bradley_terry: use that loss, or leave it at 0"
+            )
+        require_not_negative(center_rewards_coefficient=self.center_rewards_coefficient)
 
 
 def check_fits(examples: Examples, settings: LossSettings) -> None:
-    """Raise ValueError where an example has nothing to compare, or is judged in a way that the loss would pass over."""
-    alone = np.diff(examples.reply_offsets) < 2
-    if alone.any():
+    """Raise ValueError for an example with a single reply, or with a label or margin that the loss would ignore."""
+    single = np.diff(examples.reply_offsets) < 2
+    if single.any():
         raise ValueError(
-            f"record {examples.record[alone][0] + 1} of the data has a single reply; a preference needs two or more"
+            f"record {examples.record[single][0] + 1} of the data has a single reply; a preference needs two or more"
         )
-    judged = (examples.label != 1) | (examples.margin != 0)
-    if settings.loss == "plackett_luce" and judged.any():
+    has_label_or_margin = (examples.label != 1) | (examples.margin != 0)
+    if settings.loss == "plackett_luce" and has_label_or_margin.any():
         raise ValueError(
-            f"record {examples.record[judged][0] + 1} of the data has a 'label' or a 'margin', which --loss "
-            f"plackett_luce has no place for: use --loss bradley_terry, or remove them"
+            f"record {examples.record[has_label_or_margin][0] + 1} of the data has a 'label' or a 'margin', which "
+            f"--loss plackett_luce does not use: use --loss bradley_terry, or remove them"
         )
 
 
-def preference(rewards: Tensor, grade: Tensor, label: Tensor, margin: Tensor, settings: LossSettings) -> Tensor:
-    """The loss of every prompt that the settings ask for.
+def preference_loss(rewards: Tensor, grade: Tensor, label: Tensor, margin: Tensor, settings: LossSettings) -> Tensor:
+    """The loss of every prompt, as the settings choose it.
 
     Args:
-        rewards: (N, K) fp32; those that stand for no reply may be anything finite.
+        rewards: (N, K) fp32; entries without a reply may have any finite value.
         grade: (N, K), nan for no reply.
-        label: (N,) how probable it is that the grades are right.
+        label: (N,) probability that the grades are right.
         margin: (N,) by how much a better reply's reward should exceed a worse one's.
 
     Returns:
         (N,) fp32.
     """
-    pairs = compare(rewards, grade, label)
+    pairs = pairs_of(rewards, grade, label)
     if settings.loss == "plackett_luce":
         loss = plackett_luce(rewards, grade)
     else:
@@ -85,25 +85,25 @@ def preference(rewards: Tensor, grade: Tensor, label: Tensor, margin: Tensor, se
 
 
 class Pairs(NamedTuple):
-    """Every two replies of each prompt, the one with the higher grade first."""
+    """All pairs of replies to each prompt, the reply with the higher grade first."""
 
     better: Tensor  # (N, C) rewards
     worse: Tensor  # (N, C) rewards
-    label: Tensor  # (N, C) how probable it is that this order is right: the prompt's label, 0.5 for equal grades
-    weight: Tensor  # (N, C) 1 / C of the prompt's own replies; 0 where a line is longer than its prompt
+    label: Tensor  # (N, C) probability that this order is right: the prompt's label; 0.5 for equal grades
+    weight: Tensor  # (N, C) 1 / (number of the prompt's pairs); 0 where a pair does not exist
 
 
-def compare(rewards: Tensor, grade: Tensor, label: Tensor) -> Pairs:
-    """Pairs from tables: see `preference` for the arguments."""
+def pairs_of(rewards: Tensor, grade: Tensor, label: Tensor) -> Pairs:
+    """Pairs from tables: see `preference_loss` for the arguments."""
     i, j = torch.triu_indices(grade.shape[1], grade.shape[1], offset=1, device=grade.device)
-    one, other, one_grade, other_grade = rewards[:, i], rewards[:, j], grade[:, i], grade[:, j]
-    turned = one_grade < other_grade
-    there = (~(one_grade.isnan() | other_grade.isnan())).to(rewards.dtype)
+    first, second, first_grade, second_grade = rewards[:, i], rewards[:, j], grade[:, i], grade[:, j]
+    swap = first_grade < second_grade
+    valid = (~(first_grade.isnan() | second_grade.isnan())).to(rewards.dtype)
     return Pairs(
-        better=torch.where(turned, other, one),
-        worse=torch.where(turned, one, other),
-        label=torch.where(one_grade == other_grade, 0.5, label[:, None]),
-        weight=there / there.sum(1, keepdim=True).clamp(min=1),
+        better=torch.where(swap, second, first),
+        worse=torch.where(swap, first, second),
+        label=torch.where(first_grade == second_grade, 0.5, label[:, None]),
+        weight=valid / valid.sum(1, keepdim=True).clamp(min=1),
     )
 
 
@@ -131,25 +131,25 @@ def bradley_terry(pairs: Pairs, margin: Tensor, label_smoothing: float = 0.0) ->
 
 
 def plackett_luce(rewards: Tensor, grade: Tensor) -> Tensor:
-    """-log probability that replies are chosen in the order of their grades, each among those that are left.
+    """-log probability that replies are chosen in the order of their grades, each among those not yet chosen.
 
     sum_i [ log sum_{j: grade_j <= grade_i} exp r_j  -  r_i ]: Luce (Individual choice behavior, 1959), Plackett
     (Applied Statistics 24, 1975), in learning to rank ListMLE (Xia et al., ICML 2008). Tied replies are each chosen
-    while all of them are still there (Breslow's convention, Biometrics 30, 1974), so their order does not matter.
-    It is a sum over the choices, not a mean: a longer ranking says more, and weighs more. Pairs give Bradley-Terry.
+    among all of them (Breslow's convention, Biometrics 30, 1974), so their order does not matter. It is a sum over the
+    choices, not a mean: a longer ranking carries more information, and weighs more. Pairs give Bradley-Terry.
 
     Returns:
         (N,) fp32.
     """
-    left = grade[:, None, :] <= grade[:, :, None]  # (N, K, K): whether j is left when i is chosen
-    among = rewards[:, None, :].masked_fill(~left, torch.finfo(rewards.dtype).min).logsumexp(-1)  # (N, K)
-    return torch.where(grade.isnan(), 0.0, among - rewards).sum(1)
+    remains = grade[:, None, :] <= grade[:, :, None]  # (N, K, K): whether j is not yet chosen when i is
+    total = rewards[:, None, :].masked_fill(~remains, torch.finfo(rewards.dtype).min).logsumexp(-1)  # (N, K)
+    return torch.where(grade.isnan(), 0.0, total - rewards).sum(1)
 
 
 def off_centre(pairs: Pairs) -> Tensor:
     """The mean over a prompt's pairs of (better + worse)^2 (Eisenstein et al., arXiv 2312.09244, eq. 2): (N,) fp32.
 
-    Preferences say nothing of where zero is; this puts it in the middle.
+    Preferences do not determine where zero is; this term puts it in the middle.
     """
     return ((pairs.better + pairs.worse).square() * pairs.weight).sum(1)
 
@@ -158,8 +158,9 @@ def off_centre(pairs: Pairs) -> Tensor:
 def agreement(pairs: Pairs) -> tuple[Tensor, Tensor]:
     """How well rewards agree with labels: each prompt's (accuracy, margin), two (N,) fp32.
 
-    Both are means over those of its pairs that are no tie: the share whose more probable order the rewards have, where
-    equal rewards count half; and by how much. A prompt whose pairs are all ties counts as half right, margin 0.
+    Both are means over the prompt's pairs that are no ties: the share of pairs whose rewards have the more probable
+    order, where equal rewards count half; and the difference of rewards in that order. A prompt whose pairs are all
+    ties has accuracy 0.5 and margin 0.
     """
     decided = (pairs.weight > 0) & (pairs.label != 0.5)
     difference = (pairs.better - pairs.worse) * (pairs.label - 0.5).sign()
@@ -170,11 +171,10 @@ def agreement(pairs: Pairs) -> tuple[Tensor, Tensor]:
 
 
 def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-    """The sum of cross entropies of `softmax(hidden @ weight.T)` without ever holding (L, V).
+    """The sum of cross entropies of `softmax(hidden @ weight.T)` without the (L, V) logits in memory.
 
-    Chunk by chunk, the forward computes the loss *and* its gradients while the chunk's logits are at hand:
-    recomputing them in the backward would cost a third GEMM over the vocabulary. A frozen head (LoRA) costs no weight
-    gradient.
+    Chunk by chunk, the forward computes the loss *and* its gradients from the chunk's logits: recomputing them in the
+    backward would cost a third GEMM over the vocabulary. A frozen head (LoRA) costs no weight gradient.
 
     Args:
         hidden: (L, D) hidden states at the labelled positions only.
@@ -200,31 +200,33 @@ class _LinearCrossEntropy(torch.autograd.Function):
         for start in range(0, len(hidden), chunk):
             part = slice(start, start + chunk)
             logits = (hidden[part] @ weight.T).float()  # (chunk, V)
-            at_target = targets[part, None]
-            most = logits.amax(-1, keepdim=True)
-            loss += (most - logits.gather(1, at_target)).sum()
-            odds = logits.sub_(most).exp_()  # in place, where logsumexp would hold the chunk twice
-            total = odds.sum(-1, keepdim=True)
+            target = targets[part, None]
+            largest = logits.amax(-1, keepdim=True)
+            # -log softmax at the target is  log sum_v exp(l_v - largest)  +  largest - l_target.
+            loss += (largest - logits.gather(1, target)).sum()
+            exponentials = logits.sub_(largest).exp_()  # in place: logsumexp would need the chunk's memory twice
+            total = exponentials.sum(-1, keepdim=True)
             loss += total.log().sum()
             if need_hidden or need_weight:  # d loss / d logits = softmax - one hot
-                slope = odds.div_(total)
-                slope.scatter_add_(1, at_target, torch.full_like(total, -1.0))
-                slope = slope.to(hidden.dtype)
+                logits_grad = exponentials.div_(total)
+                logits_grad.scatter_add_(1, target, torch.full_like(total, -1.0))
+                logits_grad = logits_grad.to(hidden.dtype)
             if need_hidden:
-                torch.mm(slope, weight, out=hidden_grad[part])
+                torch.mm(logits_grad, weight, out=hidden_grad[part])
             if need_weight:
-                _add_product(weight_grad, slope, hidden[part])
+                _add_product(weight_grad, logits_grad, hidden[part])
         ctx.save_for_backward(hidden_grad, weight_grad.to(weight.dtype) if need_weight else None)
         return loss
 
     @staticmethod
-    def backward(ctx, upstream: Tensor):
-        return *(None if g is None else g * upstream.to(g.dtype) for g in ctx.saved_tensors), None, None, None
+    def backward(ctx, grad_output: Tensor):
+        hidden_grad, weight_grad = (None if g is None else g * grad_output.to(g.dtype) for g in ctx.saved_tensors)
+        return hidden_grad, weight_grad, None, None, None
 
 
-def _add_product(total: Tensor, slope: Tensor, hidden: Tensor) -> None:
-    """total (V, D) fp32 += slope (chunk, V).T @ hidden (chunk, D): in place where the dtypes allow it."""
-    if slope.dtype == total.dtype:
-        total.addmm_(slope.T, hidden)
+def _add_product(total: Tensor, logits_grad: Tensor, hidden: Tensor) -> None:
+    """total (V, D) fp32 += logits_grad (chunk, V).T @ hidden (chunk, D): in place where the dtypes allow it."""
+    if logits_grad.dtype == total.dtype:
+        total.addmm_(logits_grad.T, hidden)
     else:
-        total += slope.T @ hidden
+        total += logits_grad.T @ hidden

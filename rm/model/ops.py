@@ -1,8 +1,8 @@
-"""Two operations whose own backward keeps fewer activations than autograd's does.
+"""Two operations with a backward of their own, which saves fewer activations than autograd does.
 
-Each keeps its inputs alone and recomputes what is cheap. `tests/test_lean.py` holds them to the plain formulas.
+Each saves only its inputs and recomputes what is cheap. `tests/model/test_ops.py` compares them with plain formulas.
 
-Shapes: T tokens in a row (or tokens and heads: any leading dimensions), D width, F hidden width of the MLP.
+Shapes: T tokens in a micro-batch (or tokens and heads: any leading dimensions), D width, F hidden width of the MLP.
 """
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 class RMSNormFunction(torch.autograd.Function):
-    """x / rms(x) * weight (arXiv 1910.07467), the mean square in fp32 whatever x is. Keeps x and one number a token."""
+    """x / rms(x) * weight (arXiv 1910.07467), the mean square in fp32. Saves x and one number per token."""
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -21,20 +21,21 @@ class RMSNormFunction(torch.autograd.Function):
         return (x * scale).to(x.dtype).mul_(weight)
 
     @staticmethod
-    def backward(ctx, upstream: Tensor):
+    def backward(ctx, grad_output: Tensor):
         x, weight, scale = ctx.saved_tensors
         unit = x * scale  # (T, D) fp32: rms 1
-        slope = upstream * weight if ctx.needs_input_grad[0] else None
-        weight_grad = (upstream * unit).flatten(0, -2).sum(0).to(weight.dtype) if ctx.needs_input_grad[1] else None
-        if slope is None:
+        unit_grad = grad_output * weight if ctx.needs_input_grad[0] else None
+        weight_grad = (grad_output * unit).flatten(0, -2).sum(0).to(weight.dtype) if ctx.needs_input_grad[1] else None
+        if unit_grad is None:
             return None, weight_grad, None
-        slope = slope.to(unit.dtype)
-        along = torch.linalg.vecdot(slope, unit)[..., None] / x.shape[-1]  # (T, 1): the part that only rescales x
-        return slope.addcmul_(unit, along, value=-1).mul_(scale).to(x.dtype), weight_grad, None
+        unit_grad = unit_grad.to(unit.dtype)
+        # (T, 1): the part of the gradient along x, which only rescales x and so does not change the output
+        along = torch.linalg.vecdot(unit_grad, unit)[..., None] / x.shape[-1]
+        return unit_grad.addcmul_(unit, along, value=-1).mul_(scale).to(x.dtype), weight_grad, None
 
 
 class SwiGLUFunction(torch.autograd.Function):
-    """silu(gate) * up (arXiv 2002.05202). Keeps gate and up, not silu(gate)."""
+    """silu(gate) * up (arXiv 2002.05202). Saves gate and up, not silu(gate)."""
 
     @staticmethod
     def forward(ctx, gate: Tensor, up: Tensor) -> Tensor:
@@ -42,7 +43,7 @@ class SwiGLUFunction(torch.autograd.Function):
         return F.silu(gate).mul_(up)
 
     @staticmethod
-    def backward(ctx, upstream: Tensor):
+    def backward(ctx, grad_output: Tensor):
         gate, up = ctx.saved_tensors
-        up_grad = F.silu(gate).mul_(upstream)
-        return torch.ops.aten.silu_backward(upstream * up, gate), up_grad
+        up_grad = F.silu(gate).mul_(grad_output)
+        return torch.ops.aten.silu_backward(grad_output * up, gate), up_grad

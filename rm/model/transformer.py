@@ -2,14 +2,13 @@
 
 The model knows tokens, positions and an attention kernel. It does not know batches, losses, adapters, sharding or
 files: those act on it from outside. All choices are made when it is built, along the axes of `ModelConfig`. It has
-parameters only, no buffers, so a model made on the meta device and sharded has nothing to restore but what the
-checkpoint holds.
+parameters only, no buffers, so a model that was made on the meta device and sharded needs nothing but the checkpoint.
 
-Attention is where tokens meet. Behind that of the last layer each is on its own, so what nobody asks for ends there:
-of a pair, a reward model asks for two tokens.
+After the last layer's attention, positions no longer interact: only the positions that the head reads are gathered
+before o_proj and the MLP. Of a pair, a reward model reads two.
 
-Shapes: T tokens in a row, N of them asked for, D width, H heads, K kv heads, E head width, F hidden width of the MLP,
-V vocabulary.
+Shapes: T tokens in a micro-batch, N output positions, D width, H heads, K kv heads, E head width, F hidden width of the
+MLP, V vocabulary.
 """
 
 from collections.abc import Callable
@@ -23,18 +22,18 @@ from rm.data.batch import Segment
 from rm.model.attention import SplitAttention
 from rm.model.ops import RMSNormFunction, SwiGLUFunction
 
-Asked = Tensor | slice  # (N,) places in a row
+Positions = Tensor | slice  # (N,) indices into a micro-batch
 ALL_POSITIONS = slice(None)
 
 
 @dataclass(frozen=True)
 class Rope:
-    """Rotary positions (RoFormer, arXiv 2104.09864) of a layer, however a family arrives at them.
+    """Rotary position embedding (RoFormer, arXiv 2104.09864) of a layer, whatever scaling its family applies.
 
     Attributes:
-        frequencies: radians a position, one number a pair of dimensions; where there are fewer than head_dim / 2,
-            the last dimensions of a head do not turn. Exact fp32 numbers.
-        scale: what cosine and sine are multiplied with (YaRN, arXiv 2309.00071).
+        frequencies: radians per position, one for each pair of dimensions; where there are fewer than head_dim / 2,
+            the last dimensions of a head are not rotated. Exact fp32 numbers.
+        scale: factor of cosine and sine (YaRN, arXiv 2309.00071).
     """
 
     frequencies: tuple[float, ...]
@@ -56,21 +55,21 @@ class ModelConfig:
     norm_eps: float
     mlp: str  # a key of MLPS
     positions: str  # "rope" or "learned"
-    max_positions: int  # what the model was made for; a limit only where positions are learned
-    ropes: tuple[Rope | None, ...]  # one per layer, None = it does not rotate
+    max_positions: int  # that the model was trained for; a limit only where positions are learned
+    ropes: tuple[Rope | None, ...]  # one per layer; None: no rotary positions
     qkv_bias: bool
     out_bias: bool
     mlp_bias: bool
-    attn_scale: float  # what q.k is multiplied with
-    windows: tuple[int, ...]  # one per layer: how far back it sees, 0 = everything
+    attn_scale: float  # factor of q.k
+    windows: tuple[int, ...]  # sliding window of each layer; 0: it attends to everything
     tie_embeddings: bool  # the LM head is the embedding
     block: str = "serial"  # a key of BLOCKS
-    qk_norm: bool = False  # a norm on each head's q and k, before they rotate
-    embed_scale: float = 1.0  # what embeddings are multiplied with
+    qk_norm: bool = False  # a norm on each head's q and k, before rotary positions
+    embed_scale: float = 1.0  # factor of the embeddings
 
     @property
     def attention_cost(self) -> float:
-        """FLOPs of one (query, key) pair in attention over one token's elsewhere: what the plan balances with."""
+        """FLOPs of one (query, key) pair in attention, in units of one token's FLOPs outside attention."""
         heads = self.n_heads * self.head_dim
         projections = self.dim * (2 * heads + 2 * self.n_kv_heads * self.head_dim)
         matrices = projections + MLPS[self.mlp].matrices * self.dim * self.hidden_dim
@@ -80,11 +79,11 @@ class ModelConfig:
 def rope_table(position: Tensor, rope: Rope | None, dtype: torch.dtype) -> tuple[Tensor, Tensor] | None:
     """Cosines and sines of rotary positions, in the half-rotation form of Hugging Face.
 
-    The sines carry the sign of the rotation, so that `rotate` needs no negated half. Angles are taken in fp32
+    The sines include the sign of the rotation, so that `rotate` needs no negated half. Angles are computed in fp32
     whatever `dtype`.
 
     Args:
-        position: (T,) place of each token in its own text.
+        position: (T,) of each token in its own text.
 
     Returns:
         cos, sin: each (T, 1, 2 * number of frequencies); None without rope.
@@ -98,19 +97,19 @@ def rope_table(position: Tensor, rope: Rope | None, dtype: torch.dtype) -> tuple
 
 
 def rotate(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
-    """x (T, H, E) turned by its position."""
+    """x (T, H, E) rotated by its position."""
     cos, sin = rope
     return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
 
 
 def rotate_first(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
-    """x (T, H, E), of which only as many dimensions as there are cosines are turned."""
-    turned, still = x.tensor_split([rope[0].shape[-1]], -1)
-    return torch.cat([rotate(turned, rope), still], -1)
+    """x (T, H, E), of which only the first dimensions are rotated: as many as there are cosines."""
+    rotary, passed_through = x.tensor_split([rope[0].shape[-1]], -1)
+    return torch.cat([rotate(rotary, rope), passed_through], -1)
 
 
 def _rotation(rope: Rope | None, head_dim: int) -> Callable:
-    """What a layer does to its q and k, given its table."""
+    """The function that applies a layer's rotary positions to q or k, given its table."""
     if rope is None:
         return lambda x, table: x
     return rotate if 2 * len(rope.frequencies) == head_dim else rotate_first
@@ -122,7 +121,7 @@ class RMSNorm(nn.RMSNorm):
 
 
 class OffsetRMSNorm(nn.RMSNorm):
-    """Its weight is what is added to one."""
+    """Zero-centred RMSNorm: the scale is 1 + weight."""
 
     def forward(self, x: Tensor) -> Tensor:
         return RMSNormFunction.apply(x, 1 + self.weight.float(), self.eps)
@@ -175,7 +174,7 @@ def _norm(config: ModelConfig, width: int) -> nn.Module:
 
 
 class Attention(nn.Module):
-    """q, k and v are separate everywhere, so that adapters and checkpoints can name them."""
+    """q, k and v are separate layers in every family, so that adapters and checkpoints can name them."""
 
     def __init__(self, config: ModelConfig, layer: int):
         super().__init__()
@@ -190,15 +189,15 @@ class Attention(nn.Module):
         )
         self.rotate = _rotation(config.ropes[layer], config.head_dim)
 
-    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor] | None, attend, asked: Asked) -> Tensor:
+    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor] | None, attend, output_positions: Positions) -> Tensor:
         q, k, v = (project(x).unflatten(-1, (-1, self.head_dim)) for project in (self.q_proj, self.k_proj, self.v_proj))
         q, k = self.rotate(self.q_norm(q), rope), self.rotate(self.k_norm(k), rope)  # (T, H, E), (T, K, E)
-        seen = attend(q, k, v, window=self.window, scale=self.scale)  # (T, H, E)
-        return self.o_proj(seen[asked].flatten(1))  # (N, D)
+        attended = attend(q, k, v, window=self.window, scale=self.scale)  # (T, H, E)
+        return self.o_proj(attended[output_positions].flatten(1))  # (N, D)
 
 
 class Block(nn.Module):
-    """Norm, attention, norm, MLP, one after the other, each added to what went in."""
+    """x + attention(norm(x)), then x + MLP(norm(x)): the pre-norm block."""
 
     def __init__(self, config: ModelConfig, layer: int):
         super().__init__()
@@ -207,28 +206,30 @@ class Block(nn.Module):
         self.mlp_norm = _norm(config, config.dim)
         self.mlp = MLPS[config.mlp](config)
 
-    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor] | None, attend, asked: Asked) -> Tensor:
-        x = x[asked] + self.attn(self.attn_norm(x), rope, attend, asked)
+    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor] | None, attend, output_positions: Positions) -> Tensor:
+        x = x[output_positions] + self.attn(self.attn_norm(x), rope, attend, output_positions)
         return x + self.mlp(self.mlp_norm(x))
 
 
 class ParallelBlock(Block):
-    """Attention and MLP side by side, each behind a norm of its own."""
+    """x + attention(norm(x)) + MLP(other_norm(x))."""
 
-    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor] | None, attend, asked: Asked) -> Tensor:
-        return x[asked] + self.attn(self.attn_norm(x), rope, attend, asked) + self.mlp(self.mlp_norm(x[asked]))
+    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor] | None, attend, output_positions: Positions) -> Tensor:
+        residual = x[output_positions]
+        attended = self.attn(self.attn_norm(x), rope, attend, output_positions)
+        return residual + attended + self.mlp(self.mlp_norm(residual))
 
 
 class SandwichBlock(Block):
-    """Attention and MLP each between two norms."""
+    """Attention and MLP, each with a norm before and a norm after it."""
 
     def __init__(self, config: ModelConfig, layer: int):
         super().__init__(config, layer)
         self.attn_post_norm = _norm(config, config.dim)
         self.mlp_post_norm = _norm(config, config.dim)
 
-    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor] | None, attend, asked: Asked) -> Tensor:
-        x = x[asked] + self.attn_post_norm(self.attn(self.attn_norm(x), rope, attend, asked))
+    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor] | None, attend, output_positions: Positions) -> Tensor:
+        x = x[output_positions] + self.attn_post_norm(self.attn(self.attn_norm(x), rope, attend, output_positions))
         return x + self.mlp_post_norm(self.mlp(self.mlp_norm(x)))
 
 
@@ -236,7 +237,7 @@ BLOCKS = {"serial": Block, "parallel": ParallelBlock, "sandwich": SandwichBlock}
 
 
 class ScaledEmbedding(nn.Embedding):
-    """What is looked up is multiplied, by a factor in the precision of the weights; a tied head is not."""
+    """An embedding whose output is multiplied by a factor, in the dtype of the weights. A tied head is not scaled."""
 
     def __init__(self, config: ModelConfig):
         super().__init__(config.vocab_size, config.dim)
@@ -247,12 +248,24 @@ class ScaledEmbedding(nn.Embedding):
 
 
 class Transformer(nn.Module):
-    """Tokens to hidden states; `rm.hf.build` puts a language-model or a reward head on top."""
+    """Tokens to hidden states; `rm.model.heads` adds a language-model or a reward head.
+
+    Attributes:
+        compute_dtype: what the model computes in, except `fp32_modules`; its master weights may be float32.
+        kernel: a class of `rm.model.attention`: built once per micro-batch, called once per layer.
+        fp32_modules: names of the submodules that compute, and are trained and saved, in float32 and in full,
+            whatever the others do: a reward model's score head.
+        forward_methods: names of the methods besides `forward` that run a forward pass, which sharding has to know.
+    """
+
+    fp32_modules: tuple[str, ...] = ()
+    forward_methods: tuple[str, ...] = ()
 
     def __init__(self, config: ModelConfig, kernel: type = SplitAttention):
         super().__init__()
         self.config = config
-        self.kernel = kernel  # a class of rm.model.attention: built once per row, called once per layer
+        self.compute_dtype = torch.float32
+        self.kernel = kernel
         scaled = config.embed_scale != 1
         self.embed = ScaledEmbedding(config) if scaled else nn.Embedding(config.vocab_size, config.dim)
         if config.positions == "learned":
@@ -260,14 +273,16 @@ class Transformer(nn.Module):
         self.layers = nn.ModuleList(BLOCKS[config.block](config, i) for i in range(config.n_layers))
         self.norm = _norm(config, config.dim)
 
-    def hidden(self, tokens: Tensor, position: Tensor, segments: list[Segment], asked: Asked = ALL_POSITIONS) -> Tensor:
+    def hidden(
+        self, tokens: Tensor, position: Tensor, segments: list[Segment], output_positions: Positions = ALL_POSITIONS
+    ) -> Tensor:
         """Hidden states after the last norm.
 
         Args:
-            tokens: (T,) ids of one packed row.
-            position: (T,) place of each token in its own text; a reply's positions continue its prefix's.
-            documents: the row's documents, in order, as `rm.model.attention` describes them; their lengths sum to T.
-            asked: (N,) places of the tokens whose states are returned.
+            tokens: (T,) ids of one packed micro-batch.
+            position: (T,) of each token in its own text; a reply's positions continue its prompt's.
+            segments: in order, as `rm.model.attention` describes them; their lengths sum to T.
+            output_positions: (N,) indices of the tokens whose states are returned.
 
         Returns:
             (N, D), in the dtype of the (gathered) parameters.
@@ -278,5 +293,6 @@ class Transformer(nn.Module):
         tables = {rope: rope_table(position, rope, x.dtype) for rope in set(self.config.ropes)}
         attend = self.kernel(segments, x.device)
         for layer, rope in zip(self.layers, self.config.ropes, strict=True):
-            x = layer(x, tables[rope], attend, asked if layer is self.layers[-1] else ALL_POSITIONS)
+            is_last = layer is self.layers[-1]
+            x = layer(x, tables[rope], attend, output_positions if is_last else ALL_POSITIONS)
         return self.norm(x)  # (N, D)

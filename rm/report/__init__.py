@@ -1,0 +1,1 @@
+"""HTML pages with figures: of a training run and of an evaluation."""

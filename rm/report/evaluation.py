@@ -1,86 +1,110 @@
-"""The page and the terminal table of an evaluation, from the content of report.json and the scored sets."""
+"""The HTML page and the terminal table of an evaluation, from the content of report.json and the scored sets."""
 
-import itertools
 from functools import partial
 
-from rm.evaluation.metrics import Scored
+from rm.evaluation.metrics import ScoredReplies
 from rm.evaluation.results import Mistake, Result
 from rm.report import figures, html
 
-CUTS = {
+BREAKDOWNS = {  # key in a set's "accuracy_by" -> title
     "subset": "Accuracy by subset",
-    "turns": "Accuracy by the user's turns",
+    "turns": "Accuracy by number of user turns",
     "margin": "Accuracy by |margin|",
-    "length_difference": "Accuracy by characters the better answer is longer",
+    "length_difference": "Accuracy by length difference (better minus worse reply, in characters)",
 }
-OVERVIEW = {  # column -> where in a set's report
+OVERVIEW = {  # column -> path of the value in a set's report
     "pairs": ("n",),
     "accuracy": ("accuracy",),
-    "95 % interval": ("accuracy_ci95",),
-    "clustered": ("accuracy_ci95_clustered",),
+    "95% CI": ("accuracy_ci95",),
+    "clustered 95% CI": ("accuracy_ci95_clustered",),
     "loss": ("loss",),
     "ECE": ("calibration", "ece"),
     "temperature": ("calibration", "temperature"),
-    "longest": ("length", "longest_accuracy"),
-    "controlled": ("length", "controlled_accuracy"),
+    "longest reply": ("length", "longest_accuracy"),
+    "length-controlled": ("length", "controlled_accuracy"),
 }
 NOTE = (
-    "A tie counts half. 95 % interval: Wilson's; clustered: bootstrap over conversations. Temperature: what to divide "
-    "rewards by to calibrate them. Longest: the accuracy of preferring the longer answer; controlled: the model's, "
-    "where pairs whose better answer is the longer and those where it is the shorter weigh the same."
+    "Ties count half. 95% CI: Wilson score interval. Clustered 95% CI: bootstrap over conversations. ECE: expected "
+    "calibration error. Temperature: the value by which rewards are to be divided to calibrate them; above 1 means "
+    "overconfident. Longest reply: the accuracy of always preferring the longer reply. Length-controlled: the mean of "
+    "the model's accuracies on pairs whose better reply is the longer and on pairs whose better reply is the shorter."
 )
 
 
 def overview(report: dict) -> tuple[list[str], list[list]]:
-    """(headers, rows): a row for every set, and one for all pairs where there are several."""
-    rows = [[name, *(_at(one, path) for path in OVERVIEW.values())] for name, one in report["sets"].items()]
+    """(headers, rows) of the overview table: a row per set, and a row for all pairs if there are several sets."""
+    rows = [[name, *(_value_at(one, path) for path in OVERVIEW.values())] for name, one in report["sets"].items()]
     if len(rows) > 1:
-        rows.append(["all", *(_at(report, path) for path in OVERVIEW.values())])
+        rows.append(["all", *(_value_at(report, path) for path in OVERVIEW.values())])
     return ["set", *OVERVIEW], rows
 
 
-def _at(report: dict, path: tuple[str, ...]):
+def _value_at(report: dict, path: tuple[str, ...]):
+    """The value under nested keys, None if there is none: the row for all pairs has no calibration and no length."""
     for key in path:
         report = report.get(key) if isinstance(report, dict) else None
     return report
 
 
-def terminal(report: dict) -> str:
-    """What eval_rm.py prints at its end."""
+def terminal_table(report: dict) -> str:
+    """The text that eval_rm.py prints when it ends: the overview, RewardBench scores, and the test of the baseline."""
     lines = [html.text_table(*overview(report))]
     for name, one in report["sets"].items():
-        if benchmark := one.get("rewardbench"):
-            sections = "  ".join(f"{section} {html.shown(value)}" for section, value in benchmark["sections"].items())
-            lines.append(f"{name}: RewardBench {benchmark['version']} {html.shown(benchmark['score'])}  ({sections})")
-        if test := one.get("baseline"):
-            lines.append(f"{name}: {_verdict(test)}")
+        benchmark = one.get("rewardbench")
+        if benchmark:
+            sections = "  ".join(
+                f"{section} {html.format_value(score)}" for section, score in benchmark["sections"].items()
+            )
+            score = html.format_value(benchmark["score"])
+            lines.append(f"{name}: RewardBench {benchmark['version']} {score}  ({sections})")
+        test = one.get("baseline")
+        if test:
+            lines.append(f"{name}: {_describe_test(test)}")
     return "\n".join(lines)
 
 
-def _verdict(test: dict) -> str:
+def _describe_test(test: dict) -> str:
     return (
-        f"accuracy less the baseline's {html.shown(test['difference'])} (95 % interval "
-        f"{html.shown(test['difference_ci95_clustered'])}); better on {test['better']:,} pairs, worse on "
-        f"{test['worse']:,} of {test['n']:,}, McNemar's p {html.shown(test['mcnemar_p'])}"
+        f"accuracy minus the baseline's accuracy: {html.format_value(test['difference'])} (clustered 95% CI "
+        f"{html.format_value(test['difference_ci95_clustered'])}); better on {test['better']:,} and worse on "
+        f"{test['worse']:,} of {test['n']:,} pairs; McNemar's exact test p = {html.format_value(test['mcnemar_p'])}"
     )
 
 
 def evaluation_page(report: dict, results: dict[str, Result]) -> str:
-    """The whole page."""
+    """The HTML page.
+
+    Args:
+        report: the content of report.json.
+        results: {set name: rewards of the evaluated model}.
+    """
     settings = report.get("settings", {})
-    about = [settings.get("model_name_or_path"), report.get("started"), report.get("device")]
-    parts = [html.note(" · ".join(str(fact) for fact in about if fact)), html.table(*overview(report)), html.note(NOTE)]
+    subtitle = [settings.get("model_name_or_path"), report.get("started"), report.get("device")]
+    parts = [
+        html.note(" · ".join(str(item) for item in subtitle if item)),
+        html.table(*overview(report)),
+        html.note(NOTE),
+    ]
     for name, one in report["sets"].items():
-        parts += [html.heading(name), *_set(one, results[name].scored), *_mistakes(results[name].mistakes())]
-    facts = [[key, str(value)] for key, value in settings.items()]
-    return html.page("Evaluation of a reward model", [*parts, html.heading("Settings"), html.table(["", ""], facts)])
+        parts += [html.heading(name), *_set_parts(one, results[name].scored), *_mistake_parts(results[name].mistakes())]
+    parts += [
+        html.heading("Settings"),
+        html.table(["setting", "value"], [[key, str(value)] for key, value in settings.items()]),
+    ]
+    return html.page("Reward model evaluation", parts)
 
 
-def _set(one: dict, scored: Scored) -> list[str]:
+def _set_parts(one: dict, scored: ScoredReplies) -> list[str]:
+    """The figures and tables of one set, from its entry in report.json."""
     parts = []
+    # Without pairs there is nothing to draw.
     if one["n"]:
-        lengths = one["accuracy_by"]["length_difference"]
-        by_length = partial(figures.accuracies, "Accuracy by length difference", "characters longer (pairs)", lengths)
+        by_length = partial(
+            figures.accuracies,
+            "Accuracy by length difference",
+            "better minus worse reply, in characters (number of pairs)",
+            one["accuracy_by"]["length_difference"],
+        )
         parts.append(
             html.figures(
                 partial(figures.margins, scored.margin),
@@ -89,46 +113,66 @@ def _set(one: dict, scored: Scored) -> list[str]:
                 partial(figures.length, scored.length, scored.rewards),
             )
         )
-    if test := one.get("baseline"):
-        parts += [html.heading("Against the baseline", 3), f"<p>{_verdict(test)}</p>"]
-    if benchmark := one.get("rewardbench"):
-        rows = [*benchmark["sections"].items(), ("score", benchmark["score"])]
+    test = one.get("baseline")
+    if test:
+        parts += [html.heading("Comparison with the baseline", 3), f"<p>{_describe_test(test)}</p>"]
+    benchmark = one.get("rewardbench")
+    if benchmark:
+        rows = [*benchmark["sections"].items(), ("overall", benchmark["score"])]
         parts += [html.heading(f"RewardBench {benchmark['version']}", 3), html.table(["section", "score"], rows)]
         if benchmark["absent"]:
-            parts.append(html.note(f"Not in this file, and left out of the score: {', '.join(benchmark['absent'])}."))
-    tables = [_cut(title, one["accuracy_by"][cut]) for cut, title in CUTS.items() if cut in one["accuracy_by"]]
-    parts.append('<div class="grid">' + "".join(f"<div>{table}</div>" for table in tables) + "</div>")
-    numbers = {name: one[name] for name in ("top1", "ties", "margin_mean", "margin_std", "reward_mean", "reward_std")}
-    numbers |= {f"margin {at}": value for at, value in (one["margin_quantiles"] or {}).items()}
-    numbers |= {f"reward {at}": value for at, value in (one["reward_quantiles"] or {}).items()}
-    numbers |= {f"length: {name}": value for name, value in one["length"].items()}
-    more = html.table(["number", "value"], [*numbers.items()])
-    return [*parts, html.details("More numbers", more)]
+            absent = ", ".join(benchmark["absent"])
+            parts.append(html.note(f"Subsets that this set lacks, not included in the scores: {absent}."))
+    tables = ""
+    for key, title in BREAKDOWNS.items():
+        if key in one["accuracy_by"]:
+            tables += f"<div>{_breakdown_table(title, one['accuracy_by'][key])}</div>"
+    parts.append(f'<div class="grid">{tables}</div>')
+    return [*parts, html.details("Further statistics", html.table(["statistic", "value"], _further_statistics(one)))]
 
 
-def _cut(title: str, rows: dict[str, dict]) -> str:
-    filled = [[name, row["n"], row["accuracy"], row["ci95"]] for name, row in rows.items() if row["n"]]
-    return html.heading(title, 3) + html.table(["", "pairs", "accuracy", "95 % interval"], filled)
+def _further_statistics(one: dict) -> list[tuple]:
+    """(name, value) rows of what one set's other tables do not show."""
+    keys = ("top1", "ties", "margin_mean", "margin_std", "reward_mean", "reward_std")
+    rows = [(key, one[key]) for key in keys]
+    # The quantiles of nothing are None.
+    rows += [(f"margin {level}", value) for level, value in (one["margin_quantiles"] or {}).items()]
+    rows += [(f"reward {level}", value) for level, value in (one["reward_quantiles"] or {}).items()]
+    rows += [(f"length: {name}", value) for name, value in one["length"].items()]
+    return rows
 
 
-def _mistakes(found: list[Mistake]) -> list[str]:
-    if not found:
+def _breakdown_table(title: str, rows: dict[str, dict]) -> str:
+    cells = [[name, row["n"], row["accuracy"], row["ci95"]] for name, row in rows.items() if row["n"]]
+    return html.heading(title, 3) + html.table(["", "pairs", "accuracy", "95% CI"], cells)
+
+
+def _mistake_parts(mistakes: list[Mistake]) -> list[str]:
+    if not mistakes:
         return []
-    intro = html.note("The pairs with the widest wrong margin, one of a prompt.")
-    return [html.heading("Worst mistakes", 3), intro, *map(_mistake, found)]
+    intro = html.note("The misranked pairs with the largest |margin|, at most one per prompt.")
+    return [html.heading("Worst mistakes", 3), intro, *map(_mistake, mistakes)]
 
 
 def _mistake(mistake: Mistake) -> str:
-    """The dialogue that both sides share, and below it the sides beside each other."""
-    both = itertools.takewhile(
-        lambda pair: pair[0] == pair[1], zip(mistake.better[:-1], mistake.worse[:-1], strict=False)
-    )
-    shared = len(list(both))
+    """The messages that both dialogues share, and below them the two remainders side by side."""
+    shared = 0
+    # The last message of each dialogue is its reply, which is not shared.
+    for better, worse in zip(mistake.better[:-1], mistake.worse[:-1], strict=False):
+        if better != worse:
+            break
+        shared += 1
     prompt = "".join(html.turn(message["role"], message["content"]) for message in mistake.better[:shared])
-    sides = ""
-    for kind, side, reward in zip(("better", "worse"), (mistake.better, mistake.worse), mistake.rewards, strict=True):
-        who = f"graded {kind}, reward {reward:.3f}"
-        turns = (html.turn(f"{message['role']} ({who})", message["content"], kind) for message in side[shared:])
-        sides += f"<div>{''.join(turns)}</div>"
-    good, bad = mistake.rewards
-    return html.details(f"Record {mistake.id}: margin {good - bad:.3f}", f'{prompt}<div class="pair">{sides}</div>')
+    better_reward, worse_reward = mistake.rewards
+    better = _side("better", mistake.better[shared:], better_reward)
+    worse = _side("worse", mistake.worse[shared:], worse_reward)
+    title = f"Record {mistake.id}: margin {better_reward - worse_reward:.3f}"
+    return html.details(title, f'{prompt}<div class="pair">{better}{worse}</div>')
+
+
+def _side(kind: str, messages: list[dict[str, str]], reward: float) -> str:
+    """One side of a pair; `kind` is "better" or "worse"."""
+    turns = ""
+    for message in messages:
+        turns += html.turn(f"{message['role']} ({kind} reply, reward {reward:.3f})", message["content"], kind)
+    return f"<div>{turns}</div>"

@@ -1,4 +1,7 @@
-"""Pieces of a self-contained HTML page: no script, no font, nothing from elsewhere; what comes from data is escaped."""
+"""Building blocks of a self-contained HTML page: no scripts, no fonts, no external resources.
+
+Plain text is escaped by every function; `parts` and `body` are HTML already.
+"""
 
 from collections.abc import Callable, Iterable
 from html import escape
@@ -39,12 +42,17 @@ details {{ border-top: 1px solid #e4e6ea; padding: 0.5rem 0; }} summary {{ curso
 """
 NO_FIGURES = (
     '<p class="note">Figures need matplotlib: <code>pip install matplotlib</code> (the extra <code>report</code>), '
-    "then make this page again.</p>"
+    "then generate this page again.</p>"
 )
 
 
 def page(title: str, parts: Iterable[str]) -> str:
-    """A whole page of parts that are HTML already."""
+    """A whole page.
+
+    Args:
+        title: plain text.
+        parts: the body, as HTML.
+    """
     return PAGE.format(title=escape(title), body="\n".join([f"<h1>{escape(title)}</h1>", *parts]))
 
 
@@ -57,49 +65,66 @@ def note(text: str) -> str:
 
 
 def table(headers: list[str], rows: list[list]) -> str:
-    """A table that scrolls sideways where the screen is narrow; cells as `shown` writes them."""
-    cells = ["".join(f"<td>{escape(shown(cell))}</td>" for cell in row) for row in rows]
+    """A table that scrolls horizontally on narrow screens; cells are formatted by `format_value`."""
     head = "".join(f"<th>{escape(name)}</th>" for name in headers)
-    body = "".join(f"<tr>{row}</tr>" for row in cells)
+    body = ""
+    for row in rows:
+        cells = "".join(f"<td>{escape(format_value(cell))}</td>" for cell in row)
+        body += f"<tr>{cells}</tr>"
     return f'<div class="wide"><table><tr>{head}</tr>{body}</table></div>'
 
 
-def figures(*drawn: Callable[[], str]) -> str:
-    """Figures side by side where there is room; or how to get them, where matplotlib is absent."""
+def figures(*draw_functions: Callable[[], str]) -> str:
+    """Figures side by side where the width allows; without matplotlib, a note on how to install it.
+
+    Args:
+        draw_functions: functions of `rm.report.figures` with their arguments bound; each returns SVG.
+    """
     try:
-        return '<div class="grid">' + "".join(f"<div>{draw()}</div>" for draw in drawn) + "</div>"
+        drawn = "".join(f"<div>{draw()}</div>" for draw in draw_functions)
     except ImportError:
         return NO_FIGURES
+    return f'<div class="grid">{drawn}</div>'
 
 
 def details(summary: str, body: str) -> str:
-    """What opens when its line is clicked."""
+    """A collapsed section that opens when its summary is clicked. `body` is HTML."""
     return f"<details><summary>{escape(summary)}</summary>{body}</details>"
 
 
 def turn(who: str, text: str, kind: str = "") -> str:
-    """One message of a dialogue; of an endless one, the beginning and the end."""
+    """One message of a dialogue. Of a message over 6,000 characters only the beginning and the end are kept.
+
+    Args:
+        who: the line above the message, such as its role.
+        kind: a further CSS class, "better" or "worse".
+    """
     if len(text) > 6000:
-        text = f"{text[:4000]}\n[... {len(text) - 6000:,} characters left out ...]\n{text[-2000:]}"
+        text = f"{text[:4000]}\n[... {len(text) - 6000:,} characters omitted ...]\n{text[-2000:]}"
     return f'<div class="turn {kind}"><span class="who">{escape(who)}</span>{escape(text)}</div>'
 
 
-def shown(value) -> str:
-    """A value as people read it: four digits, intervals as a to b, a dash for what is not defined."""
+def format_value(value) -> str:
+    """Format a value for display: four decimals, an interval as "a to b", None (undefined) as a dash."""
     if value is None:
         return "–"
     if isinstance(value, (tuple, list)):
-        return f"{shown(value[0])} to {shown(value[1])}"
+        return f"{format_value(value[0])} to {format_value(value[1])}"
     if isinstance(value, int):
         return f"{value:,}"
     if isinstance(value, float):
-        return f"{value:.2e}" if 0 < abs(value) < 5e-4 or abs(value) >= 1e6 else f"{value:.4f}"
+        very_small, very_large = 0 < abs(value) < 5e-4, abs(value) >= 1e6
+        return f"{value:.2e}" if very_small or very_large else f"{value:.4f}"
     return str(value)
 
 
 def text_table(headers: list[str], rows: list[list]) -> str:
-    """The same for a terminal: columns lined up, the first to the left."""
-    lines = [headers, *([shown(cell) for cell in row] for row in rows)]
+    """The table as plain text for a terminal: the first column left-aligned, the others right-aligned."""
+    lines = [headers, *([format_value(cell) for cell in row] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    padded = ([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])] for line in lines)
-    return "\n".join(map("  ".join, padded))
+    aligned = []
+    for first, *others in lines:
+        cells = [first.ljust(widths[0])]
+        cells += [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
+        aligned.append("  ".join(cells))
+    return "\n".join(aligned)

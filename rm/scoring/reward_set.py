@@ -1,35 +1,48 @@
 """The named set on which a reward model's mean and standard deviation are measured, for scoring.json.
 
-InstructGPT's rewards are 0 on average over its demonstrations (arXiv 2203.02155, section 3.5): those may be named.
+InstructGPT's rewards are 0 on average over its demonstrations (arXiv 2203.02155, section 3.5): a file of demonstrations
+may be given for that.
 """
 
 from dataclasses import dataclass
 
-from rm.config import setting
-from rm.data import dataset
+from rm.config import SettingsGroup, setting
+from rm.data.dataset import TextSettings, TrainingData, read_cached
+from rm.data.encode import Task
 from rm.data.examples import Examples
 from rm.data.tokenizer import Tokenizer
 
-ENOUGH = 256  # examples of a training, where no set is named
+ENOUGH = 256  # examples of the training data, where no set is given
 
 
 @dataclass(frozen=True, kw_only=True)
-class RewardSetSettings:
+class RewardSetSettings(SettingsGroup):
     """Scale of the rewards"""
 
     reward_set_path: tuple[str, ...] = setting(
         (),
-        "files of demonstrations, as train_sft.py reads them, whose mean reward and its deviation go into "
+        "files of demonstrations, as train_sft.py reads them, whose mean reward and standard deviation go into "
         "scoring.json; none: the better replies of 256 examples",
         may_change=True,
+        hub="data",
     )
 
 
-def choose(train: Examples, held_out: Examples | None, settings) -> tuple[Examples, str]:
-    """The set, and its name. Held-out examples where there are any and nothing is named, else those trained on."""
+@dataclass(frozen=True)
+class RewardSet:
+    """The examples on whose best replies rewards are measured."""
+
+    examples: Examples
+    name: str
+
+
+def choose(
+    settings: RewardSetSettings, data: TrainingData, text: TextSettings, tokenizer: Tokenizer, cache_dir: str | None
+) -> RewardSet:
+    """The given set; else held-out examples where there are any, else examples that were trained on."""
     if settings.reward_set_path:
-        tokenizer = Tokenizer(settings.model_name_or_path)
-        examples, _ = dataset.read_once(dataset.texts, settings.reward_set_path, settings, tokenizer)
-        return examples, f"{len(examples)} demonstrations of {' '.join(settings.reward_set_path)}"
-    examples = (held_out or train)[:ENOUGH]
-    return examples, f"{len(examples)} examples {'held out' if held_out else 'trained on'}"
+        examples, _ = read_cached(Task.SFT, settings.reward_set_path, text, tokenizer, cache_dir)
+        return RewardSet(examples, f"{len(examples)} demonstrations of {' '.join(settings.reward_set_path)}")
+    kind = "held out" if data.held_out else "trained on"
+    examples = (data.held_out or data.train)[:ENOUGH]
+    return RewardSet(examples, f"{len(examples)} examples {kind}")

@@ -1,4 +1,7 @@
-"""SCORE"""
+"""Rewards of examples, from a sharded model or from one that a process holds alone.
+
+Shapes: R replies.
+"""
 
 from collections.abc import Iterable
 
@@ -8,37 +11,40 @@ from torch import Tensor, nn
 
 from rm.data.batch import EvalBatches, MicroBatch
 from rm.distributed import process_group as dist
+from rm.distributed import sharding
 
 
-def all_rewards(model: nn.Module, rows: EvalBatches) -> Tensor:
-    """The reward of every reply as `rows.examples` stores them, on every rank: (R,) fp32 on the CPU.
+def all_rewards(model: nn.Module, batches: EvalBatches) -> Tensor:
+    """The reward of every reply in the order of `batches.examples`, on every rank: (R,) fp32 on the CPU.
 
     Those of example i are `[reply_offsets[i] : reply_offsets[i + 1]]`; where all are pairs, `.view(-1, 2)` has the
-    chosen ones first.
+    chosen ones first. All ranks call it.
     """
-    numbers, rewards = local_rewards(model, rows, rows.examples.reply_offsets)
-    return dist.concat_over_ranks(rewards)[dist.concat_over_ranks(numbers).argsort()]
+    indices, rewards = local_rewards(model, batches, batches.examples.reply_offsets)
+    return dist.concat_over_ranks(rewards)[dist.concat_over_ranks(indices).argsort()]
 
 
 @torch.no_grad()
-def local_rewards(model: nn.Module, rows: Iterable[MicroBatch], reply_offsets: np.ndarray) -> tuple[Tensor, Tensor]:
-    """(numbers of the replies, their rewards) of these rows, on this rank alone."""
+def local_rewards(model: nn.Module, batches: Iterable[MicroBatch], reply_offsets: np.ndarray) -> tuple[Tensor, Tensor]:
+    """(indices of the replies, their rewards) of this rank's micro-batches."""
     model.eval()
-    numbers, rewards = [np.zeros(0, np.int64)], [torch.zeros(0)]
-    for row in rows:
-        numbers += [np.arange(reply_offsets[i], reply_offsets[i + 1]) for i in row.examples]
-        rewards.append(model.rewards(row.to(dist.device())).cpu())
+    indices, rewards = [np.zeros(0, np.int64)], [torch.zeros(0)]
+    for batch in batches:
+        indices += [np.arange(reply_offsets[i], reply_offsets[i + 1]) for i in batch.example_indices]
+        rewards.append(model.rewards(batch.to(dist.device())).cpu())
     model.train()
-    return torch.from_numpy(np.concatenate(numbers)), torch.cat(rewards)
+    sharding.reshard(model)
+    return torch.from_numpy(np.concatenate(indices)), torch.cat(rewards)
 
 
-def reward_statistics(model: nn.Module, rows: EvalBatches) -> dict[str, float]:
-    """{"reward_mean", "reward_std"} of a set's best replies: of a pair the chosen one, of a demonstration its text.
+def reward_statistics(model: nn.Module, batches: EvalBatches) -> dict[str, float]:
+    """{"reward_mean", "reward_std"} of a set's best replies: the chosen one of a pair, the text of a demonstration.
 
-    Preferences leave open where zero is; minus this mean, rewards are 0 on average over the set, as InstructGPT's are
-    over its demonstrations (arXiv 2203.02155, section 3.5). Tied best replies all count. Exact over ranks, in fp64.
+    Preferences do not determine where zero is; minus this mean, rewards are 0 on average over the set, as InstructGPT's
+    are over its demonstrations (arXiv 2203.02155, section 3.5). Tied best replies all count. Exact over ranks, in fp64.
     """
-    examples = rows.examples
+    examples = batches.examples
     best = np.maximum.reduceat(examples.grade, examples.reply_offsets[:-1])
-    rewards = all_rewards(model, rows).double().numpy()[examples.grade == best.repeat(np.diff(examples.reply_offsets))]
+    is_best = examples.grade == best.repeat(np.diff(examples.reply_offsets))
+    rewards = all_rewards(model, batches).double().numpy()[is_best]
     return {"reward_mean": float(rewards.mean()), "reward_std": float(rewards.std())}

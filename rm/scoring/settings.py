@@ -1,25 +1,32 @@
-"""SETTINGS"""
+"""What a caller may choose when a reward model scores texts; the rest is as in training, which its contract says."""
 
 from dataclasses import dataclass
 
-from rm.distributed import sharding
-from rm.hf import build
+from rm.config import SettingsGroup, require_positive, setting
+from rm.data.chat import DIALOGUE_FORMATS
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScoreSettings(build.ModelSettings, sharding.ParallelSettings):
-    """What it takes to load a reward model in order to score."""
+class ScoringTextSettings(SettingsGroup):
+    """Texts"""
 
-    max_length: int
+    chat_template: str | None = setting(
+        None, "write dialogues by this Jinja file, or by the chat template of the model in this folder; only for a "
+        "model without scoring.json"
+    )  # fmt: skip
+    dialogue_format: str | None = setting(
+        None, "write dialogues in this plain format; only for a model without scoring.json", tuple(DIALOGUE_FORMATS)
+    )
+    max_length: int | None = setting(None, "longest text in tokens; none: as in training, else 512")
+    overlong: str | None = setting(
+        None, "leave out longer texts, or shorten them; none: as in training, else filter", ("filter", "truncate")
+    )
+    truncation_side: str | None = setting(
+        None, "shorten at the beginning (left) or at the end (right); none: as in training, else left",
+        ("left", "right"),
+    )  # fmt: skip
 
-
-@dataclass(frozen=True)
-class TextSettings:
-    """What DataSettings has on texts, for a caller without a command line; None is left to the contract."""
-
-    model_name_or_path: str
-    chat_template: str | None = None
-    dialogue_format: str | None = None
-    max_length: int | None = None
-    overlong: str | None = None
-    truncation_side: str | None = None
+    def check(self) -> None:
+        require_positive(max_length=self.max_length)
+        if self.chat_template is not None and self.dialogue_format is not None:
+            raise ValueError("--chat_template and --dialogue_format exclude each other: give one")

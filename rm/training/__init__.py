@@ -1,0 +1,1 @@
+"""What a training script's loop calls: optimizer, evaluation, checkpoints and resume, signals, logs."""

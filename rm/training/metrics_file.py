@@ -1,4 +1,4 @@
-"""metrics.jsonl, a line at a time, which outlives a killed process."""
+"""metrics.jsonl, one JSON line at a time, which survives a killed process."""
 
 import contextlib
 import json
@@ -6,42 +6,44 @@ import os
 import sys
 from pathlib import Path
 
-from rm.files import replace
+from rm.files import write_atomically
 
 
 class MetricsFile:
-    """Objects with a `step`, one JSON line each. A run that goes on from a step drops the lines after it."""
+    """Objects with a `step`, one JSON line each. A run that resumes from a step drops the lines after it."""
 
     def __init__(self, file: Path, step: int):
-        """Read what is there up to `step`; nothing is changed before `begin`."""
-        self.file, self.waiting = file, ""
-        lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
-        self.kept = [line for line in lines if (at := _step(line)) is not None and at <= step]
+        """Read the lines up to `step`; the file is not changed before `begin`."""
+        self.file, self.unwritten, self.kept = file, "", []
+        for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else []:
+            line_step = _step(line)
+            if line_step is not None and line_step <= step:
+                self.kept.append(line)
 
     def has(self, step: int, prefix: str) -> bool:
-        """Whether there was a line of this step with a name that begins so."""
+        """Whether a kept line of this step has a name with this prefix."""
         return any(_step(line) == step and f'"{prefix}' in line for line in self.kept)
 
     def begin(self) -> None:
-        """Cut the file back to what is kept."""
-        replace(self.file, "".join(f"{line}\n" for line in self.kept))
+        """Truncate the file to the kept lines."""
+        write_atomically(self.file, "".join(f"{line}\n" for line in self.kept))
 
     def write(self, line: dict) -> None:
         """Append a line. A full disk does not end the run: what could not be written is tried again with the next."""
-        self.waiting += json.dumps(line) + "\n"
-        whole = self.file.stat().st_size if self.file.exists() else 0
+        self.unwritten += json.dumps(line) + "\n"
+        size = self.file.stat().st_size if self.file.exists() else 0
         try:
             with open(self.file, "a", encoding="utf-8") as file:
-                file.write(self.waiting)
-            self.waiting = ""
+                file.write(self.unwritten)
+            self.unwritten = ""
         except OSError as error:
             with contextlib.suppress(OSError):
-                os.truncate(self.file, whole)  # a part may have been written
+                os.truncate(self.file, size)  # a part may have been written
             print(f"{self.file}: {error}; it will be tried again with the next line", file=sys.stderr, flush=True)
 
 
 def _step(line: str) -> int | None:
-    """A line's step; None of a line that was cut off."""
+    """A line's step; None for an incomplete line."""
     try:
         return json.loads(line)["step"]
     except (ValueError, KeyError, TypeError):

@@ -1,9 +1,9 @@
 """Where a run begins: at step 0, or where it was stopped, and only if it is the same training.
 
-The same command again goes on from the newest good checkpoint of its --output_dir. Learning rate, data order and
-dropout are functions of (seed, step), so what is restored is weights, optimizer state and a number: with as many
-processes as before the rest of the run is, bit for bit, what it would have been; with another number of processes, or
-other rows, it sees the same batches and differs by rounding (and by dropout, which is drawn by each process).
+The same command resumes from the newest valid checkpoint of its --output_dir. Learning rate, data order and dropout are
+functions of (seed, step), so only weights, optimizer state and the step are restored: with as many processes as before,
+the rest of the run is bit-identical to an uninterrupted one; with another number of processes, or other micro-batches,
+it sees the same batches and differs by rounding (and by dropout, which every process draws for itself).
 """
 
 import os
@@ -14,9 +14,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from rm.config import changed, fixed, setting
-from rm.distributed import checkpoint, sharding
+from rm.config import SettingsGroup, changed, fixed, require_not_negative, setting
+from rm.distributed import checkpoint
 from rm.distributed import process_group as dist
+from rm.distributed.sharding import dtype_name
 from rm.files import read_json
 from rm.hf import weights
 from rm.model import lora
@@ -26,82 +27,104 @@ AUTO, NONE = "auto", "none"
 
 
 @dataclass(frozen=True, kw_only=True)
-class ResumeSettings:
+class CheckpointSettings(SettingsGroup):
     """Checkpoints"""
 
     save_steps: int = setting(
         500,
-        "write a checkpoint every this many steps, besides the one when the run is told to stop; 0: only that one",
+        "write a checkpoint every this many steps, besides the one when the run is stopped; 0: only that one",
         may_change=True,
     )
     save_total_limit: int = setting(2, "keep this many checkpoints, the newest; 0: all", may_change=True)
     resume_from_checkpoint: str = setting(
         AUTO,
-        "auto: go on from the newest good checkpoint of --output_dir, if there is one; none: only start anew; or the "
-        "folder of a checkpoint with which an --output_dir that has none begins",
+        "auto: resume from the newest valid checkpoint of --output_dir, if there is one; none: always start anew; or "
+        "a checkpoint's folder to start a new --output_dir from",
         may_change=True,
     )
     stall_timeout: float = setting(
         1800,
-        "end the process, and show where it hangs, after this many seconds without a step; 0: never",
+        "end the process, and print the stacks of its threads, after this many seconds without a step; 0: never",
         may_change=True,
     )
 
     def check(self) -> None:
-        for name in ("save_steps", "save_total_limit", "stall_timeout"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"--{name} must not be negative, got {getattr(self, name)}")
+        require_not_negative(
+            save_steps=self.save_steps, save_total_limit=self.save_total_limit, stall_timeout=self.stall_timeout
+        )
 
 
-def check_folder(settings, last: str = "model") -> None:
-    """Refuse an --output_dir that holds another run or cannot be written; leave with 0 where this run is finished.
+def is_finished(
+    output_dir: str, settings: CheckpointSettings, all_settings: SettingsGroup, last: str = "model"
+) -> bool:
+    """Whether the run in --output_dir is finished. All ranks call it.
 
     Args:
-        last: what the run writes last: where that is missing, its end is done again from the newest checkpoint.
-    """
-    out = Path(settings.output_dir)
-    if settings.resume_from_checkpoint == NONE:
-        run_log.check_unused(settings.output_dir)
-    elif (out / "run.json").exists():
-        _refuse(f"--output_dir {out} holds another run", changed(settings, _settings_of(out)))
-    else:
-        run_log.check_unused(settings.output_dir)
-    there = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK):
-        raise ValueError(f"--output_dir {out} cannot be written: {there} is {'read-only' * there.is_dir() or 'a file'}")
-    if dist.any_rank((out / last).exists()):
-        if dist.is_main() and read_json(out / "exit.json").get("status") != "finished":  # a full disk, or a power cut
-            run_log.mark_end(out, status="finished", reason="found finished")
-        dist.say(f"{out}: this run is finished; nothing to do")
-        sys.exit(0)
-
-
-def restore(model: nn.Module, optimizer: torch.optim.Optimizer, settings, facts: dict) -> run_log.Start:
-    """Fill model and optimizer from the newest good checkpoint, if there is one. All ranks call it.
+        all_settings: the script's, which have to be those of the run that the folder holds.
+        last: what the run writes last: where it is missing, the end is done again from the newest checkpoint.
 
     Raises:
-        ValueError: the checkpoint is of another training; or there are checkpoints and none of them is good.
+        ValueError: the folder holds another run, or cannot be written.
     """
-    identity = _identity(model, settings, facts)
-    found = _candidates(settings)
-    for folder in found:
-        state = _good(folder, settings, identity)
+    out = Path(output_dir)
+    if settings.resume_from_checkpoint != NONE and (out / "run.json").exists():
+        _refuse(f"--output_dir {out} holds another run", changed(all_settings, _settings_of(out)))
+    else:
+        run_log.check_unused(output_dir)
+    _check_writable(out)
+    finished = dist.any_rank((out / last).exists())
+    if finished and dist.is_main() and read_json(out / "exit.json").get("status") != "finished":
+        # The last file was written, but not exit.json: a full disk, or a power failure.
+        run_log.mark_end(out, status="finished", reason="found finished")
+    return finished
+
+
+def _check_writable(out: Path) -> None:
+    existing = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
+    if not existing.is_dir():
+        raise ValueError(f"--output_dir {out} cannot be written: {existing} is a file")
+    if not os.access(existing, os.W_OK):
+        raise ValueError(f"--output_dir {out} cannot be written: {existing} is read-only")
+
+
+def restore(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    output_dir: str,
+    settings: CheckpointSettings,
+    all_settings: SettingsGroup,
+    base: str,
+    facts: dict,
+) -> run_log.Start:
+    """Fill model and optimizer from the newest valid checkpoint, if there is one. All ranks call it.
+
+    Args:
+        base: the folder of the model that the training starts from.
+        facts: of the training data, from `rm.data.dataset.load`.
+
+    Raises:
+        ValueError: the checkpoint is of another training; or there are checkpoints and all are corrupt.
+    """
+    identity = _identity(model, all_settings, base, facts)
+    candidates = _candidates(output_dir, settings)
+    for folder in candidates:
+        state = _valid_state(folder, all_settings, identity)
         if state:
             checkpoint.load(lora.checkpointed(model), optimizer, folder, state)
-            dist.say(f"going on from {folder}{_other_world(state)}")
-            return run_log.Start(state["step"], tuple(state["unsaid"]), identity)
-    if found:
+            dist.say(f"resuming from {folder}{_world_size_note(state)}")
+            return run_log.Start(state["step"], tuple(state["unlogged_sums"]), identity)
+    if candidates:
         raise ValueError(
-            f"none of the checkpoints in {found[0].parent} is good: to begin anew delete them, or name another "
+            f"all checkpoints in {candidates[0].parent} are corrupt: delete them to start anew, or name another "
             f"--output_dir"
         )
     return run_log.Start(identity=identity)
 
 
-def _candidates(settings) -> list[Path]:
-    """Checkpoints to go on from, best first."""
+def _candidates(output_dir: str, settings: CheckpointSettings) -> list[Path]:
+    """Checkpoints to resume from, newest first."""
     wanted = settings.resume_from_checkpoint
-    own = checkpoint.list_checkpoints(Path(settings.output_dir) / "checkpoints")[::-1]
+    own = checkpoint.list_checkpoints(Path(output_dir) / "checkpoints")[::-1]
     if own or wanted in (AUTO, NONE):
         return own
     if not Path(wanted).is_dir():
@@ -109,40 +132,41 @@ def _candidates(settings) -> list[Path]:
     return [Path(wanted)]
 
 
-def _good(folder: Path, settings, identity: dict) -> dict | None:
-    """The checkpoint's state.json; None, on every rank, if any rank finds something damaged."""
+def _valid_state(folder: Path, all_settings: SettingsGroup, identity: dict) -> dict | None:
+    """The checkpoint's state.json; None, on every rank, if any rank finds it corrupt."""
     state, damage = None, None
     try:
         state = checkpoint.read(folder)
-        _refuse(f"{folder} is of another training", _differences(settings, state["identity"], identity))
+        _refuse(f"{folder} is of another training", _differences(all_settings, state["identity"], identity))
         checkpoint.verify(folder, state)
-    except checkpoint.CorruptCheckpoint as found:
-        damage = found
-        print(f"damaged checkpoint, passed over: {damage}", file=sys.stderr, flush=True)
+    except checkpoint.CorruptCheckpoint as error:
+        damage = error
+        print(f"skipping a corrupt checkpoint: {damage}", file=sys.stderr, flush=True)
     return None if dist.any_rank(damage is not None) else state
 
 
-def _identity(model: nn.Module, settings, facts: dict) -> dict:
+def _identity(model: nn.Module, all_settings: SettingsGroup, base: str, facts: dict) -> dict:
     """What makes a training what it is."""
     return {
-        "settings": fixed(settings),
-        "model": weights.fingerprint(settings.model_name_or_path),
+        "settings": fixed(all_settings),
+        "model": weights.fingerprint(base),
         "head": model.head,
-        "dtype": str(sharding.compute_dtype(settings)).removeprefix("torch."),
-        "data": facts["data"]["train"]["sha256"],
-        "tokenizer": facts["data"]["tokenizer"],
+        "dtype": dtype_name(model.compute_dtype),
+        "data": facts["train"]["sha256"],
+        "tokenizer": facts["tokenizer"],
     }
 
 
-def _differences(settings, there: dict, here: dict) -> dict[str, tuple]:
-    others = {name: (there.get(name), here[name]) for name in here if name != "settings"}
-    return changed(settings, there["settings"]) | {name: (a, b) for name, (a, b) in others.items() if a != b}
+def _differences(all_settings: SettingsGroup, saved: dict, current: dict) -> dict[str, tuple]:
+    others = {name: (saved.get(name), current[name]) for name in current if name != "settings"}
+    others = {name: (before, now) for name, (before, now) in others.items() if before != now}
+    return changed(all_settings, saved["settings"]) | others
 
 
 def _refuse(what: str, differences: dict[str, tuple]) -> None:
     if differences:
-        listed = "; ".join(f"{name} is {there} there, {here} here" for name, (there, here) in differences.items())
-        raise ValueError(f"{what}: {listed}. Give the same to go on, or another --output_dir to begin anew")
+        listed = "; ".join(f"{name}: then {before}, now {now}" for name, (before, now) in differences.items())
+        raise ValueError(f"{what}: {listed}. Give the same values to resume, or another --output_dir to start anew")
 
 
 def _settings_of(out: Path) -> dict:
@@ -152,7 +176,8 @@ def _settings_of(out: Path) -> dict:
     return saved
 
 
-def _other_world(state: dict) -> str:
-    if state["world"] == dist.world_size():
+def _world_size_note(state: dict) -> str:
+    before, now = state["world_size"], dist.world_size()
+    if before == now:
         return ""
-    return f", written by {state['world']} processes and read by {dist.world()}: the same up to rounding and dropout"
+    return f", written by {before} processes and read by {now}: the same up to rounding and dropout"

@@ -1,8 +1,8 @@
-"""What a run leaves behind and says: run.json, metrics.jsonl, and a progress bar or, in a log file, a line at a time.
+"""What a run writes and prints: run.json, metrics.jsonl, exit.json, and a progress bar or, in a log file, lines.
 
 Steps hand in sums on the device. They are brought to the host, summed over ranks and divided only when a line is due,
-so that no step waits for logging. That is also when a loss that is not finite is found, and named by its step, before
-anything is saved.
+so that no step waits for logging. That is also when a loss or gradient that is not finite is found, and named by its
+step, before anything is saved.
 """
 
 import contextlib
@@ -21,40 +21,41 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from rm.config import REQUIRED, as_dict, require_positive, setting
+from rm.config import REQUIRED, SettingsGroup, flatten, require_positive, setting
+from rm.data.batch import StepBatches
 from rm.distributed import process_group as dist
-from rm.files import read_json, replace
+from rm.files import read_json, write_atomically
 from rm.training import trackers
 from rm.training.metrics_file import MetricsFile
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunSettings:
-    """The run"""
+class RunSettings(SettingsGroup):
+    """Run"""
 
     output_dir: str = setting(
         REQUIRED,
-        "folder for the model, checkpoints, run.json and metrics.jsonl: new, or of this very run, which then goes on",
+        "folder for the model, checkpoints, run.json and metrics.jsonl: new, or of a previous run to resume",
         may_change=True,
     )
-    seed: int = setting(0, "seed of the data order and of new weights")
+    seed: int = setting(0, "seed of the data order, of dropout and of new weights")
     logging_steps: int = setting(10, "write a line of metrics every this many steps", may_change=True)
-    eval_steps: int | None = setting(None, "evaluate every this many steps as well as at the end", may_change=True)
-    report_to: str = setting("none", "where metrics go beside metrics.jsonl and .csv", trackers.TOOLS, may_change=True)
+    eval_steps: int | None = setting(None, "evaluate every this many steps, as well as at the end", may_change=True)
+    report_to: str = setting(
+        "none", "also send metrics to this tool, besides metrics.jsonl and metrics.csv", trackers.TOOLS, may_change=True
+    )
 
     def check(self) -> None:
-        require_positive(self, "logging_steps")
+        require_positive(logging_steps=self.logging_steps, eval_steps=self.eval_steps)
         trackers.check_installed(self.report_to)
-        if self.eval_steps is not None:
-            require_positive(self, "eval_steps")
 
 
 def check_unused(output_dir: str, names: tuple[str, ...] = ("run.json", "model")) -> None:
-    """A run never writes over another, of which it would find these files. Every rank checks before any rank writes."""
-    held = [name for name in names if (Path(output_dir) / name).exists()]
-    if held:
+    """Raise ValueError where a folder has one of these files of another run. Checked on all ranks before any writes."""
+    existing = [name for name in names if (Path(output_dir) / name).exists()]
+    if existing:
         raise ValueError(
-            f"--output_dir {output_dir} already holds another run ({held[0]}): name a new folder or delete that one"
+            f"--output_dir {output_dir} already holds another run ({existing[0]}): name a new folder or delete that one"
         )
     dist.barrier()
 
@@ -64,33 +65,46 @@ class Start:
     """Where a run begins: at step 0, or at a checkpoint's step."""
 
     step: int = 0
-    unlogged_sums: tuple[dict, ...] = ()  # the sums, over all ranks, of each step since the last line of metrics
-    identity: dict = field(default_factory=dict)  # what a checkpoint to go on from has to agree in
+    unlogged_sums: tuple[dict, ...] = ()  # sums over all ranks of each step since the last line of metrics
+    identity: dict = field(default_factory=dict)  # what a checkpoint to resume from has to agree in
 
 
 class RunLog:
-    """The record of one training run: `train` once a step, `evaluation` when it is due.
+    """The record of one training run: `log_step` after every step, `log_evaluation` when one is done.
 
-    How it ended is left in exit.json: "finished", "stopped" (told to, `dist.Stopped`) or "failed". A run that was
-    killed leaves none, nor does one that lost a process: it did nothing wrong and may be started again.
+    How it ended is written to exit.json: "finished", "stopped" (by a signal, `dist.Stopped`) or "failed". A run that
+    was killed leaves none, nor does one that lost another process: it may be started again.
     """
 
-    def __init__(self, settings: RunSettings, steps: int, steps_per_epoch: int, facts: dict, start: Start = Start()):  # noqa: B008
-        """`facts` go into run.json beside the settings and versions: data, whatever else identifies the run."""
+    def __init__(
+        self,
+        settings: RunSettings,
+        all_settings: SettingsGroup,
+        steps: int,
+        steps_per_epoch: int,
+        facts: dict,
+        start: Start = Start(),  # noqa: B008
+    ):
+        """
+        Args:
+            all_settings: the script's, for run.json.
+            facts: go into run.json beside settings and versions: the data, whatever else identifies the run.
+        """
         self.settings, self.steps, self.steps_per_epoch, self.start = settings, steps, steps_per_epoch, start
         self.folder, self.step = Path(settings.output_dir), start.step
         self.window: list[dict] = []  # this rank's sums of each step since they were last brought to the host
         self.unlogged_sums = list(start.unlogged_sums)
-        self.noted: dict[str, float] = {}  # goes into the next line
-        self.journal = MetricsFile(self.folder / "metrics.jsonl", start.step)
-        self.evaluated = self.journal.has(start.step, "eval_")  # or was stopped before it could be
+        self.extra: dict[str, float] = {}  # values for the next line
+        self.metrics = MetricsFile(self.folder / "metrics.jsonl", start.step)
+        # A run that was stopped before its evaluation was done resumes with it.
+        self.start_is_evaluated = self.metrics.has(start.step, "eval_")
         if dist.is_main():
             self.folder.mkdir(parents=True, exist_ok=True)
             (self.folder / "exit.json").unlink(missing_ok=True)
-            described = provenance(settings) | facts | self._history()
-            replace(self.folder / "run.json", json.dumps(described, indent=2) + "\n")
-            self.journal.begin()
-            self.tracker = trackers.tracker(settings.report_to, self.folder, start.step, as_dict(settings))
+            description = provenance(all_settings) | facts | self._history()
+            write_atomically(self.folder / "run.json", json.dumps(description, indent=2) + "\n")
+            self.metrics.begin()
+            self.tracker = trackers.tracker(settings.report_to, self.folder, start.step, flatten(all_settings))
         self._begin_line()
         self.bar = tqdm(
             total=steps,
@@ -105,95 +119,117 @@ class RunLog:
 
     def __exit__(self, kind, error, _):
         self.bar.close()
-        status = "finished" if kind is None else "stopped" if issubclass(kind, dist.Stopped) else "failed"
-        ended = {"status": status, "step": self.step, "steps": self.steps, "reason": str(error or "all steps are done")}
+        if kind is None:
+            status = "finished"
+        else:
+            status = "stopped" if issubclass(kind, dist.Stopped) else "failed"
         if dist.is_main():
             self.tracker.close()
             if dist.is_lost_process(error):
                 return
-            with contextlib.suppress(OSError):  # a full disk: the error that led here is the one to tell
-                mark_end(self.folder, **ended)
-                trackers.write_csv(self.journal.file)
+            reason = str(error or "all steps are done")
+            with contextlib.suppress(OSError):  # a full disk: the error that ended the run is the one to report
+                mark_end(self.folder, status=status, step=self.step, steps=self.steps, reason=reason)
+                trackers.write_csv(self.metrics.file)
 
-    def train(
-        self, step: int, sums: dict[str, Tensor], learning_rate: float, examples: int, tokens: int, unit: str
+    def log_step(
+        self,
+        step: int,
+        sums: dict[str, Tensor],
+        grad_norm: Tensor,
+        learning_rate: float,
+        batches: StepBatches,
+        unit: str,
     ) -> None:
-        """Take in one step's sums (`step` counts finished steps, from 1); write a line if one is due.
+        """Take in one step's sums; write a line if one is due.
 
         Args:
-            examples, tokens: of the step, over all ranks; `unit` is what the examples are called ("pairs").
+            step: finished steps, from 1.
+            sums: of this rank.
+            grad_norm: global, the same on every rank.
+            batches: of the step; `unit` is what its examples are called ("pairs").
         """
         self.step = step
-        self.window.append(sums)
-        self.work += np.array([1, tokens, examples])
+        self.window.append(sums | {"grad_norm": grad_norm})
+        self.work_done += np.array([1, batches.num_tokens, batches.num_examples])
         self.bar.update()
-        if step % self.settings.logging_steps and step != self.steps and not self.evaluates(step):
+        if step % self.settings.logging_steps and step != self.steps and not self.evaluation_due(step):
             return
         values = self._means()
-        seconds = time.perf_counter() - self.since
-        trained, *work = self.work.tolist()
-        line = self._at(step) | values | {"learning_rate": learning_rate}
-        line |= {f"{name}_per_second": round(n / seconds, 2) for name, n in zip(("tokens", unit), work, strict=True)}
-        line |= {"peak_memory_gib": round(dist.peak_memory() / 2**30, 3)}
-        self._write(line | self.noted, left=seconds / trained * (self.steps - step))
+        seconds = time.perf_counter() - self.line_began
+        steps, tokens, examples = self.work_done.tolist()
+        line = self._position(step) | values | {"learning_rate": learning_rate}
+        line["tokens_per_second"] = round(tokens / seconds, 2)
+        line[f"{unit}_per_second"] = round(examples / seconds, 2)
+        line["peak_memory_gib"] = round(dist.peak_memory() / 2**30, 3)
+        self._write(line | self.extra, seconds_left=seconds / steps * (self.steps - step))
         self.unlogged_sums = []
         self._begin_line()
 
-    def note(self, **values: float) -> None:
-        """Something to say with the next line of training; what is noted twice until then is added up."""
+    def add_to_next_line(self, **values: float) -> None:
+        """Add values to the next training line; values of one name are summed until then."""
         for name, value in values.items():
-            self.noted[name] = round(self.noted.get(name, 0.0) + value, 4)
+            self.extra[name] = round(self.extra.get(name, 0.0) + value, 4)
 
-    def evaluates(self, step: int) -> bool:
-        """Whether an evaluation is due after `step`: every --eval_steps, and at the end, unless it is there already."""
-        due = step == self.steps or bool(self.settings.eval_steps and step % self.settings.eval_steps == 0)
-        return due and step > 0 and not (step == self.start.step and self.evaluated)
+    def evaluation_due(self, step: int) -> bool:
+        """Whether to evaluate after `step`: every --eval_steps, and at the end, unless it has been done already."""
+        is_last = step == self.steps
+        is_regular = self.settings.eval_steps is not None and step % self.settings.eval_steps == 0
+        is_done = step == self.start.step and self.start_is_evaluated
+        return step > 0 and (is_last or is_regular) and not is_done
 
-    def evaluation(self, step: int, values: dict[str, float]) -> None:
+    def log_evaluation(self, step: int, means: dict[str, float]) -> None:
         """Write the means of an evaluation; its time does not count as training time."""
-        self._write(self._at(step) | {f"eval_{name}": value for name, value in values.items()})
-        self.since = time.perf_counter()
+        self._write(self._position(step) | {f"eval_{name}": value for name, value in means.items()})
+        self.line_began = time.perf_counter()
 
     def collect(self) -> list[dict]:
-        """The sums, over all ranks, of each step since the last line; raises if any of these steps was not finite."""
+        """The sums over all ranks of each step since the last line.
+
+        Raises:
+            ValueError: the loss or the gradient of one of these steps was not finite.
+        """
         if self.window:
             names = list(self.window[0])
             table = torch.stack([torch.stack([sums[name].double() for name in names]) for sums in self.window])
-            table[:, names.index("grad_norm")] /= dist.world_size()  # already global: every rank has the same
+            norms = table[:, names.index("grad_norm")].tolist()  # global already: not to be summed
             first = self.step - len(self.window) + 1
-            for step, row in enumerate(dist.sum_over_ranks(table).tolist(), first):
-                self.unlogged_sums.append(dict(zip(names, row, strict=True)))
-                _check_finite(step, self.unlogged_sums[-1])
+            for step, (norm, row) in enumerate(zip(norms, dist.sum_over_ranks(table).tolist(), strict=True), first):
+                sums = dict(zip(names, row, strict=True)) | {"grad_norm": norm}
+                self.unlogged_sums.append(sums)
+                _check_finite(step, sums)
             self.window = []
         return self.unlogged_sums
 
     def _means(self) -> dict[str, float]:
-        """Of the steps since the last line, over all ranks."""
+        """Over the steps since the last line and all ranks."""
         steps = self.collect()
         count = sum(sums["count"] for sums in steps)
-        means = {name: sum(sums[name] for sums in steps) / count for name in steps[0] if name != "count"}
+        names = [name for name in steps[0] if name not in ("count", "grad_norm")]
+        means = {name: sum(sums[name] for sums in steps) / count for name in names}
         return means | {"grad_norm": steps[-1]["grad_norm"]}
 
     def _begin_line(self) -> None:
-        self.noted, self.since, self.work = {}, time.perf_counter(), np.zeros(3)  # steps, tokens, examples
+        self.extra, self.line_began = {}, time.perf_counter()
+        self.work_done = np.zeros(3)  # steps, tokens, examples
 
-    def _at(self, step: int) -> dict:
+    def _position(self, step: int) -> dict:
         return {"step": step, "epoch": round(step / self.steps_per_epoch, 4)}
 
-    def _write(self, line: dict, left: float | None = None) -> None:
+    def _write(self, line: dict, seconds_left: float | None = None) -> None:
         if not dist.is_main():
             return
-        self.journal.write(line)
+        self.metrics.write(line)
         self.tracker.write(line)
-        said = "  ".join(f"{name} {_short(value)}" for name, value in line.items() if name not in ("step", "epoch"))
-        if self.bar.disable or left is None:
-            remaining = "" if left is None else f"  {tqdm.format_interval(left)} left"
-            tqdm.write(f"step {line['step']}/{self.steps}  {said}{remaining}")
+        text = "  ".join(f"{name} {_short(value)}" for name, value in line.items() if name not in ("step", "epoch"))
+        if self.bar.disable or seconds_left is None:
+            remaining = "" if seconds_left is None else f"  {tqdm.format_interval(seconds_left)} left"
+            tqdm.write(f"step {line['step']}/{self.steps}  {text}{remaining}")
         else:
-            self.bar.set_postfix_str(said)
+            self.bar.set_postfix_str(text)
 
     def _history(self) -> dict:
-        """For run.json: each start of this run, the first one and from which step it went on."""
+        """For run.json: each start of this run, and the step from which it went on."""
         try:
             before = read_json(self.folder / "run.json")["starts"]
         except (OSError, ValueError, KeyError, TypeError):
@@ -201,36 +237,39 @@ class RunLog:
         return {"starts": before + [{"step": self.start.step, "time": _now(), "processes": dist.world_size()}]}
 
 
-def mark_end(folder: Path, **ended) -> None:
-    """exit.json: how a run ended, and when."""
-    replace(folder / "exit.json", json.dumps(ended | {"time": _now()}) + "\n")
+def mark_end(folder: Path, **facts) -> None:
+    """Write exit.json: how a run ended, and when."""
+    write_atomically(folder / "exit.json", json.dumps(facts | {"time": _now()}) + "\n")
 
 
 def _check_finite(step: int, sums: dict[str, float]) -> None:
     if not (math.isfinite(sums["loss"]) and math.isfinite(sums["grad_norm"])):
         raise ValueError(
-            f"step {step}: the loss is {sums['loss'] / sums['count']}, the gradient norm {sums['grad_norm']}; "
-            f"stopped, nothing was saved after it. Try a lower --learning_rate or a longer --warmup_ratio"
+            f"step {step}: the loss is {sums['loss'] / sums['count']}, the gradient norm {sums['grad_norm']}; the "
+            f"update was skipped, and the run stops without saving anything after it. Try a lower --learning_rate or a "
+            f"longer --warmup_ratio"
         )
 
 
-def provenance(settings) -> dict:
-    """What it takes to say later what this run was."""
+def provenance(settings: SettingsGroup) -> dict:
+    """Everything that identifies a run later: command, settings, versions, device, commit."""
     try:
-        where = Path(__file__).parent
+        here = Path(__file__).parent
         commit = subprocess.run(
-            ["git", "rev-parse", "HEAD"], cwd=where, capture_output=True, text=True, timeout=10
+            ["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, timeout=10
         ).stdout.strip()
     except (OSError, subprocess.TimeoutExpired):
         commit = ""
+    if torch.cuda.is_available():
+        device = torch.cuda.get_device_name()
+    else:
+        device = platform.processor() or platform.machine()
     packages = ("torch", "tokenizers", "sentencepiece", "safetensors", "numpy")
     return {
         "command": sys.argv,
-        "settings": as_dict(settings),
+        "settings": flatten(settings),
         "processes": dist.world_size(),
-        "device": torch.cuda.get_device_name()
-        if torch.cuda.is_available()
-        else platform.processor() or platform.machine(),
+        "device": device,
         "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
         "git_commit": commit or None,
         "started": _now(),

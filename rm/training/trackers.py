@@ -1,4 +1,4 @@
-"""Metrics for the tools people have: metrics.csv always, TensorBoard or Weights & Biases where `--report_to` asks."""
+"""Metrics for other tools: metrics.csv always, TensorBoard or Weights & Biases where `--report_to` names one."""
 
 import csv
 import importlib.util
@@ -7,19 +7,19 @@ import os
 import secrets
 from pathlib import Path
 
-from rm.files import replace
+from rm.files import write_atomically
 
 TOOLS = ("none", "tensorboard", "wandb")
 
 
 def check_installed(tool: str) -> None:
-    """A tool that is asked for must be there before anything long begins."""
+    """Raise ValueError where the tool's package is missing, before anything long begins."""
     if tool != "none" and importlib.util.find_spec(tool) is None:
         raise ValueError(f"--report_to {tool}: the package {tool} is not installed; pip install {tool}, or use none")
 
 
-class Nowhere:
-    """Takes lines of metrics as the journal does: write, close."""
+class NoTracker:
+    """The interface of a tracker, which takes the lines of metrics.jsonl; it does nothing with them."""
 
     def write(self, line: dict) -> None:
         pass
@@ -28,8 +28,8 @@ class Nowhere:
         pass
 
 
-class TensorBoard(Nowhere):
-    """Event files in output_dir/tensorboard; a run that goes on from a step hides what was written after it."""
+class TensorBoard(NoTracker):
+    """Event files in output_dir/tensorboard; a resumed run hides what was written after its first step."""
 
     def __init__(self, folder: Path, step: int, settings: dict):
         from torch.utils.tensorboard import SummaryWriter
@@ -46,18 +46,18 @@ class TensorBoard(Nowhere):
         self.writer.close()
 
 
-class WandB(Nowhere):
-    """A run of Weights & Biases, which its own variables govern: WANDB_PROJECT, WANDB_MODE=offline, ..."""
+class WandB(NoTracker):
+    """A run of Weights & Biases, configured by its environment variables: WANDB_PROJECT, WANDB_MODE=offline, ..."""
 
     def __init__(self, folder: Path, step: int, settings: dict):
         import wandb
 
-        known = folder / "wandb_run_id"  # so that a run which goes on is one run there too
-        if not known.is_file():
-            replace(known, secrets.token_hex(4))
+        run_id = folder / "wandb_run_id"  # kept, so that a resumed run is one run there, too
+        if not run_id.is_file():
+            write_atomically(run_id, secrets.token_hex(4))
         self.run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", "rm"), name=folder.name, dir=str(folder), config=settings,
-            id=known.read_text(), resume="allow",
+            id=run_id.read_text(), resume="allow",
         )  # fmt: skip
 
     def write(self, line: dict) -> None:
@@ -67,22 +67,22 @@ class WandB(Nowhere):
         self.run.finish()
 
 
-def tracker(tool: str, folder: Path, step: int, settings: dict) -> Nowhere:
-    """Where lines go beside the journal: of the main process alone.
+def tracker(tool: str, folder: Path, step: int, settings: dict) -> NoTracker:
+    """The tracker that `--report_to` names. Only the main process calls it.
 
     Args:
-        step: that the run begins after.
+        step: that the run starts from.
     """
     if tool == "none":
-        return Nowhere()
+        return NoTracker()
     return {"tensorboard": TensorBoard, "wandb": WandB}[tool](folder, step, settings)
 
 
-def write_csv(journal: Path) -> None:
-    """metrics.csv beside metrics.jsonl: a row a line, a column for every name that any line has."""
-    lines = [json.loads(line) for line in journal.read_text(encoding="utf-8").splitlines()]
+def write_csv(metrics_file: Path) -> None:
+    """Write metrics.csv beside metrics.jsonl, with a column for every name that occurs in any line."""
+    lines = [json.loads(line) for line in metrics_file.read_text(encoding="utf-8").splitlines()]
     names = list(dict.fromkeys(name for line in lines for name in line))
-    with open(journal.with_suffix(".csv"), "w", newline="", encoding="utf-8") as out:
+    with open(metrics_file.with_suffix(".csv"), "w", newline="", encoding="utf-8") as out:
         table = csv.DictWriter(out, names)
         table.writeheader()
         table.writerows(lines)

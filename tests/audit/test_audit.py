@@ -1,4 +1,4 @@
-"""rm.audit: every flaw planted in crafted files is counted, and nowhere else; statuses; a slow twin; bad input."""
+"""rm.audit: planted flaws are counted exactly, exit statuses, a slow reference implementation, bad input."""
 
 import itertools
 import json
@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rm.audit import __main__
+from rm.audit.report import format_report, make_report
 from tests.text_fixtures import byte_level
 
 KEYS = ["positive", "negative", "chosen", "rejected", "prompt", "responses", "scores", "role", "content", "subset"]
@@ -17,20 +18,21 @@ COUNTER = itertools.count()
 
 
 def dialogue(*contents: str, style: str = "###{}: {}") -> str:
-    return "".join(style.format(("Human", "Assistant")[i % 2], said) for i, said in enumerate(contents))
+    return "".join(style.format(("Human", "Assistant")[i % 2], content) for i, content in enumerate(contents))
 
 
-def prompt(turns: int = 1) -> list[str]:
-    """Turns that stand in no other dialogue, the last one the human's."""
+def new_prompt(turns: int = 1) -> list[str]:
+    """Contents of turns that are in no other dialogue; the last one is the human's."""
     return [f"turn {next(COUNTER)}" for _ in range(2 * turns - 1)]
 
 
-def pair(before: list[str], better: str = "a better one", worse: str = "worse", **more) -> dict:
-    return {"positive": dialogue(*before, better), "negative": dialogue(*before, worse), **more}
+def pair(prompt: list[str], better: str = "a better one", worse: str = "worse", **fields) -> dict:
+    return {"positive": dialogue(*prompt, better), "negative": dialogue(*prompt, worse), **fields}
 
 
 def sound(n: int) -> list[dict]:
-    return [pair(prompt(turns=i % 3 + 1)) for i in range(n)]
+    """Pairs without any flaw."""
+    return [pair(new_prompt(turns=i % 3 + 1)) for i in range(n)]
 
 
 @pytest.fixture
@@ -43,29 +45,31 @@ def file(tmp_path):
 
 
 def report(tmp_path, *argv) -> tuple[int, dict]:
+    """The exit status and the JSON report of the command."""
     status = __main__.main([*map(str, argv), "--json", str(tmp_path / "report.json")])
     return status, json.loads((tmp_path / "report.json").read_text())
 
 
-def counts(found: list[dict]) -> dict[str, int]:
-    """What was found, by name: nothing that was not."""
-    return {finding["name"]: finding["count"] for finding in found if finding["count"]}
+def counts(findings: list[dict]) -> dict[str, int]:
+    """Name -> count of the findings that concern any pair."""
+    return {finding["name"]: finding["count"] for finding in findings if finding["count"]}
 
 
-# Within
+# Within one set
 
 
 def test_sound_pairs_have_no_findings(tmp_path, file, capsys):
     status, got = report(tmp_path, file(sound(20)), "--fail_on", "warning", "--split", "20")
     assert status == 0 and not counts(got["sets"][0]["findings"]) and not counts(got["across"])
     assert (got["sets"][0]["n"], got["sets"][0]["conversations"], got["held_out"]) == (20, 20, 4)
-    assert capsys.readouterr().out.endswith("checks with findings: 0 of errors, 0 of warnings\n")
+    assert capsys.readouterr().out.endswith("checks with findings: 0 errors, 0 warnings\n")
 
 
 def continued(side: str) -> list[dict]:
-    before = prompt()
-    said = {"better": "a better one", "worse": "worse"}[side]
-    return [pair(before), pair([*before, said, *prompt()])]
+    """A pair, and one whose prompt continues the given side of it."""
+    prompt = new_prompt()
+    reply = {"better": "a better one", "worse": "worse"}[side]
+    return [pair(prompt), pair([*prompt, reply, *new_prompt()])]
 
 
 def twice(record: dict) -> list[dict]:
@@ -73,77 +77,80 @@ def twice(record: dict) -> list[dict]:
 
 
 def swapped() -> list[dict]:
-    record = pair(prompt())
+    record = pair(new_prompt())
     return [record, {"positive": record["negative"], "negative": record["positive"]}]
 
 
-def both_go_on() -> list[dict]:
-    """Nothing is given away: both replies have a record that goes on from them."""
-    before = prompt()
-    return [pair(before), pair([*before, "a better one", *prompt()]), pair([*before, "worse", *prompt()])]
+def both_continued() -> list[dict]:
+    """No label is revealed: both replies are continued in another record."""
+    prompt = new_prompt()
+    return [pair(prompt), pair([*prompt, "a better one", *new_prompt()]), pair([*prompt, "worse", *new_prompt()])]
 
 
-def goes_on_from_its_other_side() -> list[dict]:
-    one = dialogue(*prompt(), "yes")
+def one_side_continues_the_other() -> list[dict]:
+    one = dialogue(*new_prompt(), "yes")
     return [{"positive": one, "negative": one + dialogue("more?", "no")}]
 
 
-def in_another_style() -> dict:
+def anthropic_style() -> dict:
     sides = (dialogue("what?", " worse\n", "so", answer, style="\n\n{}: {}") for answer in "xy")
     return dict(zip(("chosen", "rejected"), sides, strict=True))
 
 
-def of_messages() -> dict:
+def with_messages() -> dict:
     contents = {"user": "why?", "assistant": "worse"}
     messages = [{"role": role, "content": content} for role, content in contents.items()]
     return {"prompt": [*messages, {"role": "user", "content": "?"}], "chosen": "a", "rejected": "b"}
 
 
-FLAWS = {
+FLAWS = {  # name of the finding, with "by ..." for a variant -> (how to plant it, number of pairs concerned)
     "label revealed": (lambda: [*continued("better"), *continued("better"), *continued("worse")], 3),
-    "label revealed by another style": (lambda: [pair(["what?"]), in_another_style()], 1),
-    "label revealed by messages": (lambda: [pair(["why?"]), of_messages()], 1),
-    "identical": (lambda: [pair(prompt(), "same", "same"), pair(prompt(), "same ", "same")], 2),
+    "label revealed by another style": (lambda: [pair(["what?"]), anthropic_style()], 1),
+    "label revealed by messages": (lambda: [pair(["why?"]), with_messages()], 1),
+    "identical": (lambda: [pair(new_prompt(), "same", "same"), pair(new_prompt(), "same ", "same")], 2),
     "swapped": (lambda: [*swapped(), *swapped()], 4),
-    "duplicated": (lambda: [*twice(pair(prompt())), *twice(pair(prompt())), *twice(pair(prompt())) * 2], 5),
-    "prompts differ": (lambda: [{"positive": dialogue(*prompt(), "a"), "negative": dialogue(*prompt(), "b")}], 1),
-    "no reply": (lambda: [pair(prompt(), "", "b"), pair(prompt(), "a", " \n")], 2),
+    "duplicated": (lambda: [*twice(pair(new_prompt())), *twice(pair(new_prompt())), *twice(pair(new_prompt())) * 2], 5),
+    "prompts differ": (
+        lambda: [{"positive": dialogue(*new_prompt(), "a"), "negative": dialogue(*new_prompt(), "b")}],
+        1,
+    ),
+    "no reply": (lambda: [pair(new_prompt(), "", "b"), pair(new_prompt(), "a", " \n")], 2),
     "no turns": (lambda: [{"positive": "a text", "negative": "another"}], 1),
-    "": (both_go_on, 0),
-}  # fmt: skip
+    "": (both_continued, 0),
+}
 
 
 @pytest.mark.parametrize("flaw", FLAWS)
-def test_every_flaw_is_counted_as_often_as_it_was_planted_and_no_other_is(flaw, tmp_path, file, capsys):
-    make, times = FLAWS[flaw]
+def test_each_planted_flaw_is_counted_and_no_other_one(flaw, tmp_path, file, capsys):
+    make, count = FLAWS[flaw]
     planted = make()
     records = sound(4) + planted[:1] + sound(3) + planted[1:]
     status, got = report(tmp_path, file(records), "--fail_on", "warning")
     name = flaw.partition(" by ")[0]
-    assert counts(got["sets"][0]["findings"]) == ({name: times} if times else {})
-    assert status == (1 if times else 0)
+    assert counts(got["sets"][0]["findings"]) == ({name: count} if count else {})
+    assert status == (1 if count else 0)
     (finding,) = [f for f in got["sets"][0]["findings"] if f["name"] == name] or [None]
     if finding:
-        assert finding["share"] == times / len(records) and finding["severity"] == "warning"
-        assert len(finding["where"]) == min(times, 5) and f"{name}: {times} (" in capsys.readouterr().out
+        assert finding["share"] == count / len(records) and finding["severity"] == "warning"
+        assert len(finding["where"]) == min(count, 5) and f"{name}: {count} (" in capsys.readouterr().out
 
 
-def test_a_pair_one_side_of_which_goes_on_from_the_other_does_not_give_itself_away(tmp_path, file):
-    _, got = report(tmp_path, file(goes_on_from_its_other_side()))
+def test_a_pair_whose_one_side_continues_the_other_does_not_leak_itself(tmp_path, file):
+    _, got = report(tmp_path, file(one_side_continues_the_other()))
     assert counts(got["sets"][0]["findings"]) == {"prompts differ": 1}
-    path = file(goes_on_from_its_other_side() * 2)  # but it does give away its duplicate
+    path = file(one_side_continues_the_other() * 2)  # but its duplicate does
     _, got = report(tmp_path, path)
     where = [f"{path} record 1 (in {path} record 2)", f"{path} record 2 (in {path} record 1)"]
     assert got["sets"][0]["findings"][0]["where"] == where
     assert counts(got["sets"][0]["findings"]) == {"label revealed": 2, "duplicated": 1, "prompts differ": 2}
 
 
-def test_a_given_away_label_is_named_with_where_it_is_read(tmp_path, file):
+def test_a_label_leak_names_the_pair_and_the_record_that_reveals_it(tmp_path, file):
     path = file([*sound(2), *continued("worse")])
     _, got = report(tmp_path, path)
     revealed = got["sets"][0]["findings"][0]
     assert revealed["where"] == [f"{path} record 3 (in {path} record 4)"]
-    assert "of 0 the better one, of 1 the worse" in revealed["about"]
+    assert "the better reply of 0 pairs, the worse reply of 1" in revealed["about"]
 
 
 def test_a_prompt_without_marks_is_a_human_turn(tmp_path, file):
@@ -154,7 +161,7 @@ def test_a_prompt_without_marks_is_a_human_turn(tmp_path, file):
 
 def test_a_ranking_counts_by_its_best_and_worst_reply(tmp_path, file):
     def ranking(*scores):
-        return {"prompt": dialogue(*prompt()) + "###Assistant: ", "responses": list("abc"), "scores": list(scores)}
+        return {"prompt": dialogue(*new_prompt()) + "###Assistant: ", "responses": list("abc"), "scores": list(scores)}
 
     empty_best = ranking(1, 3, 2) | {"responses": ["a", "", "c"]}
     empty_middle = ranking(1, 2, 3) | {"responses": ["a", "", "c"]}
@@ -166,19 +173,19 @@ def test_a_ranking_counts_by_its_best_and_worst_reply(tmp_path, file):
 
 
 def test_leaks_between_training_evaluation_and_sft_are_counted(tmp_path, file):
-    asked = [prompt() for _ in range(7)]
-    test = [pair(before) for before in asked]
+    prompts = [new_prompt() for _ in range(7)]
+    test = [pair(prompt) for prompt in prompts]
     train = [
         *sound(5),
-        pair(asked[0], "another", "and another"),  # only the conversation
-        pair([*asked[1], "worse", *prompt()]),  # the label
-        {"positive": test[2]["negative"], "negative": test[2]["positive"]},  # the pair, the other way round
+        pair(prompts[0], "another", "and another"),  # only the conversation
+        pair([*prompts[1], "worse", *new_prompt()]),  # the label
+        {"positive": test[2]["negative"], "negative": test[2]["positive"]},  # the pair, swapped
     ]
     sft = [
-        {"text": dialogue(*prompt(), "fine")},
+        {"text": dialogue(*new_prompt(), "fine")},
         {"text": test[3]["positive"]},
-        {"text": dialogue(*asked[4], "worse", *prompt(), "goes on")},
-        {"text": dialogue(*asked[5], "neither")},
+        {"text": dialogue(*prompts[4], "worse", *new_prompt(), "goes on")},
+        {"text": dialogue(*prompts[5], "neither")},
     ]
     argv = file(train), "--eval", file(test, "test.json"), "--sft", file(sft, "sft.json")
     status, got = report(tmp_path, *argv)
@@ -192,12 +199,13 @@ def test_leaks_between_training_evaluation_and_sft_are_counted(tmp_path, file):
     assert report(tmp_path, *argv, "--fail_on", "never")[0] == 0
 
 
-def test_the_recipes_own_split_leaks_where_a_split_by_conversation_does_not(tmp_path, file):
-    opening = [prompt() for _ in range(20)]
-    path = file([pair(before) for before in opening] + [pair([*before, "worse", *prompt()]) for before in opening])
+def test_a_split_by_order_leaks_where_one_by_conversation_does_not(tmp_path, file):
+    prompts = [new_prompt() for _ in range(20)]
+    continuations = [pair([*prompt, "worse", *new_prompt()]) for prompt in prompts]
+    path = file([pair(prompt) for prompt in prompts] + continuations)
     status, got = report(tmp_path, path, "--split", "25", "--split_by", "order")
     assert status == 0 and counts(got["across"]) == {"conversation in training": 10}
-    # the last records are those that give away, so turn the file round
+    # Above, held-out records (the last ones) reveal labels of training records; reversed, it is the other way round.
     path = file(json.loads(open(path).read())["instances"][::-1])
     status, got = report(tmp_path, path, "--split", "25", "--split_by", "order")
     assert status == 1 and counts(got["across"]) == {"label in training": 10, "conversation in training": 10}
@@ -210,9 +218,9 @@ def test_the_recipes_own_split_leaks_where_a_split_by_conversation_does_not(tmp_
 # Lengths and subsets
 
 
-def test_the_length_rule_is_told_by_subset(tmp_path, file):
-    records = [pair(prompt(), "long", "l", subset="one"), pair(prompt(2), "l", "long", subset="one")]
-    records += [pair(prompt(), "same", "size", subset="two"), *sound(1)]
+def test_length_statistics_are_reported_by_subset(tmp_path, file):
+    records = [pair(new_prompt(), "long", "l", subset="one"), pair(new_prompt(2), "l", "long", subset="one")]
+    records += [pair(new_prompt(), "same", "size", subset="two"), *sound(1)]
     _, got = report(tmp_path, file(records))
     rows = {row.pop("subset"): row for row in got["sets"][0]["subsets"]}
     assert list(rows) == ["one", "two", "pairs.json", "(all)"]
@@ -221,21 +229,21 @@ def test_the_length_rule_is_told_by_subset(tmp_path, file):
     assert rows["one"]["several human turns"] == 0.5 and rows["two"]["longer is better"] == 0
 
 
-def test_with_a_tokenizer_lengths_are_tokens_and_what_a_cut_would_void_is_found(tmp_path, file):
+def test_a_tokenizer_gives_lengths_in_tokens_and_finds_harmful_truncation(tmp_path, file):
     from rm.data.tokenizer import Tokenizer
 
     folder = byte_level(tmp_path / "model")
     long = "the cat sat on the mat " * 30
     records = [
         *sound(3),
-        {"positive": long + "yes", "negative": long + "no"},  # void when cut on the right
-        {"positive": "yes" + long, "negative": "no" + long},  # on the left
+        {"positive": long + "yes", "negative": long + "no"},  # identical when truncated on the right
+        {"positive": "yes" + long, "negative": "no" + long},  # when truncated on the left
         {"positive": "yes" + long + "yes", "negative": "no" + long + "no"},
-        {"positive": long + "yes" + long, "negative": long + "no" + long},  # on either
+        {"positive": long + "yes" + long, "negative": long + "no" + long},  # on either side
     ]
     _, got = report(tmp_path, file(records), "--tokenizer", folder, "--max_length", "100")
-    found = counts(got["sets"][0]["findings"])
-    assert {name: found[name] for name in ("cut right", "cut left")} == {"cut right": 2, "cut left": 2}
+    count = counts(got["sets"][0]["findings"])
+    assert {name: count[name] for name in ("cut right", "cut left")} == {"cut right": 2, "cut left": 2}
     (right,) = [f for f in got["sets"][0]["findings"] if f["name"] == "cut right"]
     assert right["where"][0].endswith("record 4")
     lengths = got["sets"][0]["lengths"]
@@ -244,10 +252,10 @@ def test_with_a_tokenizer_lengths_are_tokens_and_what_a_cut_would_void_is_found(
     assert sum(lengths["counts"]) == 7 and lengths["edges"][-1] >= longest > lengths["edges"][-2]
 
 
-def test_dialogues_are_counted_as_training_writes_them(tmp_path, file):
+def test_token_lengths_use_the_dialogue_format_of_training(tmp_path, file):
     folder = byte_level(tmp_path / "model")
-    asked = [{"role": "user", "content": "the cat?"}]
-    messages = [{"prompt": asked, "chosen": "sat on the mat", "rejected": "the other"}]
+    question = [{"role": "user", "content": "the cat?"}]
+    messages = [{"prompt": question, "chosen": "sat on the mat", "rejected": "the other"}]
     plain = [pair(["the cat?"], "sat on the mat", "the other")]
     flags = "--tokenizer", folder, "--dialogue_format", "hh"
     _, one = report(tmp_path, file(messages), *flags)
@@ -257,49 +265,50 @@ def test_dialogues_are_counted_as_training_writes_them(tmp_path, file):
         report(tmp_path, file(messages), *flags[:2])
 
 
-def test_sets_may_be_named_as_they_are_on_the_hub(tmp_path, file, monkeypatch):
+def test_files_may_be_names_on_the_hub(tmp_path, file, monkeypatch):
     paths = {"hub:o/n/a.json": file(sound(3), "a.json"), "hub:o/n/b.json": file(sound(2), "b.json")}
     monkeypatch.setattr(__main__.hub, "data", paths.__getitem__)
     _, got = report(tmp_path, "hub:o/n/a.json", "--eval", "hub:o/n/b.json")
     assert [part["n"] for part in got["sets"]] == [3, 2]
 
 
-# A slow twin
+# A slow reference implementation
 
-said = st.sampled_from(["a", "b", " a", ""])
-texts = st.lists(said, min_size=2, max_size=5).map(lambda contents: dialogue("hi", *contents))
+contents = st.sampled_from(["a", "b", " a", ""])
+texts = st.lists(contents, min_size=2, max_size=5).map(lambda drawn: dialogue("hi", *drawn))
 
 
 def slow_counts(pairs: list[dict]) -> dict[str, int]:
     def messages(text):
         return [tuple(map(str.strip, turn.split(":", 1))) for turn in text.split("###")[1:]]
 
-    both = [[messages(pair["positive"]), messages(pair["negative"])] for pair in pairs]
+    sides = [[messages(pair["positive"]), messages(pair["negative"])] for pair in pairs]
 
-    def goes_on(i, side):
-        mine = both[i][side]
-        others = (text for j, other in enumerate(both) if j != i for text in other)
-        return mine[-1][0] == "Assistant" and any(len(t) > len(mine) and t[: len(mine)] == mine for t in others)
+    def is_continued(i, side):
+        text = sides[i][side]
+        others = [other for j, both in enumerate(sides) if j != i for other in both]
+        continued = any(len(other) > len(text) and other[: len(text)] == text for other in others)
+        return text[-1][0] == "Assistant" and continued
 
-    n = range(len(both))
-    found = {
-        "label revealed": sum(goes_on(i, 0) != goes_on(i, 1) for i in n),
-        "identical": sum(a == b for a, b in both),
-        "swapped": sum(a != b and [b, a] in both for a, b in both),
-        "duplicated": sum(both[i] in both[:i] for i in n),
-        "prompts differ": sum(a[:-1] != b[:-1] for a, b in both),
-        "no reply": sum(any(text[-1][0] == "Human" or not text[-1][1] for text in pair) for pair in both),
+    indices = range(len(sides))
+    count = {
+        "label revealed": sum(is_continued(i, 0) != is_continued(i, 1) for i in indices),
+        "identical": sum(a == b for a, b in sides),
+        "swapped": sum(a != b and [b, a] in sides for a, b in sides),
+        "duplicated": sum(sides[i] in sides[:i] for i in indices),
+        "prompts differ": sum(a[:-1] != b[:-1] for a, b in sides),
+        "no reply": sum(any(text[-1][0] == "Human" or not text[-1][1] for text in both) for both in sides),
     }
-    return {name: count for name, count in found.items() if count}
+    return {name: n for name, n in count.items() if n}
 
 
 @settings(max_examples=150)
-@given(made=st.lists(st.fixed_dictionaries({"positive": texts, "negative": texts}), min_size=1, max_size=8))
-def test_counts_are_those_of_comparing_every_text_with_every_other(made, tmp_path_factory):
-    path = tmp_path_factory.getbasetemp() / "twin.json"
-    path.write_text(json.dumps(made))
+@given(records=st.lists(st.fixed_dictionaries({"positive": texts, "negative": texts}), min_size=1, max_size=8))
+def test_counts_equal_those_of_comparing_all_texts_with_each_other(records, tmp_path_factory):
+    path = tmp_path_factory.getbasetemp() / "pairs.json"
+    path.write_text(json.dumps(records))
     args = __main__.parser().parse_args([str(path)])
-    assert counts(__main__.audit(args)["sets"][0]["findings"]) == slow_counts(made)
+    assert counts(make_report(args)["sets"][0]["findings"]) == slow_counts(records)
 
 
 # Bad input
@@ -313,19 +322,19 @@ anything = st.recursive(
 
 @settings(max_examples=150)
 @given(records=st.lists(anything, max_size=4), flags=st.sampled_from([[], ["--split", "50"]]))
-def test_any_json_gives_a_report_or_one_line(records, flags, tmp_path_factory):
+def test_any_json_gives_a_report_or_a_one_line_error(records, flags, tmp_path_factory):
     path = tmp_path_factory.getbasetemp() / "any.json"
     path.write_text(json.dumps(records))
     try:
-        assert __main__.shown(__main__.audit(__main__.parser().parse_args([str(path), *flags])))
+        assert format_report(make_report(__main__.parser().parse_args([str(path), *flags])))
     except ValueError as error:
         assert str(path) in str(error) or "--validation_split" in str(error)
         assert "\n" not in str(error)
 
 
-BAD = {
+BAD = {  # case -> (arguments, part of the error message)
     "no such file": (["missing.json"], "missing.json: no such file"),
-    "sft with nothing held out": (["good.json", "--sft", "good.json"], "--sft is compared with pairs held out"),
+    "sft with nothing held out": (["good.json", "--sft", "good.json"], "--sft is compared with held-out pairs"),
     "two ways to hold out": (["good.json", "--eval", "good.json", "--split", "5"], "exclude each other"),
     "a length without a tokenizer": (["good.json", "--max_length", "5"], "--max_length counts tokens"),
     "no length": (["good.json", "--tokenizer", "model", "--max_length", "0"], "--max_length must be positive, got 0"),
@@ -337,7 +346,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_bad_input_is_one_line(case, file, tmp_path, monkeypatch):
+def test_bad_input_raises_a_one_line_error(case, file, tmp_path, monkeypatch):
     file(sound(4), "good.json"), file([{"text": "hi"}], "sft.json")
     file([{"prompt": "a", "responses": ["b", "c"]}], "unranked.json")
     monkeypatch.chdir(tmp_path)
@@ -347,7 +356,7 @@ def test_bad_input_is_one_line(case, file, tmp_path, monkeypatch):
     assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_statuses_of_the_command(file, monkeypatch, capsys):
+def test_exit_statuses_of_the_command(file, monkeypatch, capsys):
     def run(*argv) -> int:
         monkeypatch.setattr(sys, "argv", ["audit", *argv])
         with pytest.raises(SystemExit) as ended:

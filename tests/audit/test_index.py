@@ -1,4 +1,4 @@
-"""rm.audit.index: some of the pairs are as if only those had been read."""
+"""rm.audit.index: selecting pairs equals reading only those pairs."""
 
 import json
 
@@ -9,28 +9,31 @@ from hypothesis import strategies as st
 from rm.audit.index import Pairs, read_pairs
 
 texts = st.lists(st.sampled_from("ab"), min_size=1, max_size=4).map(
-    lambda said: "".join(f"###{('Human', 'Assistant')[i % 2]}: {each}" for i, each in enumerate(said))
+    lambda contents: "".join(f"###{('Human', 'Assistant')[i % 2]}: {content}" for i, content in enumerate(contents))
 )
 records = st.fixed_dictionaries({"chosen": texts, "rejected": texts, "subset": st.just("one")})
 
 
-def read(made: list[dict], folder) -> Pairs:
-    (folder / "pairs.json").write_text(json.dumps(made))
+def read(drawn: list[dict], folder) -> Pairs:
+    (folder / "pairs.json").write_text(json.dumps(drawn))
     return read_pairs([folder / "pairs.json"])
 
 
-@given(made=st.lists(records, min_size=1, max_size=6), data=st.data())
-def test_a_selection_is_as_if_nothing_else_had_been_read(made, data, tmp_path_factory):
-    kept = data.draw(st.lists(st.booleans(), min_size=len(made), max_size=len(made)).filter(any))
+@given(drawn=st.lists(records, min_size=1, max_size=6), data=st.data())
+def test_selecting_pairs_equals_reading_only_those(drawn, data, tmp_path_factory):
+    kept = data.draw(st.lists(st.booleans(), min_size=len(drawn), max_size=len(drawn)).filter(any))
     folder = tmp_path_factory.getbasetemp()
-    some = read(made, folder).only(np.array(kept))
-    alone = read([record for record, keep in zip(made, kept, strict=True) if keep], folder)
-    assert len(some) == len(alone) == sum(kept)
-    for name in ("conversation", "whole", "prompt", "inside", "answered", "reply_length", "length", "human_turns"):
-        assert getattr(some, name).tolist() == getattr(alone, name).tolist(), name
-    for name in ("hashes", "owner"):
-        assert getattr(some.quotes, name).tolist() == getattr(alone.quotes, name).tolist()
-    assert some.quotes.count(some.whole).tolist() == [
-        [len(some.quotes.owners(hash)) for hash in row] for row in some.whole.tolist()
+    selected = read(drawn, folder).select(np.array(kept))
+    alone = read([record for record, keep in zip(drawn, kept, strict=True) if keep], folder)
+    assert len(selected) == len(alone) == sum(kept)
+    for name in ("conversation", "full_hash", "prompt_hash", "continued_by_other", "has_reply"):
+        assert getattr(selected, name).tolist() == getattr(alone, name).tolist(), name
+    for name in ("reply_length", "length", "human_turns"):
+        assert getattr(selected, name).tolist() == getattr(alone, name).tolist(), name
+    for name in ("hashes", "record"):
+        assert getattr(selected.prefixes, name).tolist() == getattr(alone.prefixes, name).tolist()
+    assert selected.prefixes.count(selected.full_hash).tolist() == [
+        [len(selected.prefixes.records_with(hash)) for hash in pair] for pair in selected.full_hash.tolist()
     ]
-    assert [where.rpartition(" ")[2] for where in some.where] == [str(i + 1) for i, keep in enumerate(kept) if keep]
+    expected = [str(i + 1) for i, keep in enumerate(kept) if keep]
+    assert [where.rpartition(" ")[2] for where in selected.where] == expected

@@ -1,4 +1,4 @@
-"""What checkpoints cost: training the quickstart's reward model with and without them, in turns.
+"""The cost of checkpoints: training the quickstart's reward model with and without them, in turns.
 
     python -m tests.benchmarks.checkpoint_cost [--rounds 3] [--steps 300] [--save_steps 50] [--out PAGE]
 
@@ -32,7 +32,7 @@ def run(world: Path, out: Path, args: argparse.Namespace, save_steps: int) -> li
 
 
 def rate(lines: list[dict]) -> float:
-    """Steps per second over all lines but the first, which has the start in it."""
+    """Steps per second over all lines but the first, which includes the start."""
     return len(lines[1:]) / sum(16 / line["pairs_per_second"] for line in lines[1:])
 
 
@@ -44,7 +44,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out")
     args = parser.parse_args()
-    page = Page("What checkpoints cost", args)
+    page = Page("Cost of checkpoints", args)
     rows, blocked, written = [], [], []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -1,4 +1,4 @@
-"""The flags that the benchmarks share, and the page that says what was run, where, on what, and what came out."""
+"""The flags that the benchmarks share, and the page with a benchmark's command, machine and results."""
 
 import argparse
 import os
@@ -37,7 +37,7 @@ def table(head: list[str], rows: list[list]) -> str:
 
 
 def versus(ours: Contender, theirs: Contender, warmup: int, count: int, unit: str) -> str:
-    """Both sides and what divides them; `count` is how many `unit` one turn does."""
+    """Time and memory of both sides, and their ratios; one turn computes `count` of `unit`."""
     rows = []
     for c in (ours, theirs):
         wall, cpu = c.of("wall", warmup), c.of("cpu", warmup)
@@ -50,10 +50,11 @@ def versus(ours: Contender, theirs: Contender, warmup: int, count: int, unit: st
             "cores used by others"]  # fmt: skip
     ratios = []
     for clock in ("wall", "cpu"):
-        mine, other = ours.of(clock, warmup), theirs.of(clock, warmup)
-        each = [b / a for a, b in zip(mine, other, strict=True)]
+        our_seconds, their_seconds = ours.of(clock, warmup), theirs.of(clock, warmup)
+        each = [b / a for a, b in zip(our_seconds, their_seconds, strict=True)]
         ratios.append([f"speed, {clock} seconds", f"**{statistics.median(each):.2f}**",
-                       f"{min(each):.2f} to {max(each):.2f}", f"{sum(other) / sum(mine):.2f}"])  # fmt: skip
+                       f"{min(each):.2f} to {max(each):.2f}",
+                       f"{sum(their_seconds) / sum(our_seconds):.2f}"])  # fmt: skip
     memory = f"Memory, ours / theirs: peak RSS above loaded **{ours.peak / theirs.peak:.2f}**, " + (
         f"allocator's peak **{ours.allocated / theirs.allocated:.2f}**.\n"
     )
@@ -62,7 +63,7 @@ def versus(ours: Contender, theirs: Contender, warmup: int, count: int, unit: st
 
 
 def side_by_side(ours: Contender, theirs: Contender, warmup: int) -> str:
-    """Turn by turn: the same losses, what was computed for them, and the time it took."""
+    """Losses, computed tokens and time of every turn."""
     rows, gaps = [], []
     for i, (a, b) in enumerate(zip(ours.turns, theirs.turns, strict=True)):
         gaps.append(abs(a["loss"] - b["loss"]))
@@ -75,13 +76,13 @@ def side_by_side(ours: Contender, theirs: Contender, warmup: int) -> str:
 
 
 class Page:
-    """A page of docs/benchmarks: what was run, where, on what, and what came out."""
+    """A page of docs/benchmarks: the command, commit and machine, and then what is added to it."""
 
     def __init__(self, title: str, args: argparse.Namespace):
         self.title, self.out, self.parts, self.load = title, args.out, [], os.getloadavg()
         names = {args.model: Path(args.model).name} if getattr(args, "model", None) else {}
         names |= {p: "/".join(Path(p).parts[-2:]) for p in getattr(args, "data", None) or []}
-        words = [names.get(word, word) for word in sys.argv[1:]]  # folders of this machine mean nothing elsewhere
+        words = [names.get(word, word) for word in sys.argv[1:]]  # paths of this machine mean nothing elsewhere
         self.command = shlex.join(["python", "-m", f"tests.benchmarks.{Path(sys.argv[0]).stem}", *words])
         self.threads = args.threads
 

@@ -1,4 +1,4 @@
-"""How far each family is from transformers, on tiny models with random weights: logits, rewards, gradients, files."""
+"""Differences between rm and transformers for each family: logits, rewards, gradients, files of tiny random models."""
 
 import argparse
 import tempfile
@@ -13,7 +13,7 @@ from rm.data.batch import pack
 from rm.distributed import process_group as dist
 from rm.hf import weights
 from rm.model.heads import LanguageModel, RewardModel
-from tests import made, test_families, tiny
+from tests import family_cases, made, tiny
 from tests.benchmarks.common import Page, table
 
 LENGTHS = (1, 50, 300)
@@ -27,12 +27,12 @@ def main() -> None:
     args.threads = torch.get_num_threads()
     page = Page("Families against transformers", args)
     with dist.session(seed=0):
-        rows = [[family, case, *measure(family, settings)] for family, case, settings in test_families.CASES]
+        rows = [[family, case, *measure(family, settings)] for family, case, settings in family_cases.CASES]
     head = ["model_type", "case", "logits", "rewards", "gradients, language model", "gradients, reward model", "file"]
     page.add(
         "Two to four layers of width 32, all parameters random, fp32. *logits*: largest gap at lengths "
         f"{', '.join(map(str, LENGTHS))} (beyond every window), over the largest logit where that is more than one. "
-        "*rewards*: the same, of six pairs in one packed row with shared prefixes against text by text. *gradients*: "
+        "*rewards*: the same, of six pairs in one micro-batch with shared prefixes against text by text. *gradients*: "
         "norm of the gap over 0.1 plus norm of the gradient, of the worst tensor. *file*: a folder of transformers, "
         "loaded and saved, has the same names and the same bits in every tensor.\n",
         table(head, rows),
@@ -58,17 +58,17 @@ def measure(family: str, settings: dict) -> list[str]:
         lm, rm = (tiny.save_with(model, Path(name, kind)) for model, kind in ((theirs, "lm"), (rewarder, "rm")))
         ours, ours_rm = tiny.ours(lm), tiny.ours(rm, RewardModel)
         texts = [tiny.tokens(length) for length in LENGTHS]
-        logits = max(test_families.gap(tiny.logits(ours, t), tiny.their_logits(theirs, t)) for t in texts)
+        logits = max(family_cases.gap(tiny.logits(ours, t), tiny.their_logits(theirs, t)) for t in texts)
         pairs = made.token_pairs(6, longest=40)
         with torch.no_grad():
             rewards = ours_rm.rewards(pack(made.pair_examples(pairs), np.arange(6)))
-        one_by_one = torch.stack([test_families.their_reward(rewarder, text) for pair in pairs for text in pair])
+        one_by_one = torch.stack([family_cases.their_reward(rewarder, text) for pair in pairs for text in pair])
         learned = [
-            test_families.gradient_gaps(lm, ours, theirs, *test_families.losses_of_texts(ours, theirs)),
-            test_families.gradient_gaps(rm, ours_rm, rewarder, *test_families.losses_of_pairs(ours_rm, rewarder)),
+            family_cases.gradient_gaps(lm, ours, theirs, *family_cases.losses_of_texts(ours, theirs)),
+            family_cases.gradient_gaps(rm, ours_rm, rewarder, *family_cases.losses_of_pairs(ours_rm, rewarder)),
         ]
         same = all(round_trip(folder, head) for folder, head in ((lm, LanguageModel), (rm, RewardModel)))
-    gaps = [logits, test_families.gap(rewards, one_by_one), *(max(gaps.values()) for gaps in learned)]
+    gaps = [logits, family_cases.gap(rewards, one_by_one), *(max(gaps.values()) for gaps in learned)]
     return [*(f"{gap:.1e}" for gap in gaps), "same" if same else "**differs**"]
 
 

@@ -1,9 +1,9 @@
-"""One set of scores from training to every reader: SFT, a reward model by LoRA, merged, exported, read by others.
+"""The same scores in every library that reads the model: SFT, a reward model by LoRA, merged, exported.
 
     python -m tests.benchmarks.flows --model MODEL --data pairs.jsonl.gz --out docs/benchmarks/flows.md
 
-The scripts are run as a user runs them, a few steps each: this is about the road, not about the reward model's worth.
-Then the same texts are scored by everything that can read what is there, each text alone and in fp32.
+The scripts are run as a user runs them, for a few steps each: this tests the export, not the quality of the reward
+model. Then the same texts are scored by every library that can read the files, each text alone and in fp32.
 """
 
 import gzip
@@ -30,38 +30,37 @@ ROOT = Path(__file__).parents[2]
 
 def main() -> None:
     args = arguments()
-    page = Page("One set of scores, from training to every reader", args)
+    page = Page("The same scores in every library that reads the model", args)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        done = make(args, training.first_layers(args.model, args.layers, folder / "layers"), folder)
+        commands = make(args, training.first_layers(args.model, args.layers, folder / "layers"), folder)
         texts = [line["positive"] for line in map(json.loads, open(folder / "held_out.jsonl"))][: args.texts]
-        given = {
-            reader: torch.tensor(score(texts)).double() for reader, score in readers(folder).items()
-        }  # each model is gone before the next is read
-    first, expected = next(iter(given.items()))
-    rows = [[reader, f"{(found - expected).abs().max():.1e}"] for reader, found in given.items()]
+        # Each model is freed before the next one is loaded.
+        scores = {reader: torch.tensor(score(texts)).double() for reader, score in readers(folder).items()}
+    first, expected = next(iter(scores.items()))
+    differences = {reader: (values - expected).abs().max().item() for reader, values in scores.items()}
+    rows = [[reader, f"{difference:.1e}"] for reader, difference in differences.items()]
     page.add(
         f"{args.steps} steps of {args.pairs} examples each, fp32, {args.threads} threads.\n",
-        table(["command", "seconds"], done),
+        table(["command", "seconds"], commands),
         f"{len(texts)} held-out texts of {min(map(len, texts))} to {max(map(len, texts)):,} characters; rewards from "
         f"{expected.min():.3f} to {expected.max():.3f}, standard deviation {expected.std():.3f}. Largest difference "
-        f"from the first row:\n",
+        f"from the first one:\n",
         table(["reader", "largest difference"], rows),
     )
     page.finish()
-    worst = max((found - expected).abs().max().item() for found in given.values())
-    if worst > 1e-4:
-        raise SystemExit(f"the scores are not one set: {worst:.1e} from those of {first}")
+    if max(differences.values()) > 1e-4:
+        raise SystemExit(f"the scores differ by up to {max(differences.values()):.1e} from those of {first}")
 
 
 def make(args: Namespace, model: str, folder: Path) -> list[list]:
     """Train and export into `folder`; [command, seconds] of each."""
-    found = itertools.islice((record for path in args.data for _, record in read_records(path)), args.records)
-    texts = [(record["chosen"], record["rejected"]) for record in found]
+    records = itertools.islice((record for path in args.data for _, record in read_records(path)), args.records)
+    texts = [(record["chosen"], record["rejected"]) for record in records]
     train, held_out = texts[: 2 * args.steps * args.pairs], texts[-2 * args.texts :]
     write(folder / "sft.jsonl", [{"text": chosen} for chosen, _ in train])
     write(folder / "pairs.jsonl", [{"positive": chosen, "negative": rejected} for chosen, rejected in train])
-    # eval_rm.py drops the rest
+    # eval_rm.py would leave out the others.
     short = [pair for pair in held_out if max(map(len, pair)) < 1500 and pair[0] != pair[1]]
     write(folder / "held_out.jsonl", [{"positive": chosen, "negative": rejected} for chosen, rejected in short])
     common = f"--global_batch_size {args.pairs} --max_steps {args.steps} --max_tokens 2048 --dtype float32"
@@ -89,7 +88,7 @@ def write(file: Path, records: list[dict]) -> None:
 
 
 def readers(folder: Path) -> dict[str, Callable[[list[str]], list[float]]]:
-    """What can score texts: name -> function."""
+    """Name of a library -> function that scores texts with it."""
     exported = str(folder / "exported")
     return {
         "`Scorer`, the adapter on its base": lambda texts: ours(folder / "rm/adapter", texts),
@@ -114,7 +113,7 @@ def ours(path: str | Path, texts: list[str]) -> list[float]:
 
 
 def evaluated(folder: Path, count: int) -> list[float]:
-    """Those that eval_rm.py wrote, of the first records' better replies."""
+    """The scores that eval_rm.py wrote, of the first records' better replies."""
     file = next(folder.glob("scores.jsonl*"))
     lines = (gzip.open if file.suffix == ".gz" else open)(file, "rt")
     return [json.loads(line)["scores"][0] for line in itertools.islice(lines, count)]
@@ -122,7 +121,7 @@ def evaluated(folder: Path, count: int) -> list[float]:
 
 @torch.no_grad()
 def alone(model: torch.nn.Module, tokenizer, texts: list[str]) -> list[float]:
-    """Each text by itself, with the EOS that no tokenizer appends."""
+    """Score each text by itself, with EOS appended, which the tokenizers do not do."""
     batches = (tokenizer(text + tokenizer.eos_token, return_tensors="pt") for text in texts)
     return [model(**batch).logits[0].flatten()[-1].item() for batch in batches]
 
@@ -130,7 +129,7 @@ def alone(model: torch.nn.Module, tokenizer, texts: list[str]) -> list[float]:
 def read(folder: str, kind: str):
     import transformers
 
-    warnings.simplefilter("ignore")  # a token classifier has a bias that the file has not
+    warnings.simplefilter("ignore")  # a token classifier has a bias that the file lacks
     model = getattr(transformers, f"AutoModelFor{kind}").from_pretrained(folder, num_labels=1, dtype=torch.float32)
     return model.eval(), transformers.AutoTokenizer.from_pretrained(folder)
 
@@ -163,7 +162,7 @@ def peft_scores(base: Path, adapter: Path, texts: list[str]) -> list[float]:
 
     model, _ = read(str(base), "SequenceClassification")
     tokenizer = AutoTokenizer.from_pretrained(adapter)
-    model.config.pad_token_id = tokenizer.pad_token_id  # that of a language model may be its EOS, which ends our texts
+    model.config.pad_token_id = tokenizer.pad_token_id  # a language model's may be its EOS, which ends the texts here
     return alone(PeftModel.from_pretrained(model, str(adapter)).eval(), tokenizer, texts)
 
 

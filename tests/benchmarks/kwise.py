@@ -1,15 +1,16 @@
-"""Rankings whole against pairs sampled from them, at equal tokens, through train_rm.py.
+"""Training on whole rankings against training on pairs sampled from them, at equal tokens, with train_rm.py.
 
     python -m tests.benchmarks.kwise WORK_DIR --out docs/benchmarks/kwise.md
 
-On the synthetic world of `rm.demo`, after its SFT: prompts with 4 to 6 replies of different worth. One side trains on
-all replies of a prompt at once, the prompt computed once and every pair of replies in the loss; the other on pairs
-sampled from the same rankings, as many as cost the same tokens: first one pair of every prompt, then a second, ...
-Both take the same number of optimizer steps. Each seed draws new rankings, a new score head and a new order.
+The data is the synthetic world of `rm.demo`, the model its SFT model: prompts with 4 to 6 replies of different quality.
+One side trains on all replies of a prompt at once: the prompt is computed once, and every pair of replies is in the
+loss. The other trains on pairs sampled from the same rankings, as many as have the same number of tokens: first one
+pair of every prompt, then a second one, and so on. Both take the same number of optimizer steps. Each seed draws new
+rankings, a new score head and a new order.
 
-All are judged on rankings whose questions are worded as in none of the training data, by the share of their pairs
-that is in the right order. The data is synthetic: it can show that one way learns more from the same tokens here, not
-by how much on what people write. WORK_DIR keeps what is done, so that the command can be stopped and given again.
+All are evaluated on rankings whose questions are worded differently from all training data, by the share of their pairs
+in the right order. The data is synthetic: it can show that one method learns more from the same tokens here, but not
+by how much on human data. WORK_DIR keeps finished runs, so that the command can be interrupted and repeated.
 """
 
 import argparse
@@ -40,10 +41,10 @@ ARMS = {  # name on the page -> (folder, training data, flags)
 
 def main() -> None:
     args = arguments()
-    page = Page("Rankings whole, or as pairs sampled from them", args)
-    model, test = made_world(args), args.work / "test.jsonl"
+    page = Page("Whole rankings against pairs sampled from them", args)
+    model, test = train_sft_model(args), args.work / "test.jsonl"
     write(test, list(rankings(args.test_prompts, seed=10**6, test=True)))
-    found = {(arm, rate): [] for arm in ARMS for rate in args.learning_rates}
+    accuracies = {(arm, rate): [] for arm in ARMS for rate in args.learning_rates}
     for seed in range(args.seeds):
         folder = args.work / f"seed_{seed}"
         sizes = write_training_data(folder, Tokenizer(model), args, seed)
@@ -52,8 +53,8 @@ def main() -> None:
                      "--learning_rate", rate, "--global_batch_size", sizes[data]["batch"])  # fmt: skip
             out = folder / f"{name}_{rate:g}"
             train("train_rm.py", out, model, folder / f"{data}.jsonl", args, flags)
-            found[arm, rate].append(final_accuracy(out))
-    page.add(what_was_done(args, sizes), results(args, found))
+            accuracies[arm, rate].append(final_accuracy(out))
+    page.add(description(args, sizes), results(args, accuracies))
     page.finish()
 
 
@@ -62,7 +63,7 @@ def arguments() -> argparse.Namespace:
     add = parser.add_argument
     add("work", metavar="WORK_DIR", type=Path)
     add("--prompts", type=int, default=320, help="rankings to train on (default: 320)")
-    add("--test_prompts", type=int, default=300, help="rankings to judge on (default: 300)")
+    add("--test_prompts", type=int, default=300, help="rankings to evaluate on (default: 300)")
     add("--prompts_a_step", type=int, default=16)
     add("--epochs", type=int, default=2)
     add("--learning_rates", type=float, nargs="+", default=[1e-4, 2e-4, 4e-4, 8e-4])
@@ -72,11 +73,11 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-# Data: all of it rankings, of which a pair is one of two replies
+# Data: rankings, and pairs as rankings of two replies
 
 
 def rankings(count: int, seed: int, test: bool) -> Iterator[dict]:
-    """About the facts of the demo world of seed 0. Best is a polite right answer, worst a rude one to another question.
+    """Rankings about the facts of the demo world of seed 0, from a polite right answer to a rude, unrelated one.
 
     With `test` the questions have their held-out wording.
     """
@@ -108,15 +109,15 @@ def sampled_pairs(ranked: list[dict], rng: random.Random) -> Iterator[dict]:
 
 
 def tokens_of(ranking: dict, tokenizer: Tokenizer) -> int:
-    """What a step computes of a ranking: its prefix once, and its replies."""
+    """The tokens that a step computes for a ranking: its prefix once, and its replies."""
     texts = tokenizer.encode_batch([ranking["prompt"] + reply for reply in ranking["responses"]])
-    rows = [np.array([*ids, tokenizer.eos_id]) for ids in texts]
-    shared = common_prefix(rows)
-    return shared + sum(len(row) - shared for row in rows)
+    tokens = [np.array([*ids, tokenizer.eos_id]) for ids in texts]
+    shared = common_prefix(tokens)
+    return shared + sum(len(text) - shared for text in tokens)
 
 
 def write_training_data(folder: Path, tokenizer: Tokenizer, args: argparse.Namespace, seed: int) -> dict[str, dict]:
-    """rankings.jsonl, and pairs.jsonl of as many tokens; what is in each."""
+    """Write rankings.jsonl, and pairs.jsonl with as many tokens; returns the sizes of each."""
     ranked = list(rankings(args.prompts, seed, test=False))
     budget = sum(tokens_of(ranking, tokenizer) for ranking in ranked)
     pairs = list(sampled_pairs(ranked, random.Random(seed)))
@@ -140,8 +141,8 @@ def write(file: Path, records: list[dict]) -> None:
 # Runs
 
 
-def made_world(args: argparse.Namespace) -> Path:
-    """The demo world's model after SFT, with the flags of launch/quickstart.sh."""
+def train_sft_model(args: argparse.Namespace) -> Path:
+    """Train the demo world's model by SFT, with the flags of launch/quickstart.sh; returns its folder."""
     world = args.work / "world"
     if not world.exists():
         demo.write_world(world, seed=0)
@@ -151,7 +152,7 @@ def made_world(args: argparse.Namespace) -> Path:
 
 
 def train(script: str, out: Path, model: Path, data: Path, args: argparse.Namespace, flags: tuple) -> None:
-    """Unless it is done already."""
+    """Run a training script, unless its model exists already."""
     if (out / "model").exists():
         return
     print(out, file=sys.stderr)
@@ -170,7 +171,7 @@ def final_accuracy(out: Path) -> float:
 # The page
 
 
-def what_was_done(args: argparse.Namespace, sizes: dict[str, dict]) -> str:
+def description(args: argparse.Namespace, sizes: dict[str, dict]) -> str:
     rows = [[name, *(f"{size[key]:,}" for key in ("records", "compared", "tokens", "batch"))]
             for name, size in sizes.items()]  # fmt: skip
     head = ["", "records", "pairs compared", "tokens computed an epoch", "records a step"]
@@ -178,20 +179,20 @@ def what_was_done(args: argparse.Namespace, sizes: dict[str, dict]) -> str:
     return f"{runs} The last seed's training data:\n\n{table(head, rows)}"
 
 
-def results(args: argparse.Namespace, found: dict) -> str:
-    """Held-out accuracy of every arm and rate over the seeds, and what the rankings gain over the pairs."""
+def results(args: argparse.Namespace, accuracies: dict) -> str:
+    """Held-out accuracy of every arm and rate over the seeds, and the gain of rankings over pairs."""
     first, *others = ARMS
-    best = {arm: max(args.learning_rates, key=lambda rate: statistics.mean(found[arm, rate])) for arm in ARMS}
-    rows = [[arm, *(spread(found[arm, rate]) for rate in args.learning_rates)] for arm in ARMS]
+    best = {arm: max(args.learning_rates, key=lambda rate: statistics.mean(accuracies[arm, rate])) for arm in ARMS}
+    rows = [[arm, *(spread(accuracies[arm, rate]) for rate in args.learning_rates)] for arm in ARMS]
     head = ["held-out accuracy", *(f"learning rate {rate:g}" for rate in args.learning_rates)]
     gains = []
     for arm in others:
         cells = []
-        for mine, theirs in [(rate, rate) for rate in args.learning_rates] + [(best[arm], best[first])]:
-            gaps = [a - b for a, b in zip(found[arm, mine], found[first, theirs], strict=True)]
+        for rate, pairs_rate in [(rate, rate) for rate in args.learning_rates] + [(best[arm], best[first])]:
+            gaps = [a - b for a, b in zip(accuracies[arm, rate], accuracies[first, pairs_rate], strict=True)]
             cells.append(f"{spread(gaps, '+')}, better in {sum(gap > 0 for gap in gaps)} of {len(gaps)}")
         gains.append([arm, *cells])
-    gain_head = ["minus the pairs, seed by seed", *head[1:], "each at its best rate"]
+    gain_head = ["difference from the pairs, seed by seed", *head[1:], "each at its best rate"]
     return "\n".join(["Mean (standard deviation) over the seeds.\n", table(head, rows), table(gain_head, gains)])
 
 

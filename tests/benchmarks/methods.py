@@ -5,8 +5,8 @@
 
 Methods: all weights; adapters of rank 16, 32 and 128 on all linear layers; LISA with two layers at a time, with and
 without embeddings. Each is `train_rm.py` in a process of its own; they take turns, step by step, on the same pairs.
-Adapters get ten times the learning rate, as they do in practice. So few steps say what a step costs; they say little
-about which method learns best.
+Adapters get ten times the learning rate, as they do in practice. So few steps measure what a step costs, not which
+method learns best.
 """
 
 import shutil
@@ -14,7 +14,7 @@ import statistics
 import tempfile
 from pathlib import Path
 
-from rm.data import dataset
+from rm.data.encode import Task
 from tests.benchmarks import training
 from tests.benchmarks.common import MIB, Page, flags, table
 from tests.benchmarks.turns import Contender, interleave
@@ -42,16 +42,16 @@ def main() -> None:
     folder = Path(tempfile.mkdtemp())
     try:
         model, turns = training.first_layers(args.model, args.layers, folder / "layers"), args.warmup + args.steps + 2
-        file, _ = training.choose(args, model, args.batch_pairs, turns - 2, dataset.pairs, folder)
+        file, _ = training.choose(args, model, args.batch_pairs, turns - 2, Task.PREFERENCE, folder)
         contenders = []
         for number, (name, words) in enumerate(WAYS[args.compare].items()):
-            mine = training.our_flags(args, model, file, args.batch_pairs, turns, folder / f"run{number}")
-            contenders.append(Contender(name, args.threads, training.ours, "train_rm", mine + words.split()))
+            shared = training.our_flags(args, model, file, args.batch_pairs, turns, folder / f"run{number}")
+            contenders.append(Contender(name, args.threads, training.ours, "train_rm", shared + words.split()))
         interleave(contenders, args.warmup + args.steps)
     finally:
         shutil.rmtree(folder)
     page.add(
-        f"{args.batch_pairs} pairs a step, pairs over {args.max_length} tokens left out, rows of at most "
+        f"{args.batch_pairs} pairs a step, pairs over {args.max_length} tokens left out, micro-batches of at most "
         f"{args.max_tokens} tokens. {len(contenders)} processes take turns; {args.warmup} warm-up, {args.steps} timed "
         "steps. Loss: mean of the last half of the steps, the same batches for all. Speed is relative to the first, "
         "by the median over steps of the ratio of wall seconds.\n",
@@ -79,7 +79,7 @@ def arguments():
     add = parser.add_argument
     add("--compare", choices=WAYS, default="methods", help="which table (default: methods)")
     add("--batch_pairs", type=int, default=8, help="pairs a step (default: 8)")
-    add("--max_tokens", type=int, default=4096, help="tokens a row (default: 4096)")
+    add("--max_tokens", type=int, default=4096, help="tokens a micro-batch (default: 4096)")
     add("--bf16", action="store_true", help="compute in bfloat16")
     return parser.parse_args()
 

@@ -14,7 +14,7 @@ import tempfile
 from argparse import BooleanOptionalAction
 from pathlib import Path
 
-from rm.data import dataset
+from rm.data.encode import Task
 from tests.benchmarks import training
 from tests.benchmarks.common import Page, flags, side_by_side, versus
 from tests.benchmarks.turns import Contender, in_child, interleave
@@ -26,18 +26,21 @@ def main() -> None:
     folder = Path(tempfile.mkdtemp())
     try:
         base = training.first_layers(args.model, args.layers, folder / "layers")
-        model, turns = str(folder / "model"), args.warmup + args.steps + 2  # one profiled, one that is never asked for
+        model, turns = (
+            str(folder / "model"),
+            args.warmup + args.steps + 2,
+        )  # one profiled, one that is loaded ahead and never taken
         in_child(training.export_reward_model, base, model, args.seed)
-        file, examples = training.choose(args, model, args.batch_pairs, turns - 2, dataset.pairs, folder)
-        rows = [
+        file, examples = training.choose(args, model, args.batch_pairs, turns - 2, Task.PREFERENCE, folder)
+        records = [
             {"chosen_ids": [*e.prefix.tolist(), *e.replies[0].tolist()],
              "rejected_ids": [*e.prefix.tolist(), *e.replies[1].tolist()]}
             for e in examples
         ]  # fmt: skip
-        mine = training.our_flags(args, model, file, args.batch_pairs, turns, folder / "ours") + args.lora_flags
-        other = training.trl_settings(args, folder / "trl", turns, args.batch_pairs)
-        ours = Contender("ours", args.threads, training.ours, "train_rm", mine)
-        trl = Contender("TRL RewardTrainer", args.threads, training.trl, "Reward", model, other, rows, args.lora)
+        our_words = training.our_flags(args, model, file, args.batch_pairs, turns, folder / "ours") + args.lora_flags
+        trl_words = training.trl_settings(args, folder / "trl", turns, args.batch_pairs)
+        ours = Contender("ours", args.threads, training.ours, "train_rm", our_words)
+        trl = Contender("TRL RewardTrainer", args.threads, training.trl, "Reward", model, trl_words, records, args.lora)
         interleave([ours, trl], args.warmup + args.steps, tolerance=0.05 if args.bf16 else 1e-3)
     finally:
         shutil.rmtree(folder)
@@ -45,10 +48,11 @@ def main() -> None:
     page.add(
         f"{kind}, {'bf16' if args.bf16 else 'fp32'}; {args.batch_pairs} pairs a step, "
         f"{'grouped by length' if args.group_by_length else 'random batches'}, pairs over {args.max_length} tokens "
-        f"left out; ours with rows of at most {args.max_tokens} tokens{' and ' + args.ours if args.ours else ''}; TRL "
-        f"with gradient_checkpointing={args.gradient_checkpointing}. Trained parameters: ours "
-        f"{ours.turns[0]['trained']:,}, TRL {trl.turns[0]['trained']:,}. Strictly alternating steps in two processes, "
-        f"{args.warmup} warm-up.\n",
+        f"left out; ours with micro-batches of at most {args.max_tokens} tokens"
+        f"{' and ' + args.ours if args.ours else ''}; TRL with "
+        f"gradient_checkpointing={args.gradient_checkpointing}. Trained parameters: "
+        f"ours {ours.turns[0]['trained']:,}, TRL {trl.turns[0]['trained']:,}. Strictly alternating steps in "
+        f"two processes, {args.warmup} warm-up.\n",
         versus(ours, trl, args.warmup, args.batch_pairs, "pairs"),
         side_by_side(ours, trl, args.warmup),
     )
@@ -59,7 +63,7 @@ def arguments():
     parser = flags(__doc__)
     add = parser.add_argument
     add("--batch_pairs", type=int, default=8, help="pairs a step (default: 8)")
-    add("--max_tokens", type=int, default=4096, help="ours: tokens a row (default: 4096)")
+    add("--max_tokens", type=int, default=4096, help="ours: tokens a micro-batch (default: 4096)")
     add("--learning_rate", type=float, default=1e-5)
     add("--gradient_checkpointing", action=BooleanOptionalAction, default=False, help="TRL recomputes activations")
     add("--group_by_length", action="store_true", help="batches of similar lengths, for both sides")

@@ -1,14 +1,14 @@
-"""What recipes and large models need, as `--plan` says it: the tables of docs/scale.md. No weights, no GPU.
+"""Memory and time of the recipes and of large models, as `--plan` predicts them: the tables of docs/scale.md.
 
     python -m tests.benchmarks.scale recipes        launch/recipes on 8 GPUs and on one
     python -m tests.benchmarks.scale sizes          7B, 13B and 70B on 8 to 512 GPUs
 
-The lengths are made up, like those of HH-RLHF: prompts of 125 tokens on average, replies of 45, log-normal.
+Neither weights nor a GPU are needed. Lengths are drawn from log-normal distributions like those of HH-RLHF: prompts of
+125 tokens on average, replies of 45.
 """
 
-import dataclasses
+import argparse
 import json
-import sys
 import tempfile
 from pathlib import Path
 
@@ -16,12 +16,13 @@ import numpy as np
 
 import train_rm
 import train_sft
-from rm.config import parse
+from rm.config import parse, updated
 from rm.data.examples import Example, Examples
 from rm.distributed import process_group as dist
 from rm.model.attention import VarlenAttention
 from rm.model.heads import LanguageModel, RewardModel
 from rm.plan import plan
+from rm.plan.settings import GIB
 
 LLAMA = {"model_type": "llama", "hidden_act": "silu", "vocab_size": 32000, "max_position_embeddings": 2048}
 GPT_NEO = {"model_type": "gpt_neo", "vocab_size": 50257, "max_position_embeddings": 2048, "window_size": 256}
@@ -47,7 +48,7 @@ MODELS = {
 
 
 def lengths(n: int, pairs: bool) -> Examples:
-    """Examples of HH-RLHF's shape; what the tokens are does not matter."""
+    """Examples of HH-RLHF's shape; all token ids are 0."""
     draw = np.random.default_rng(0)
 
     def ids(mean: float, most: int) -> np.ndarray:
@@ -70,29 +71,33 @@ def row(name: str, kind: str, processes: int, **changes) -> None:
         (Path(folder) / "config.json").write_text(json.dumps(MODELS[name]))
         basis = ["--config", str(recipe)] if recipe.exists() else ["--dataset_path", "x", "--output_dir", "x"]
         settings = parse(script.Settings, "", [*basis, "--model_name_or_path", folder, "--dtype", "bfloat16"])
-        settings = dataclasses.replace(settings, **changes)
+        settings = updated(settings, **changes)
+        examples = lengths(max(2000, settings.batch.global_batch_size), kind == "rm")
+        loss = settings.loss if kind == "rm" else None
         with dist.fake_process_group(processes):
-            made = plan.Plan(
-                cls, settings, lengths(max(2000, settings.global_batch_size), kind == "rm"), VarlenAttention
-            )
-            found, flops = made.heaviest, plan.step_flops(made.model, made.loader, settings)
-    parts = found.footprint
-    seconds = flops / (processes * settings.device_tflops * 1e12 * settings.device_utilization)
-    gib = [x / plan.GIB for x in (parts.weights, parts.gradients, parts.optimizer, parts.activations, parts.gathered)]
-    traffic = [x / plan.GIB for x in (parts.gather_traffic, parts.replica_traffic)]
-    cells = [name, kind, processes, settings.shard_group_size or processes, settings.gradient_checkpointing,
-             f"{found.tokens:,}", *(f"{x:.1f}" for x in gib), f"{found.reserved / plan.GIB:.0f}", f"{seconds:.2f}",
+            planned = plan.Plan(cls, settings, settings.plan, examples, VarlenAttention, loss)
+            heaviest, recompute = planned.heaviest, settings.memory.gradient_checkpointing
+            flops = plan.step_flops(planned.model, planned.loader, recompute)
+    device, parts = settings.plan, heaviest.footprint
+    seconds = flops / (processes * device.device_tflops * 1e12 * device.device_utilization)
+    gib = [x / GIB for x in (parts.weights, parts.gradients, parts.optimizer, parts.activations, parts.gathered)]
+    traffic = [x / GIB for x in (parts.gather_traffic, parts.replica_traffic)]
+    cells = [name, kind, processes, settings.parallel.shard_group_size or processes, recompute,
+             f"{heaviest.tokens:,}", *(f"{x:.1f}" for x in gib), f"{heaviest.reserved / GIB:.0f}", f"{seconds:.2f}",
              *(f"{x:.1f}" for x in traffic)]  # fmt: skip
     print("| " + " | ".join(map(str, cells)) + " |", flush=True)
 
 
 HEADER = (
-    "model", "run", "GPUs", "shard group", "recomputed", "row", "weights", "gradients", "optimizer", "activations",
+    "model", "run", "GPUs", "shard group", "recomputed", "tokens", "weights", "gradients", "optimizer", "activations",
     "gathered", "reserved", "s a step", "within a group", "between groups",
 )  # fmt: skip
 
 
-def main(table: str) -> None:
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("table", choices=("recipes", "sizes"))
+    table = parser.parse_args().table
     print("| " + " | ".join(HEADER) + " |\n" + "|---" * len(HEADER) + "|")
     if table == "recipes":
         for name in (name for name in MODELS if Path(f"launch/recipes/{name}.sft.json").exists()):
@@ -116,4 +121,4 @@ def main(table: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main()

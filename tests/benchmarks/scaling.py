@@ -13,7 +13,7 @@ import tempfile
 from argparse import Namespace
 from pathlib import Path
 
-from rm.data import dataset
+from rm.data.encode import Task
 from tests.benchmarks import training
 from tests.benchmarks.common import MIB, Page, flags, table
 from tests.benchmarks.turns import Contender, interleave
@@ -29,7 +29,7 @@ def main() -> None:
     args = arguments()
     page = Page("Reward model: cost of a pair and peak memory", args)
     page.add(
-        f"Full fine-tuning, {'bf16' if args.bf16 else 'fp32'}, rows of at most {args.max_tokens} tokens"
+        f"Full fine-tuning, {'bf16' if args.bf16 else 'fp32'}, micro-batches of at most {args.max_tokens} tokens"
         f"{' and ' + args.ours if args.ours else ''}; where a table does not say otherwise {args.batch_pairs} pairs a "
         f"batch, {args.max_length} tokens and {args.layers or 'all'} layers; {args.warmup} warm-up.\n"
     )
@@ -63,7 +63,7 @@ def measure(args: Namespace, sweep: str, values: list[int]) -> str:
 def start(case: Namespace, folder: Path) -> Contender:
     folder.mkdir()
     model, steps = training.first_layers(case.model, case.layers, folder / "layers"), case.warmup + case.steps + 2
-    file, _ = training.choose(case, model, case.batch_pairs, steps - 2, dataset.pairs, folder)
+    file, _ = training.choose(case, model, case.batch_pairs, steps - 2, Task.PREFERENCE, folder)
     words = training.our_flags(case, model, file, case.batch_pairs, steps, folder / "ours")
     return Contender(folder.name, case.threads, training.ours, "train_rm", words)
 
@@ -84,7 +84,7 @@ def arguments() -> Namespace:
     add("--lengths", type=int, nargs="+", default=[128, 256, 512])
     add("--depths", type=int, nargs="+", default=[5, 10, 20, 30])
     add("--batch_pairs", type=int, default=16, help="pairs a batch in the other sweeps (default: 16)")
-    add("--max_tokens", type=int, default=2048, help="tokens a row (default: 2048)")
+    add("--max_tokens", type=int, default=2048, help="tokens a micro-batch (default: 2048)")
     add("--bf16", action="store_true", help="compute in bfloat16")
     return parser.parse_args()
 

@@ -17,11 +17,13 @@ import torch
 
 import eval_rm
 from rm.config import parse
-from rm.data import batch, dataset
+from rm.data import dataset
+from rm.data.batch import EvalBatches
+from rm.data.encode import Task
 from rm.data.tokenizer import Tokenizer
 from rm.distributed import process_group as dist
 from rm.hf import build
-from rm.model import heads
+from rm.model.heads import RewardModel
 from rm.scoring.score import all_rewards
 from tests.benchmarks import training
 from tests.benchmarks.common import Page, flags, versus
@@ -35,39 +37,39 @@ def main() -> None:
     try:
         base, model = training.first_layers(args.model, args.layers, folder / "layers"), str(folder / "model")
         in_child(training.export_reward_model, base, model, args.seed)
-        file, _ = training.choose(args, model, args.pairs, 1, dataset.pairs, folder, again=0)
+        file, _ = training.choose(args, model, args.pairs, 1, Task.PREFERENCE, folder, again=0)
         ours = Contender("ours", args.threads, our_scores, args, model, file)
         theirs = Contender("transformers", args.threads, their_scores, args, model, file)
         interleave([ours, theirs], args.warmup + args.steps)
     finally:
         shutil.rmtree(folder)
-    mine, other = (np.array(c.turns[0]["scores"]) for c in (ours, theirs))
+    a, b = (np.array(contender.turns[0]["scores"]) for contender in (ours, theirs))  # (pairs, 2)
     computed = ours.turns[0]["tokens"], theirs.turns[0]["tokens"]
-    agree = ((mine[:, 0] > mine[:, 1]) == (other[:, 0] > other[:, 1])).mean()
+    agree = ((a[:, 0] > a[:, 1]) == (b[:, 0] > b[:, 1])).mean()
     page.add(
         f"{args.pairs} random pairs, {'bf16' if args.bf16 else 'fp32'}, pairs over {args.max_length} tokens left out, "
-        f"ours in rows of at most {args.max_tokens} tokens, transformers in batches of {args.batch_texts} texts sorted "
-        f"by length. Strictly alternating passes in two processes; {args.warmup} warm-up.\n",
+        f"ours in micro-batches of at most {args.max_tokens} tokens, transformers in batches of {args.batch_texts} "
+        f"texts sorted by length. Strictly alternating passes in two processes; {args.warmup} warm-up.\n",
         versus(ours, theirs, args.warmup, args.pairs, "pairs"),
         f"Tokens computed: ours {computed[0]:,}, theirs {computed[1]:,} with padding, "
         f"{computed[1] / computed[0]:.2f} times as many.\n"
-        f"Scores: largest difference {abs(mine - other).max():.1e} (their standard deviation is {other.std():.2f}); "
+        f"Scores: largest difference {abs(a - b).max():.1e} (their standard deviation is {b.std():.2f}); "
         f"the same reply wins in {agree:.1%} of the pairs.\n",
     )
     page.finish()
 
 
 def our_scores(turns: Turns, args: Namespace, model: str, file: str) -> None:
-    words = f"--dataset_path {file} --output_dir none --max_length {args.max_length} --max_tokens {args.max_tokens}"
+    lengths = f"--max_length {args.max_length} --max_tokens {args.max_tokens}"
     dtype = "bfloat16" if args.bf16 else "float32"
-    words = ["--model_name_or_path", model, "--dtype", dtype, *shlex.split(f"{words} {args.ours}")]
-    settings = parse(eval_rm.Settings, "", words)
+    words = ["--model_name_or_path", model, "--dataset_path", file, "--output_dir", "none", "--dtype", dtype]
+    settings = parse(eval_rm.Settings, "", [*words, *shlex.split(f"{lengths} {args.ours}")])
     with dist.session(args.seed):
-        examples, _ = dataset.pairs([file], Tokenizer(model), args.max_length)
-        loaded = build.load(heads.RewardModel, settings, train=False)
+        examples, _ = dataset.read(Task.PREFERENCE, [file], Tokenizer(model), args.max_length)
+        loaded = build.load(build.build(RewardModel, model, settings.parallel), model)
         while True:
             turns.begin()
-            scores = all_rewards(loaded, batch.EvalBatches(examples, settings))
+            scores = all_rewards(loaded, EvalBatches(examples, settings.packing))
             turns.end(scores=scores.view(-1, 2).tolist(), tokens=int(examples.lengths.sum()))
 
 
@@ -78,7 +80,7 @@ def their_scores(turns: Turns, args: Namespace, model: str, file: str) -> None:
     loaded = AutoModelForSequenceClassification.from_pretrained(model, num_labels=1, dtype=dtype).eval()
     for parameter in loaded.parameters():  # a file mapped into memory is not anonymous memory
         parameter.data = parameter.data.clone()
-    examples, _ = dataset.pairs([file], Tokenizer(model), args.max_length)
+    examples, _ = dataset.read(Task.PREFERENCE, [file], Tokenizer(model), args.max_length)
     texts = [torch.from_numpy(np.concatenate([e.prefix, reply])) for e in examples for reply in e.replies]
     pad = torch.nn.utils.rnn.pad_sequence
     while True:
@@ -86,12 +88,12 @@ def their_scores(turns: Turns, args: Namespace, model: str, file: str) -> None:
         order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
         scores, tokens = torch.empty(len(texts)), 0
         for start in range(0, len(texts), args.batch_texts):
-            numbers = order[start : start + args.batch_texts]
-            ids = pad([texts[i].long() for i in numbers], True, loaded.config.pad_token_id)
-            mask = pad([torch.ones(len(texts[i]), dtype=torch.long) for i in numbers], True, 0)
+            indices = order[start : start + args.batch_texts]
+            ids = pad([texts[i].long() for i in indices], True, loaded.config.pad_token_id)
+            mask = pad([torch.ones(len(texts[i]), dtype=torch.long) for i in indices], True, 0)
             with torch.no_grad():
                 logits = loaded(input_ids=ids, attention_mask=mask, use_cache=False).logits
-            scores[numbers] = logits[:, 0].float()
+            scores[indices] = logits[:, 0].float()
             tokens += ids.numel()
         turns.end(scores=scores.view(-1, 2).tolist(), tokens=tokens)
 
@@ -100,7 +102,7 @@ def arguments() -> Namespace:
     parser = flags(__doc__, steps=3)
     add = parser.add_argument
     add("--pairs", type=int, default=128, help="pairs scored in a turn (default: 128)")
-    add("--max_tokens", type=int, default=4096, help="ours: tokens a row (default: 4096)")
+    add("--max_tokens", type=int, default=4096, help="ours: tokens a micro-batch (default: 4096)")
     add("--batch_texts", type=int, default=16, help="transformers: texts a batch (default: 16)")
     add("--bf16", action="store_true", help="compute in bfloat16")
     return parser.parse_args()

@@ -1,9 +1,9 @@
-"""From `python train_rm.py` to the end of the first step: where the seconds go, on a first start and on a second.
+"""Time from `python train_rm.py` to the end of the first step, by stage, on a first start and on a second.
 
     python -m tests.benchmarks.startup --model MODEL --data pairs.jsonl.gz --out docs/benchmarks/startup.md
 
-Each start is a process of its own, with all of the data. The second finds the tokens in the cache. What the script
-calls is timed by its own names.
+Each start is a process of its own, with all of the data. The second finds the tokens in the cache. The functions that
+the script calls are replaced by timed ones.
 """
 
 import json
@@ -16,19 +16,18 @@ import time
 from argparse import Namespace
 from pathlib import Path
 
-# Nothing of ours is imported up here: the child is timed from nothing.
+# Nothing of rm is imported here, since its import is part of what the child process times.
 
-STAGES = {  # name -> (module of rm, function), in the order in which train_rm.py calls them
-    "tokenizer": ("tokenizer", "Tokenizer"),
-    "data: read, tokenize or map": ("data", "load"),
-    "model: arrange, read weights": ("heads", "load"),
-    "optimizer": ("optim", "adamw"),
-    "where to begin": ("resume", "restore"),
-    "the first step": ("step", "train_step"),
+FIRST_STEP, TOTAL = "first step", "total, to the end of the first step"
+STAGES = {  # name -> the name by which train_rm.py calls it, in order
+    "tokenizer": "Tokenizer",
+    "data: read and tokenize, or open the cache": "dataset.load",
+    "model: architecture": "build.build",
+    "model: weights": "build.load",
+    "optimizer": "optim.adamw",
+    "look for a checkpoint": "resume.restore",
+    FIRST_STEP: "train_step",
 }
-
-
-WHOLE = "in all, to the end of the first step"
 
 
 def main() -> None:
@@ -42,11 +41,10 @@ def main() -> None:
             for start in starts:
                 starts[start].append(one(args, Path(folder), f"{turn}{start}"))
                 print(f"{turn + 1}/{args.steps} {start}: {starts[start][-1]}", file=sys.stderr)
-    names = list(starts["first"][0])
-    middle = {
-        start: {name: statistics.median(run[name] for run in runs) for name in names} for start, runs in starts.items()
-    }
-    rows = [[name, *(f"{middle[start][name]:.2f}" for start in starts)] for name in names]
+    rows = []
+    for stage in starts["first"][0]:
+        medians = [statistics.median(run[stage] for run in runs) for runs in starts.values()]
+        rows.append([stage, *(f"{seconds:.2f}" for seconds in medians)])
     files = " ".join(Path(path).name for path in args.data)
     page.add(
         f"All pairs of {files}, {args.threads} threads, medians of {args.steps} starts each.\n",
@@ -70,33 +68,33 @@ def one(args: Namespace, folder: Path, name: str) -> dict[str, float]:
 
 
 def child(began: float, words: list[str]) -> None:
-    """train_rm.py's own main, with a clock around what it calls; prints seconds of every stage."""
+    """Run the main function of train_rm.py with a clock around what it calls; prints the seconds of every stage."""
     before = time.time()
     import train_rm
     from rm.config import parse
     from rm.distributed import process_group as dist
 
-    seconds = {"python itself": before - began, "import train_rm": time.time() - before}
+    seconds = {"Python": before - began, "import train_rm": time.time() - before}
 
     def timed(stage: str, call):
         def wrapped(*args, **named):
             start = time.time()
             result = call(*args, **named)
-            if WHOLE not in seconds:
+            if TOTAL not in seconds:
                 seconds[stage] = time.time() - start
-            if stage == "the first step":
-                seconds.setdefault(WHOLE, time.time() - began)
+            if stage == FIRST_STEP:
+                seconds.setdefault(TOTAL, time.time() - began)
             return result
 
         return wrapped
 
-    for stage, (module, name) in STAGES.items():
-        home = getattr(train_rm, module, None)
-        owner = home if home is not None and hasattr(home, name) and not hasattr(train_rm, name) else train_rm
+    for stage, path in STAGES.items():
+        module, _, name = path.rpartition(".")
+        owner = getattr(train_rm, module) if module else train_rm
         setattr(owner, name, timed(stage, getattr(owner, name)))
     settings = parse(train_rm.Settings, "", words)
     start = time.time()
-    with dist.session(settings.seed):
+    with dist.session(settings.run.seed):
         seconds["process group"] = time.time() - start
         train_rm.main(settings)
     print(json.dumps(seconds))

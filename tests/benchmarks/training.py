@@ -1,9 +1,9 @@
 """Two training loops that take turns: our script itself, and a TRL trainer itself, on the same batches.
 
-Neither loop is imitated. Of `train_rm.py` (or train_sft.py) three names are replaced, so that a step waits for its
-turn, is recorded, and finds the data in the file's order; all else, FSDP2 and logging included, is what a user runs. A
-TRL trainer runs `train()` with a callback at its step boundaries, so that data loading, logging, clipping and the
-scheduler are in.
+Neither loop is re-implemented. Three names in `train_rm.py` (or `train_sft.py`) are replaced, so that a step waits for
+its turn, is recorded, and takes the data in the file's order. Everything else, FSDP2 and logging included, is what a
+user runs. A TRL trainer runs `train()` with a callback at its step boundaries, so that data loading, logging, clipping
+and the scheduler are measured as well.
 """
 
 import importlib
@@ -17,18 +17,20 @@ import numpy as np
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
+from torch import Tensor, nn
 
-import train_rm
 from rm.config import parse
-from rm.data import batch, dataset
+from rm.data import dataset
+from rm.data.batch import Loader, Segment, StepBatches
+from rm.data.encode import Task
+from rm.data.examples import Examples
 from rm.data.records import read_records
 from rm.data.tokenizer import Tokenizer
 from rm.distributed import process_group as dist
-from rm.distributed.sharding import local
+from rm.distributed.sharding import ParallelSettings, local
 from rm.hf import build, weights
-from rm.model import heads
-from rm.training import run_log
-from rm.training.step import parameters_trained, train_step
+from rm.model.heads import RewardModel
+from rm.training.run_log import RunLog
 from tests.benchmarks.turns import Turns
 
 
@@ -48,28 +50,29 @@ def first_layers(model: str, layers: int | None, folder: Path) -> str:
 
 
 def export_reward_model(source: str, folder: str, seed: int) -> None:
-    """The language model with our new score head, fp32, as a Hugging Face folder that both sides start from."""
-    words = ["--model_name_or_path", source, "--dataset_path", "none", "--output_dir", "none", "--seed", str(seed)]
-    settings = parse(train_rm.Settings, "", [*words, "--dtype", "float32"])
+    """Save the language model with a new score head, fp32, as a Hugging Face folder that both sides start from."""
     with dist.session(seed):
-        weights.save(build.load(heads.RewardModel, settings), folder, source, torch.float32)
+        model = build.build(RewardModel, source, ParallelSettings(dtype="float32"))
+        weights.save(build.load(model, source, seed), folder, source, torch.float32)
 
 
-def choose(args: Namespace, model: str, size: int, rounds: int, read, folder: Path, again: int = 2) -> tuple:
-    """A file of batches of `size` records, in the order in which both sides visit them, and its Examples.
+def choose(
+    args: Namespace, model: str, size: int, rounds: int, task: Task, folder: Path, again: int = 2
+) -> tuple[str, Examples]:
+    """A file of batches of `size` records, in the order in which both sides take them, and its examples.
 
-    `rounds` batches to be timed, then the one with the longest text `again`: for the profiled turn, so that its memory
-    is that of the same work as the highest sample, and for the turn that nobody asks for.
+    The file has `rounds` batches to be timed, and then `again` times the one with the longest text: for the profiled
+    turn, so that its memory is that of the most expensive step, and for the step that is loaded ahead and never taken.
 
     The batches are drawn from one epoch over the first --records records: shuffled, or with --group_by_length in the
     order of transformers' own sampler, by the length of the longer side.
     """
-    found = (record for path in args.data for _, record in read_records(path))
-    records = list(itertools.islice(found, args.records))
-    if read is dataset.texts:
+    all_records = (record for path in args.data for _, record in read_records(path))
+    records = list(itertools.islice(all_records, args.records))
+    if task is Task.SFT:
         records = [{"text": record["chosen"]} for record in records]
     tokenizer = Tokenizer(model)
-    examples, _ = read([_write(folder / "pool.jsonl", records)], tokenizer, args.max_length)
+    examples, _ = dataset.read(task, [_write(folder / "pool.jsonl", records)], tokenizer, args.max_length)
     if len(examples) < size * rounds:
         raise SystemExit(f"{size * rounds} examples are needed, {len(examples)} fit: raise --records")
     longest = examples.prefix_lengths + np.maximum.reduceat(examples.reply_lengths, examples.reply_offsets[:-1])
@@ -84,7 +87,7 @@ def choose(args: Namespace, model: str, size: int, rounds: int, read, folder: Pa
     drawn = epoch[np.random.default_rng(args.seed + 1).choice(len(epoch), rounds, replace=False)]
     drawn = np.concatenate([drawn, drawn[[longest[drawn].max(1).argmax()] * again]])
     path = _write(folder / "data.jsonl", [records[examples.record[i]] for i in drawn.flatten()])
-    return path, read([path], tokenizer, args.max_length)[0]
+    return path, dataset.read(task, [path], tokenizer, args.max_length)[0]
 
 
 def _write(path: Path, records: list[dict]) -> str:
@@ -93,44 +96,51 @@ def _write(path: Path, records: list[dict]) -> str:
 
 
 def ours(turns: Turns, name: str, flags: list[str]) -> None:
-    """`train_rm` or `train_sft`, a step a turn, the examples in the file's order."""
+    """Run `train_rm` or `train_sft`: one step a turn, the examples in the file's order."""
     script = importlib.import_module(name)
+    train_step = script.train_step  # the script's own, which is replaced below
+    facts = {}
 
-    class InTurns(batch.Loader):
-        def at(self, step: int) -> batch.StepBatches:
+    class InTurns(Loader):
+        def at(self, step: int) -> StepBatches:
             turns.begin()
-            InTurns.current = super().at(step)
-            return InTurns.current
+            return super().at(step)
 
-        def numbers(self, step: int) -> np.ndarray:
-            size = self.settings.global_batch_size
+        def indices(self, step: int) -> np.ndarray:
+            size = self.batch.global_batch_size
             return np.arange(step * size, (step + 1) * size) % len(self.examples)
 
-    class Told(run_log.RunLog):
-        def train(self, step: int, sums: dict, rate: float, examples: int, tokens: int, unit: str) -> None:
-            super().train(step, sums, rate, examples, tokens, unit)
-            segments = [row.segments for row in InTurns.current.rows]
-            rows = [sum(map(sum, row)) for row in segments]
-            sights = sum(_attention_pairs(d) for row in segments for d in row)
-            loss = float(sums["loss"]) / float(sums["count"])
-            facts = {"trained": Told.trained, "states": Told.states}
-            turns.end(loss=loss, tokens=tokens, rows=rows, sights=sights, **facts)
+    class Recorded(RunLog):
+        def log_step(self, step: int, sums: dict, grad_norm: Tensor, rate: float, batches: StepBatches, unit: str):
+            super().log_step(step, sums, grad_norm, rate, batches, unit)
+            segments = [micro_batch.segments for micro_batch in batches.micro_batches]
+            turns.end(
+                loss=float(sums["loss"]) / float(sums["count"]),
+                tokens=batches.num_tokens,
+                micro_batches=[sum(map(sum, of_micro_batch)) for of_micro_batch in segments],
+                attention_pairs=sum(_attention_pairs(segment) for some in segments for segment in some),
+                **facts,
+            )
 
-    def counting(model: torch.nn.Module, optimizer: torch.optim.Optimizer, *rest) -> dict:
-        sums = train_step(model, optimizer, *rest)
-        Told.trained = parameters_trained(model)
-        Told.states = sum(local(x).nbytes for state in optimizer.state.values() for x in state.values())
-        return sums
+    def counted(model: nn.Module, optimizer: torch.optim.Optimizer, *rest) -> tuple:
+        result = train_step(model, optimizer, *rest)
+        facts["trained"] = _parameters_trained(model)
+        facts["states"] = sum(local(x).nbytes for state in optimizer.state.values() for x in state.values())
+        return result
 
-    script.batch.Loader, script.log.Run, script.train_step = InTurns, Told, counting
+    script.Loader, script.RunLog, script.train_step = InTurns, Recorded, counted
     settings = parse(script.Settings, script.__doc__, flags)
-    with dist.session(settings.seed):
+    with dist.session(settings.run.seed):
         script.main(settings)
 
 
-def _attention_pairs(document: tuple[int, ...]) -> int:
-    """(query, key) pairs of a document (P, R1, ..., RK), by the rule of sight."""
-    prefix, *replies = document
+def _parameters_trained(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def _attention_pairs(segment: Segment) -> int:
+    """The number of (query, key) pairs in the attention of a segment (P, R1, ..., RK)."""
+    prefix, *replies = segment
     return prefix * (prefix + 1) // 2 + sum(n * (n + 1) // 2 + n * prefix for n in replies)
 
 
@@ -153,7 +163,7 @@ def our_flags(args: Namespace, model: str, file: str, size: int, steps: int, fol
 
 
 def trl_settings(args: Namespace, folder: Path, steps: int, size: int) -> dict:
-    """What a TRL config is given beyond its own defaults; the same optimizer as `our_flags`, no progress bar."""
+    """What differs from the defaults of a TRL config: the optimizer of `our_flags`, and no progress bar."""
     return {
         "output_dir": str(folder), "max_steps": steps, "per_device_train_batch_size": size,
         "learning_rate": args.learning_rate, "lr_scheduler_type": "constant", "weight_decay": 0.0,
@@ -163,15 +173,15 @@ def trl_settings(args: Namespace, folder: Path, steps: int, size: int) -> dict:
     }  # fmt: skip
 
 
-def trl(turns: Turns, method: str, model: str, settings: dict, rows: list[dict], lora: int | None = None) -> None:
-    """TRL's RewardTrainer or SFTTrainer, a step a turn, the rows (token ids) in their order."""
+def trl(turns: Turns, method: str, model: str, settings: dict, records: list[dict], lora: int | None = None) -> None:
+    """Run TRL's RewardTrainer or SFTTrainer: one step a turn, the records (token ids) in their order."""
     import datasets
     import transformers
     import trl
 
     class Recorded(getattr(trl, f"{method}Trainer")):
         def training_step(self, model, inputs, *rest):
-            self.facts = {"tokens": inputs["input_ids"].numel(), "trained": parameters_trained(self.model)}
+            self.facts = {"tokens": inputs["input_ids"].numel(), "trained": _parameters_trained(self.model)}
             loss = super().training_step(model, inputs, *rest)
             self.facts["loss"] = loss.item()
             return loss
@@ -180,7 +190,7 @@ def trl(turns: Turns, method: str, model: str, settings: dict, rows: list[dict],
         def on_train_begin(self, *_, **__):
             turns.begin()
 
-        def on_step_end(self, *_, **__):  # what follows in the loop, logging above all, counts to the next turn
+        def on_step_end(self, *_, **__):  # what follows in the loop, such as logging, belongs to the next turn
             turns.end(**trainer.facts)
             turns.begin()
 
@@ -194,7 +204,7 @@ def trl(turns: Turns, method: str, model: str, settings: dict, rows: list[dict],
     trainer = Recorded(
         model=model,
         args=getattr(trl, f"{method}Config")(**settings),
-        train_dataset=datasets.Dataset.from_list(rows),
+        train_dataset=datasets.Dataset.from_list(records),
         callbacks=[InTurns()],
         peft_config=adapter,
     )

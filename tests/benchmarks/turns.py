@@ -1,19 +1,18 @@
 """Contenders that take turns, each in a process of its own.
 
-A contender loads, says so, and then waits. It computes only when it is told to, one block of work a turn (a step, a
-pass), so A, B, A, B interleave strictly whatever the machine's other tenants do, and neither one's memory is seen in
-the other's. Per turn:
+A contender loads, reports that it is ready, and waits. It computes one block of work per turn (a step, or a pass over
+the data), so that A, B, A, B interleave strictly, and the memory of one is not part of the other's. Measured per turn:
 
 - wall and process CPU seconds, taken in the contender around its block, and how many cores other processes used
-  meanwhile: with two threads on two cores a single busy neighbour makes a step several times slower, and not by the
-  same factor for both sides, so a page with a number far above 0 there is not worth much;
-- `peak`: anonymous memory (RssAnon of /proc/PID/status), sampled every 10 ms by the process that waits. What is
-  reported is the highest sample of all turns minus the sample after loading: weights in memory, optimizer made but
-  still without state, before the first step, garbage collected and free heap returned. So it holds gradients,
-  optimizer state, activations and temporaries, and not the weights;
-- in one more turn, which is not timed (the batch with the longest text once more), `allocated`: torch's own allocator,
-  by the profiler's memory events: the highest running sum above the start of that step. So it holds gradients,
-  activations and temporaries, and neither weights nor optimizer state.
+  meanwhile: with two threads on two cores a single busy process makes a step several times slower, and not by the
+  same factor for both sides, so where this number is far above 0 the times are worth little;
+- `peak`: anonymous memory (RssAnon of /proc/PID/status), sampled every 10 ms by the measuring process. The page has the
+  highest sample of all turns minus the sample after loading, when the weights are in memory, the optimizer has no state
+  yet, garbage has been collected and free heap memory returned. So it covers gradients, optimizer state, activations
+  and temporaries, but not the weights;
+- in one more turn, which is not timed (the batch with the longest text once more), `allocated`: the memory events of
+  torch's allocator, recorded by its profiler: the highest running sum since the start of that step. So it covers
+  gradients, activations and temporaries, but neither weights nor optimizer state.
 """
 
 import ctypes
@@ -30,34 +29,34 @@ spawn = multiprocessing.get_context("spawn")  # nothing is inherited: a contende
 
 
 class Enough(Exception):
-    """No further turn: a training loop ends where it stands."""
+    """There is no further turn: leaves a training loop."""
 
 
 class Turns:
-    """A contender's view of the match: `begin` waits for its turn and starts the clocks, `end` stops them."""
+    """A contender's side: `begin` waits for its turn and starts the clocks, `end` stops them."""
 
     def __init__(self, pipe):
         self.pipe, self.loaded = pipe, False
 
     def begin(self):
-        """Returns what the other side sent along."""
-        if not self.loaded:  # once: later turns find the heap as the last one left it
+        """Wait for a turn; returns the argument that `Contender.turn` was given."""
+        if not self.loaded:  # before the first turn only: later ones use the heap as it is
             gc.collect()
             ctypes.CDLL("libc.so.6").malloc_trim(0)
             self.loaded = True
         self.pipe.send("ready")
-        go, profile, word = self.pipe.recv()
-        if not go:
+        go_on, profile, argument = self.pipe.recv()
+        if not go_on:
             raise Enough
         self.profiler = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True)
         self.profiling = profile
         if profile:
             self.profiler.start()
         self.wall, self.cpu, self.busy = time.perf_counter(), time.process_time(), _busy()
-        return word
+        return argument
 
     def end(self, **facts) -> None:
-        """`facts`: what else the page wants to know of this turn (loss, tokens)."""
+        """Stop the clocks and send the measurements; `facts` are further values of this turn (loss, tokens)."""
         wall, cpu = time.perf_counter() - self.wall, time.process_time() - self.cpu
         facts |= {"wall": wall, "cpu": cpu, "others": max(0.0, _busy() - self.busy - cpu) / wall}
         if self.profiling:
@@ -67,7 +66,7 @@ class Turns:
 
 
 def _busy() -> float:
-    """Seconds that all cores have worked for anybody since the machine started; stolen ones count."""
+    """Seconds that all cores have been busy since the machine started, stolen time included."""
     user, nice, system, _, _, interrupt, soft, stolen, *_ = map(int, Path("/proc/stat").read_text().split()[1:11])
     return (user + nice + system + interrupt + soft + stolen) / os.sysconf("SC_CLK_TCK")
 
@@ -83,7 +82,7 @@ def _allocator_peak(profiler: torch.profiler.profile) -> int:
 
 
 class Contender:
-    """The measuring side's view of a contender."""
+    """The measuring side of a contender."""
 
     def __init__(self, name: str, threads: int, work, *args):
         """Start `work(turns, *args)` in a process of its own and wait until it is loaded."""
@@ -96,8 +95,8 @@ class Contender:
         self._receive()
         self.loaded = self._anonymous()
 
-    def turn(self, word=None, profile: bool = False) -> dict:
-        self.pipe.send((True, profile, word))
+    def turn(self, argument=None, profile: bool = False) -> dict:
+        self.pipe.send((True, profile, argument))
         facts = self._receive()
         facts["peak"] = self.sampled - self.loaded
         self._receive()
@@ -155,7 +154,10 @@ def in_child(work, *args) -> None:
 
 
 def interleave(contenders: list[Contender], rounds: int, tolerance: float = float("inf")) -> None:
-    """A, B, A, B, ...; stop after the first round if losses differ by more than `tolerance`. Then one profiled turn."""
+    """Give turns to A, B, A, B, ..., and then one profiled turn to each.
+
+    Exits after the first round if the losses differ by more than `tolerance`.
+    """
     for number in range(rounds):
         facts = [c.turn() for c in contenders]
         losses = [f["loss"] for f in facts if "loss" in f]

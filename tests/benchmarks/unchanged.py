@@ -89,7 +89,7 @@ def compare(args: argparse.Namespace) -> None:
         tensors = same_tensors(args.before / name, args.after / name)
         scores = same_evaluation(args.before / name / "eval", args.after / name / "eval")
         print(f"| {name} | {len(before)} | {tensors} | {scores or '-'} |")
-    print("\nbit-equal")
+    print("\nbit-identical")
 
 
 def metrics(folder: Path) -> list[dict]:

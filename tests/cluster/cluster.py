@@ -1,9 +1,10 @@
-"""A real SLURM of several nodes on one machine: its own munge key, configuration, state and ports in one folder.
+"""A SLURM cluster of several nodes on one machine, with its own munge key, configuration, state and ports.
 
-    python -m tests.cluster.cluster FOLDER [--nodes 2]      up until Ctrl-C; `export SLURM_CONF=FOLDER/slurm.conf`
+    python -m tests.cluster.cluster FOLDER [--nodes 2]      runs until Ctrl-C; `export SLURM_CONF=FOLDER/slurm.conf`
 
-Every node is a slurmd with a port of its own. Two partitions: `low`, which `high` may preempt. Needs root and Debian's
-packages slurmctld, slurmd, slurm-client and munge (22.05 was used); nothing of the system's own SLURM is touched.
+All files are in FOLDER. Every node is a slurmd with its own port. There are two partitions; jobs in `high` preempt jobs
+in `low`. Needs root and Debian's packages slurmctld, slurmd, slurm-client and munge (22.05 was used). A SLURM
+installation of the system is not touched.
 """
 
 import argparse
@@ -62,7 +63,7 @@ NODE = (
 
 
 class Cluster:
-    """`with Cluster(folder) as slurm:` starts it, and ends what it started, by process number."""
+    """`with Cluster(folder) as slurm:` starts a cluster and, at the end, terminates its daemons by process id."""
 
     def __init__(self, folder: Path, nodes: int = 2, port: int = 16817):
         lab.need_root()
@@ -94,7 +95,7 @@ class Cluster:
         subprocess.run(["scancel", "--user", "root"], capture_output=True)
         time.sleep(1)
         daemons = (*(f"slurmd.{name}" for name in self.names), "slurmctld", "munged")
-        for wait in (0, 20):  # all are told before one is waited for
+        for wait in (0, 20):  # signal all daemons first, then wait for each
             for daemon in daemons:
                 self.end(daemon, wait=wait)
 
@@ -111,21 +112,22 @@ class Cluster:
         run("slurmd", "-N", name, "-f", self.conf)
 
     def end(self, daemon: str, number: int = signal.SIGTERM, wait: float = 20) -> None:
-        """End the daemon of this pid file ("slurmd.n1")."""
+        """Send a signal to a daemon, named as its pid file ("slurmd.n1"); wait up to `wait` seconds for its exit."""
         file = self.folder / f"{daemon}.pid"
         pid = int(file.read_text()) if file.exists() else 0
-        if pid and lab.command_of(pid).startswith(daemon.split(".")[0]):  # not another process under a reused number
+        if pid and lab.command_of(pid).startswith(daemon.split(".")[0]):  # the process id may have been reused
             os.kill(pid, number)
             if wait:
                 lab.wait_for(lambda: not lab.alive(pid), wait, f"{daemon} is gone")
                 file.unlink(missing_ok=True)
 
     def states(self) -> list[str]:
+        """The state of every node, such as "idle"."""
         return run("sinfo", "-h", "-N", "-p", "low", "-o", "%t").split()
 
 
 def run(*command) -> str:
-    """The output of a command; RuntimeError with its complaint if it fails."""
+    """The output of a command; RuntimeError with its error message if it fails."""
     done = subprocess.run([str(word) for word in command], capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"{' '.join(map(str, command))}: {done.stderr.strip() or done.stdout.strip()}")
@@ -134,7 +136,7 @@ def run(*command) -> str:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="a new folder for all of it")
+    parser.add_argument("folder", type=Path, help="a new folder for all files")
     parser.add_argument("--nodes", type=int, default=2)
     args = parser.parse_args()
     with lab.interruptible(), Cluster(args.folder, args.nodes) as cluster:

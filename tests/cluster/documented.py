@@ -1,18 +1,18 @@
-"""Run every command of the README and of docs/, as it stands there, on stand-ins for what it names.
+"""Run every command in README.md and docs/ as documented, on small substitutes for the files that it names.
 
     python -m tests.cluster.documented [--only TEXT]
 
-In a folder of its own lie the files that the pages speak of (MODEL, pairs.jsonl.gz, runs/rm/model, ...), made of the
-quickstart's synthetic world, and the repository's scripts. Every command of `tests.test_docs.commands` is run there:
-`...` becomes the required flags, eight processes become two, a training stops after two steps. What needs a cluster,
-a network or half an hour is named and left out; where it is run instead is said beside it.
+A temporary folder contains the repository's scripts and the files that the pages name (MODEL, pairs.jsonl.gz,
+runs/rm/model, ...), made from the quickstart's synthetic data. Every command that `tests.docs_pages.commands` finds is
+run there: `...` is replaced by the required flags, eight processes by two, and training stops after two steps.
+Commands that need a cluster, a network or half an hour are listed and skipped, with the place where they are run
+instead.
 """
 
 import argparse
 import gzip
 import json
 import os
-import re
 import shlex
 import shutil
 import subprocess
@@ -24,16 +24,16 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tests.test_docs import PAGES, ROOT, commands
+from tests.docs_pages import PAGES, ROOT, commands, without_remark
 
-LEFT_OUT = {
-    "launch/quickstart.sh": "the first thing that CI's users run",
+SKIPPED = {  # part of a command -> reason
+    "launch/quickstart.sh": "takes minutes, and installs into .venv",
     "tests/run.sh": "run by CI",
     "sbatch": "tests/cluster/slurm.py",
     "multi_node.sh": "tests/cluster/netns.py",
     "NAME": "a pattern, not a command",
-    "tests.benchmarks": "each has made its page",
-    "tests.cluster": "themselves",
+    "tests.benchmarks": "each page names the command that made it",
+    "tests.cluster": "these tests themselves",
 }
 TRAININGS = ("train_sft.py", "train_rm.py")
 SHORT = "--max_steps 2 --global_batch_size 8 --max_tokens 2048 --eval_steps 2"
@@ -41,7 +41,7 @@ SHORT = "--max_steps 2 --global_batch_size 8 --max_tokens 2048 --eval_steps 2"
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default="", help="run only commands with this in them")
+    parser.add_argument("--only", default="", help="run only commands that contain this text")
     only, failed = parser.parse_args().only, []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -51,14 +51,14 @@ def main() -> None:
                 if only not in command:
                     continue
                 where = f"{page.relative_to(ROOT)}: {command}"
-                if reason := next((why for word, why in LEFT_OUT.items() if word in command), None):
-                    print(f"left out ({reason})  {where}", flush=True)
+                reasons = [reason for text, reason in SKIPPED.items() if text in command]
+                if reasons:
+                    print(f"skipped ({reasons[0]})  {where}", flush=True)
                     continue
-                began, done = time.perf_counter(), run(runnable(command, folder), folder)
-                print(
-                    f"{'ok' if done.returncode == 0 else 'FAILED'} {time.perf_counter() - began:.0f} s  {where}",
-                    flush=True,
-                )
+                began = time.perf_counter()
+                done = run(runnable(command, folder), folder)
+                result = "FAILED" if done.returncode else "ok"
+                print(f"{result} {time.perf_counter() - began:.0f} s  {where}", flush=True)
                 if done.returncode:
                     failed.append(where)
                     print(done.stdout[-2000:] + done.stderr[-2000:], flush=True)
@@ -67,18 +67,16 @@ def main() -> None:
 
 
 def prepare(folder: Path) -> None:
-    """The files that the pages' commands name."""
+    """Create the files that the commands name."""
     for path in ("rm", "launch", "tests", "docs", *TRAININGS, "eval_rm.py", "setup.py", "pyproject.toml", ".venv"):
         if (ROOT / path).exists():
             (folder / path).symlink_to(ROOT / path)
-    must(run(f"python -m rm.demo {folder}/world", folder))
+    require_success(run(f"python -m rm.demo {folder}/world", folder))
     world = folder / "world"
     (folder / "MODEL").symlink_to(world / "model")
-    texts, pairs, test = (
-        [json.loads(line) for line in open(world / f"{name}.jsonl")] if (world / f"{name}.jsonl").exists()
-        else json.loads((world / f"{name}.json").read_text())["instances"]
-        for name in ("sft", "rm_train", "rm_test")
-    )  # fmt: skip
+    texts = json.loads((world / "sft.json").read_text())["instances"]
+    pairs = [json.loads(line) for line in open(world / "rm_train.jsonl")]
+    test = [json.loads(line) for line in open(world / "rm_test.jsonl")]
     for names, records in (
         (("sft.json", "demonstrations.jsonl"), texts[:200]),
         (("pairs.json", "train.json", "pairs.jsonl", "pairs.jsonl.gz", "more.parquet"), pairs[:200]),
@@ -88,19 +86,15 @@ def prepare(folder: Path) -> None:
     ):
         for name in names:
             write(folder / name, records)
-    common = f"{SHORT} --output_dir"
-    must(
-        run(
-            f"python train_sft.py --model_name_or_path MODEL --dataset_path sft.json {common} runs/llama-7b/sft", folder
-        )
-    )
+    sft = f"--model_name_or_path MODEL --dataset_path sft.json --output_dir runs/llama-7b/sft {SHORT}"
+    require_success(run(f"python train_sft.py {sft}", folder))
     shutil.copytree(folder / "runs/llama-7b/sft", folder / "runs/sft")
-    words = f"--model_name_or_path runs/sft/model --dataset_path pairs.json --use_lora true {common} runs/rm"
-    must(run(f"python train_rm.py {words}", folder))
+    rm = f"--model_name_or_path runs/sft/model --dataset_path pairs.json --use_lora true --output_dir runs/rm {SHORT}"
+    require_success(run(f"python train_rm.py {rm}", folder))
 
 
 def anthropic(number: int) -> dict:
-    """A conversation as Anthropic's files have it."""
+    """A record in the format of Anthropic's files."""
     text = f"\n\nHuman: question {number}?\n\nAssistant:"
     return {"chosen": f"{text} good {number}", "rejected": f"{text} bad {number}"}
 
@@ -115,12 +109,12 @@ def write(file: Path, records: list[dict]) -> None:
 
 
 def runnable(command: str, folder: Path) -> str:
-    """A page's command with what it leaves open filled in."""
-    command = re.split(r"  +(?=[a-z#])", command)[0].replace("--nproc_per_node 8", "--nproc_per_node 2")
+    """A documented command with its placeholders filled in."""
+    command = without_remark(command).replace("--nproc_per_node 8", "--nproc_per_node 2")
     words = shlex.split(command)
     script = next((word for word in words if word.endswith(".py") or word.startswith("rm.")), "")
     words = ["anthropic.jsonl" if word.startswith("hub:") else word for word in words]
-    if script == "rm.prepare_hh":  # of a stand-in that is small
+    if script == "rm.prepare_hh":  # the substitute has only 400 records
         words = [{"10000": "100", "112000": "100"}.get(word, word) for word in words]
         words += [] if "--sft" in words else ["--sft", "100", "--rm", "100"]
     fresh = f"runs/{len(list((folder / 'runs').iterdir()))}"
@@ -134,22 +128,19 @@ def runnable(command: str, folder: Path) -> str:
         ]
     elif "--output_dir" in words and (folder / words[words.index("--output_dir") + 1]).exists():
         words[words.index("--output_dir") + 1] = fresh
-    if "--config" in words and script in TRAININGS:  # a recipe: its settings, our files
-        data = "sft.json" if script == "train_sft.py" else "pairs.json"
-        words += [
-            "--model_name_or_path",
-            "runs/sft/model",
-            "--dataset_path",
-            data,
-            "--eval_dataset_path",
-            "test.jsonl.gz",
-        ]
-        words[-1] = "demonstrations.jsonl" if script == "train_sft.py" else words[-1]
-        words += ["--output_dir", fresh]
+    if "--config" in words and script in TRAININGS:  # the settings of the recipe with the files made here
+        if script == "train_sft.py":
+            data, eval_data = "sft.json", "demonstrations.jsonl"
+        else:
+            data, eval_data = "pairs.json", "test.jsonl.gz"
+        words += ["--model_name_or_path", "runs/sft/model", "--dataset_path", data]
+        words += ["--eval_dataset_path", eval_data, "--output_dir", fresh]
     if script in TRAININGS:
         words += SHORT.split()
     if "launch/hh_rlhf.sh" in words:
-        words[words.index("launch/hh_rlhf.sh")] = str(ROOT / "launch/hh_rlhf.sh")  # which installs where it lies
+        words[words.index("launch/hh_rlhf.sh")] = str(
+            ROOT / "launch/hh_rlhf.sh"
+        )  # it creates .venv in its own repository
         words += ["--nproc", "2", "--out", fresh, "--", *SHORT.split()]
     return shlex.join(words)
 
@@ -160,7 +151,8 @@ def run(command: str, folder: Path) -> subprocess.CompletedProcess:
     return subprocess.run(["bash", "-c", command], cwd=folder, env=environment, capture_output=True, text=True)
 
 
-def must(done: subprocess.CompletedProcess) -> None:
+def require_success(done: subprocess.CompletedProcess) -> None:
+    """Exit with the output of a command if it failed."""
     if done.returncode:
         raise SystemExit(f"{done.args}: {done.stdout[-2000:]}{done.stderr[-2000:]}")
 

@@ -1,4 +1,4 @@
-"""What the cluster tests share: what they need, processes by number, the small training run and what it did."""
+"""Helpers of the cluster tests: requirements, processes, a small training run and its results, tables of scenarios."""
 
 import argparse
 import contextlib
@@ -24,6 +24,7 @@ ROOT = Path(__file__).parent.parent.parent
 
 
 def skip(reason: str) -> None:
+    """End this test with status 0."""
     print(f"skipped: {reason}")
     sys.exit(0)
 
@@ -40,12 +41,12 @@ def need_programs(*names: str, install: str) -> None:
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
-    """SIGTERM and SIGINT leave the block quietly, whatever is set up in it taken down."""
+    """SIGTERM and SIGINT end the block silently; context managers inside it clean up as usual."""
 
     def leave(*_):
         raise KeyboardInterrupt
 
-    for number in (signal.SIGTERM, signal.SIGINT):  # a shell has its background processes ignore SIGINT
+    for number in (signal.SIGTERM, signal.SIGINT):  # the shell makes background processes ignore SIGINT
         signal.signal(number, leave)
     with contextlib.suppress(KeyboardInterrupt):
         yield
@@ -63,7 +64,7 @@ def alive(pid: int) -> bool:
 
 
 def command_of(pid: int) -> str:
-    """A process's command line, its program first and without folders; empty once it is gone."""
+    """The command line of a process, with the program's name instead of its path; empty if the process is gone."""
     try:
         words = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
     except OSError:
@@ -76,35 +77,40 @@ def parent_of(pid: int) -> int:
 
 
 def processes() -> list[int]:
+    """The ids of all living processes."""
     return sorted(int(p.name) for p in Path("/proc").iterdir() if p.name.isdigit() and alive(int(p.name)))
 
 
 def environment_of(pid: int) -> list[str]:
-    """A process's environment as NAME=VALUE; empty once it is gone."""
+    """The environment of a process as NAME=VALUE strings; empty if the process is gone."""
     try:
         return Path(f"/proc/{pid}/environ").read_bytes().decode(errors="replace").split("\0")
     except OSError:
         return []
 
 
-def pythons(text: str) -> dict[int, str]:
-    """Number -> command line of the living Python processes that have `text` in it, this one aside."""
-    found = {pid: command_of(pid) for pid in processes() if pid != os.getpid()}
-    return {pid: command for pid, command in found.items() if command.startswith("python") and text in command}
+def python_processes(text: str) -> dict[int, str]:
+    """Process id -> command line of all other living Python processes whose command line contains `text`."""
+    commands = {pid: command_of(pid) for pid in processes() if pid != os.getpid()}
+    return {pid: command for pid, command in commands.items() if command.startswith("python") and text in command}
 
 
 def ranks(out: Path) -> list[int]:
-    """The training processes of the run that writes to `out`."""
-    return [pid for pid, command in pythons(f"--output_dir {out}").items() if "distributed.run" not in command]
+    """The ids of the training processes (ranks) of the run that writes to `out`."""
+    return [pid for pid, command in python_processes(f"--output_dir {out}").items() if "distributed.run" not in command]
 
 
 def agents(out: Path) -> list[int]:
-    """Its torchruns."""
-    return [pid for pid, command in pythons(f"--output_dir {out}").items() if "distributed.run" in command]
+    """The ids of the torchrun processes of the run that writes to `out`."""
+    return [pid for pid, command in python_processes(f"--output_dir {out}").items() if "distributed.run" in command]
 
 
 def wait_for(condition: Callable[[], object], seconds: float, what: str):
-    """The first true value of `condition()`; RuntimeError if it has none in time."""
+    """Wait until `condition()` is true and return its value.
+
+    Raises:
+        RuntimeError: this did not happen within `seconds`; the message contains `what`.
+    """
     end = time.monotonic() + seconds
     while not (value := condition()):
         if time.monotonic() > end:
@@ -117,14 +123,14 @@ def wait_for(condition: Callable[[], object], seconds: float, what: str):
 
 
 def make_world(folder: Path) -> Path:
-    """The demo world: an untrained LLaMA of two million parameters and preference pairs."""
+    """The data of rm/demo.py: preference pairs and an untrained LLaMA with two million parameters."""
     if not folder.exists():
         demo.write_world(folder, seed=0)
     return folder
 
 
-def training(world: Path, out: Path, steps: int, save_steps: int, **more) -> list[str]:
-    """The script and its flags: a reward model, a line of output a step. `more`: further flags by name."""
+def training(world: Path, out: Path, steps: int, save_steps: int, **more_flags) -> list[str]:
+    """The script that trains a reward model and its flags; it prints one line per step."""
     flags = {
         "model_name_or_path": world / "model",
         "dataset_path": world / "rm_train.jsonl",
@@ -136,12 +142,12 @@ def training(world: Path, out: Path, steps: int, save_steps: int, **more) -> lis
         "save_steps": save_steps,
         "save_total_limit": 3,
     }
-    words = [(f"--{name}", str(value)) for name, value in (flags | more).items()]
+    words = [(f"--{name}", str(value)) for name, value in (flags | more_flags).items()]
     return [str(ROOT / "train_rm.py"), *(word for pair in words for word in pair)]
 
 
 def two_processes(folder: Path, world: Path, steps: int, save_steps: int) -> str:
-    """The final weights of an undisturbed training by two processes, without launchers."""
+    """The hash of the final weights of an undisturbed training run with two processes, without a launcher."""
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command = [*torchrun, *training(world, folder / "expected", steps, save_steps)]
     with open(folder / "expected.log", "w") as log:
@@ -150,28 +156,28 @@ def two_processes(folder: Path, world: Path, steps: int, save_steps: int) -> str
 
 
 def weights_hash(out: Path) -> str:
-    """Of the final model's tensors, as bytes in files."""
+    """A hash of the final model's weight files."""
     digest = hashlib.sha256()
     for file in sorted((out / "model").glob("*.safetensors")):
         digest.update(file.read_bytes())
     return digest.hexdigest()[:16]
 
 
-def marker(out: Path) -> dict:
-    """exit.json, or {} where there is none."""
+def read_exit_json(out: Path) -> dict:
+    """The content of exit.json, or {} if it does not exist."""
     try:
         return json.loads((out / "exit.json").read_text())
     except FileNotFoundError:
         return {}
 
 
-def steps_said(log: str) -> list[int]:
-    """The steps that a log tells of, in the order in which they were done; those done twice are there twice."""
+def logged_steps(log: str) -> list[int]:
+    """The training steps in a log, in the order in which they were done; repeated steps are listed repeatedly."""
     return [int(step) for step in re.findall(r"(?:^|\s)step (\d+)/\d+  (?!eval_)", log, re.MULTILINE)]
 
 
 def repeats(steps: list[int]) -> list[int]:
-    """How many steps were done again at each restart."""
+    """How many steps were repeated at each restart that repeated any."""
     return [before - after + 1 for before, after in zip(steps, steps[1:], strict=False) if after <= before]
 
 
@@ -185,12 +191,12 @@ def machine() -> str:
 
 def scenario_flags(parser: argparse.ArgumentParser, names: list[str]) -> None:
     parser.add_argument("--only", nargs="+", choices=names, default=names, metavar="NAME", help=f"{', '.join(names)}")
-    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="a new folder that stays, to look into afterwards")
+    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="a new folder for all files, which is kept")
 
 
 @contextlib.contextmanager
 def scenarios(args: argparse.Namespace) -> Iterator[Path]:
-    """The folder of all files, gone at the end unless it is to be kept."""
+    """A folder for all files, which is removed at the end unless --keep names one."""
     with interruptible():
         if args.keep:
             args.keep.mkdir(parents=True)
@@ -201,24 +207,27 @@ def scenarios(args: argparse.Namespace) -> Iterator[Path]:
 
 
 def run_scenarios(laboratory, names: list[str], expected: str) -> None:
-    """Print a row for each: a method of `laboratory` that returns a run with `out`, `began`, `steps()`, maybe `remark`.
+    """Run scenarios, print a table row for each, and exit with status 1 if any failed.
 
     Args:
-        expected: hash of the weights that each has to end with.
+        laboratory: has a method per scenario, whose docstring describes it. The method returns a run with `out`,
+            `began`, `steps()` and, optionally, `remark`.
+        names: the scenarios to run.
+        expected: hash of the final weights (`weights_hash`) that each of them must have.
     """
-    print(
-        f"{machine()}\n\n| what happens | steps done again | final weights | seconds |\n|---|---|---|---|", flush=True
-    )
-    wrong = []
+    print(f"{machine()}\n\n| what happens | repeated steps | final weights | seconds |\n|---|---|---|---|", flush=True)
+    failed = []
     for name in names:
         method, run = getattr(laboratory, name), None
         try:
             run = method()
-            same = weights_hash(run.out) == expected
-            again = ", ".join(map(str, repeats(run.steps()))) or "none"
-            result = f"{again} | {'bit-equal' if same else 'DIFFERENT'} | {time.monotonic() - run.began:.0f}"
+            passed = weights_hash(run.out) == expected
+            repeated = ", ".join(map(str, repeats(run.steps()))) or "none"
+            weights = "bit-identical" if passed else "DIFFERENT"
+            result = f"{repeated} | {weights} | {time.monotonic() - run.began:.0f}"
         except (AssertionError, RuntimeError, subprocess.TimeoutExpired) as error:
-            same, result = False, f"FAILED: {error}"
-        wrong += [] if same else [name]
+            passed, result = False, f"FAILED: {error}"
+        if not passed:
+            failed.append(name)
         print(f"| {method.__doc__}{getattr(run, 'remark', '')} | {result} |", flush=True)
-    sys.exit(f"wrong: {', '.join(wrong)}" if wrong else 0)
+    sys.exit(f"failed: {', '.join(failed)}" if failed else 0)

@@ -1,9 +1,10 @@
-"""Two hosts on one machine, as network namespaces joined by a cable that can be cut: launch/multi_node.sh on both.
+"""launch/multi_node.sh on two hosts: network namespaces on one machine, with a virtual cable that can be cut.
 
     python -m tests.cluster.netns [--only NAME ...]         about 6 minutes; needs root and Debian's package iproute2
 
-Each host has a network of its own (10.77.0.0/24, no way out) and a host name of its own. One process on each trains the
-same reward model as two processes on one host. Cutting the cable loses packets and closes nothing, as a dead switch.
+Each host has its own network (10.77.0.0/24, without access to the outside) and its own host name. One process on each
+host trains the same reward model as two processes on one host would. Cutting the cable loses packets but closes no
+connection, as when a switch dies.
 """
 
 import argparse
@@ -21,7 +22,7 @@ STEPS, SAVE_STEPS = 120, 10
 
 
 class Hosts:
-    """`with Hosts() as hosts:` makes two and takes them down again, with everything that runs on them."""
+    """`with Hosts() as hosts:` creates two hosts and, at the end, kills their processes and removes them."""
 
     names = ("rmlab0", "rmlab1")
 
@@ -39,7 +40,7 @@ class Hosts:
             for i, name in enumerate(self.names):
                 ip("-n", name, "address", "add", f"10.77.0.{i + 1}/24", "dev", f"cable{i}")
                 ip("-n", name, "link", "set", f"cable{i}", "up")
-                names = Path("/etc/netns") / name  # `ip netns exec` shows these in place of /etc/...
+                names = Path("/etc/netns") / name  # `ip netns exec` mounts these files over those in /etc
                 names.mkdir(parents=True, exist_ok=True)
                 (names / "hosts").write_text("127.0.0.1 localhost\n10.77.0.1 rmlab0\n10.77.0.2 rmlab1\n")
         except RuntimeError as error:
@@ -54,14 +55,14 @@ class Hosts:
             shutil.rmtree(Path("/etc/netns") / name, ignore_errors=True)
 
     def kill_all_of(self, host: int) -> None:
-        """All that runs on a host, with -9."""
+        """Kill all processes on a host with SIGKILL."""
         listed = subprocess.run(["ip", "netns", "pids", self.names[host]], capture_output=True, text=True).stdout
         for pid in map(int, listed.split()):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 
     def cable(self, state: str) -> None:
-        """ "down" loses every packet from host 1 on; "up" again."""
+        """Set the cable "down" (all packets are lost) or "up"."""
         ip("-n", self.names[1], "link", "set", "cable1", state)
 
 
@@ -72,7 +73,7 @@ def ip(*words: str) -> None:
 
 
 class Run:
-    """The same training on both hosts, one process on each; again in the same folder, it goes on."""
+    """A training run with one process on each host. A second run in the same folder resumes the first."""
 
     def __init__(self, folder: Path, world: Path, environment: dict | None = None, **flags):
         self.out, self.logs, self.hosts, self.began = folder / "out", [], [], time.monotonic()
@@ -100,22 +101,25 @@ class Run:
                 self.hosts.append(subprocess.Popen(whole, env=environ, stdout=log, stderr=log))
 
     def steps(self) -> list[int]:
-        """The steps done, in order. Rank 0 tells them; on which host it is torchrun decides at each start."""
+        """The steps done, in order. Rank 0 logs them; torchrun decides at each start on which host rank 0 runs."""
         lines = [line for log in self.logs for line in log.read_text(errors="replace").splitlines()]
-        return lab.steps_said("\n".join(lines))
+        return lab.logged_steps("\n".join(lines))
 
     def wait_for_step(self, step: int) -> None:
         lab.wait_for(lambda: step in self.steps(), 120, f"step {step}; see {self.logs[0].parent}")
 
     def wait(self, seconds: float = 300) -> None:
-        """Until both have ended, well."""
+        """Wait until the processes on both hosts have ended successfully."""
         end = time.monotonic() + seconds
         codes = [host.wait(max(0.1, end - time.monotonic())) for host in self.hosts]
-        assert codes == [0, 0] and lab.marker(self.out)["status"] == "finished", (codes, lab.marker(self.out))
+        assert codes == [0, 0] and lab.read_exit_json(self.out)["status"] == "finished", (
+            codes,
+            lab.read_exit_json(self.out),
+        )
 
 
 class Lab:
-    """The scenarios. Each is a method; what happens in it is the first line of its docstring."""
+    """The scenarios. Each is a method, whose docstring is the description in the table."""
 
     def __init__(self, folder: Path, hosts: Hosts):
         self.folder, self.hosts, self.world = folder, hosts, lab.make_world(folder / "world")
@@ -132,7 +136,7 @@ class Lab:
         run.wait_for_step(25)
         self.cut(8)
         run.wait()
-        assert not lab.repeats(run.steps()), "nothing is done again"
+        assert not lab.repeats(run.steps()), "no step is repeated"
         return run
 
     def cut_40(self) -> Run:
@@ -141,15 +145,15 @@ class Lab:
         run.wait_for_step(25)
         self.cut(40)
         run.wait()
-        assert lab.repeats(run.steps()), "it was started again"
+        assert lab.repeats(run.steps()), "it was restarted"
         return run
 
     def dead_peer(self) -> Run:
-        """one host is gone for good; the other ends by itself; the same command on both goes on"""
+        """one host is gone permanently; the other ends by itself; the same command on both hosts resumes"""
         return self._lose("dead_peer", gone=1)
 
     def dead_head(self) -> Run:
-        """the host where they meet is gone for good; the other ends by itself; the same command on both goes on"""
+        """the head is gone permanently; the other host ends by itself; the same command on both hosts resumes"""
         return self._lose("dead_head", gone=0)
 
     def cut(self, seconds: float) -> None:
@@ -161,17 +165,17 @@ class Lab:
         limits = {"HEAD_TIMEOUT": "30", "PET_RDZV_CONF": "join_timeout=30"}
         run = Run(self.folder / name, self.world, limits, stall_timeout=15)
         run.wait_for_step(25)
-        self.hosts.cable("down")  # first: what is killed would say goodbye
+        self.hosts.cable("down")  # first, because killed processes would close their connections
         self.hosts.kill_all_of(gone)
         died = time.monotonic()
         code = run.hosts[1 - gone].wait(300)
         seconds = time.monotonic() - died
         assert code != 0 and not lab.ranks(run.out), "no process is left"
         self.hosts.cable("up")
-        again = Run(self.folder / name, self.world, limits, stall_timeout=15)
-        again.wait()
-        again.remark = f" (it ended {seconds:.0f} s later, with status {code})"
-        return again
+        resumed = Run(self.folder / name, self.world, limits, stall_timeout=15)
+        resumed.wait()
+        resumed.remark = f" (it ended {seconds:.0f} s later, with status {code})"
+        return resumed
 
 
 SCENARIOS = [

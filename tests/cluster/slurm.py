@@ -1,9 +1,10 @@
-"""launch/train.slurm on a real SLURM of two nodes on this machine: whatever happens, the same final weights.
+"""launch/train.slurm on a SLURM cluster of two nodes on this machine: the final weights are the same in all scenarios.
 
     python -m tests.cluster.slurm [--only NAME ...]        about 15 minutes; needs root (see cluster.py)
 
-Each scenario is one job on two nodes, one process each, that trains the same reward model as an undisturbed run. After
-`scontrol requeue` SLURM holds a job back for two minutes; the tests cut that short (`scontrol update StartTime=now`).
+Each scenario is one job on two nodes with one process each. It must end with the same reward model as an undisturbed
+run. After `scontrol requeue`, SLURM holds a job back for two minutes; the tests shorten this (`scontrol update
+StartTime=now`).
 """
 
 import argparse
@@ -31,23 +32,23 @@ class Job:
         fields = run("scontrol", "show", "job", "--oneliner", self.id).split()
         return next(field.partition("=")[2] for field in fields if field.startswith(f"{name}="))
 
-    def said(self) -> str:
-        """What the job itself told: every start and end."""
+    def output(self) -> str:
+        """The output of the batch script: one line for every start and end."""
         file = self.folder / "job.out"
         return file.read_text() if file.exists() else ""
 
     def steps(self) -> list[int]:
-        """The steps done, in order, over all restarts."""
+        """The steps done over all restarts, in order."""
         logs = sorted(self.out.glob(f"slurm/{self.id}.*.log"), key=lambda log: int(log.suffixes[-2][1:]))
-        return lab.steps_said("".join(log.read_text(errors="replace") for log in logs))
+        return lab.logged_steps("".join(log.read_text(errors="replace") for log in logs))
 
     def wait_for_step(self, step: int, seconds: float = 90) -> None:
-        """Until it has done `step` steps since its last start or more, and is training."""
+        """Wait until the job has done `step` more steps."""
         done = len(self.steps())
         lab.wait_for(lambda: len(self.steps()) >= done + step, seconds, f"job {self.id} has done {step} steps")
 
     def wait(self, *states: str, seconds: float = 400) -> str:
-        """Until the job is in one of these states; it waits ten seconds in the queue, not SLURM's two minutes."""
+        """Wait until the job is in one of these states. After a requeue, it is released after ten seconds."""
         queued = None
 
         def reached():
@@ -57,7 +58,7 @@ class Job:
                 queued = None
             elif self.field("Reason") == "BeginTime":
                 queued = queued or time.monotonic()
-                if time.monotonic() > queued + 10:  # earlier, the nodes may still refuse it
+                if time.monotonic() > queued + 10:  # before that, the nodes may still refuse the job
                     run("scontrol", "update", f"JobId={self.id}", "StartTime=now")
             return state in states and state
 
@@ -65,7 +66,7 @@ class Job:
 
 
 class Lab:
-    """The scenarios. Each is a method; what it says is the first line of its docstring."""
+    """The scenarios. Each is a method, whose docstring is the description in the table."""
 
     def __init__(self, folder: Path, slurm: Cluster):
         self.folder, self.slurm, self.world = folder, slurm, lab.make_world(folder / "world")
@@ -77,20 +78,23 @@ class Lab:
     def undisturbed(self) -> Job:
         """nothing; then eval_rm.py as a job"""
         job = self.job("undisturbed", "--time", 10)
-        assert job.wait("COMPLETED", "FAILED") == "COMPLETED", job.said()
+        assert job.wait("COMPLETED", "FAILED") == "COMPLETED", job.output()
         flags = ["--model_name_or_path", job.out / "model", "--dataset_path", self.world / "rm_test.jsonl"]
         folder = self.folder / "evaluation"
         evaluation = Job(folder, [lab.ROOT / "eval_rm.py", *flags, "--output_dir", folder / "out"], "--time", 10)
-        assert evaluation.wait("COMPLETED", "FAILED") == "COMPLETED", evaluation.said()
+        assert evaluation.wait("COMPLETED", "FAILED") == "COMPLETED", evaluation.output()
         assert (evaluation.out / "report.json").exists()
         return job
 
     def time_limit(self) -> Job:
-        """the time limit of two minutes comes before the end"""
-        slow = {"eval_dataset_path": self.world / "rm_test.jsonl", "eval_steps": 1}  # changes nothing but the clock
+        """the time limit of two minutes is reached before the end"""
+        slow = {
+            "eval_dataset_path": self.world / "rm_test.jsonl",
+            "eval_steps": 1,
+        }  # takes time and does not change the weights
         job = self.job("time_limit", "--time", 2, "--signal", "B:USR1@75", **slow)
-        assert job.wait("COMPLETED", "FAILED", "TIMEOUT") == "COMPLETED", job.said()
-        assert int(job.field("Restarts")) >= 1 and "SIGUSR1" in job.said()
+        assert job.wait("COMPLETED", "FAILED", "TIMEOUT") == "COMPLETED", job.output()
+        assert int(job.field("Restarts")) >= 1 and "SIGUSR1" in job.output()
         return job
 
     def preemption(self) -> Job:
@@ -100,15 +104,15 @@ class Lab:
         urgent = ("--partition", "high", "--nodes", 2, "--cpus-per-task", 2, "--time", 1, "--output", "/dev/null")
         other = run("sbatch", "--parsable", *urgent, "--wrap", "srun sleep 3")
         lab.wait_for(lambda: "JobState=RUN" in run("scontrol", "show", "job", other), 60, "the urgent job runs")
-        assert job.wait("COMPLETED", "FAILED") == "COMPLETED", job.said()
+        assert job.wait("COMPLETED", "FAILED") == "COMPLETED", job.output()
         return job
 
     def requeued(self) -> Job:
-        """somebody says `scontrol requeue`"""
+        """a user runs `scontrol requeue`"""
         job = self.job("requeued", "--time", 10)
         job.wait_for_step(25)
         run("scontrol", "requeue", job.id)
-        assert job.wait("COMPLETED", "FAILED") == "COMPLETED", job.said()
+        assert job.wait("COMPLETED", "FAILED") == "COMPLETED", job.output()
         assert int(job.field("Restarts")) == 1
         return job
 
@@ -122,15 +126,15 @@ class Lab:
             os.kill(pid, signal.SIGKILL)
         job.wait("PENDING", seconds=120)
         self.slurm.start_node("n2")
-        assert job.wait("COMPLETED", "FAILED") == "COMPLETED", job.said()
+        assert job.wait("COMPLETED", "FAILED") == "COMPLETED", job.output()
         return job
 
     def rank_killed(self) -> Job:
-        """one process is killed with -9: torchrun starts all again, within the job"""
+        """one process is killed with -9: torchrun restarts all processes within the job"""
         job = self.job("rank_killed", "--time", 10)
         job.wait_for_step(25)
         os.kill(lab.ranks(job.out)[-1], signal.SIGKILL)
-        assert job.wait("COMPLETED", "FAILED") == "COMPLETED", job.said()
+        assert job.wait("COMPLETED", "FAILED") == "COMPLETED", job.output()
         assert int(job.field("Restarts")) == 0
         return job
 
@@ -139,24 +143,24 @@ class Lab:
         job = self.job("torchrun_killed", "--time", 10)
         job.wait_for_step(25)
         os.kill(lab.agents(job.out)[-1], signal.SIGKILL)
-        assert job.wait("COMPLETED", "FAILED") == "COMPLETED", job.said()
+        assert job.wait("COMPLETED", "FAILED") == "COMPLETED", job.output()
         return job
 
     def cancelled(self) -> Job:
-        """somebody says `scancel`, and later submits the same again"""
+        """a user runs `scancel` and later submits the same job again"""
         job = self.job("cancelled", "--time", 10)
         job.wait_for_step(25)
         run("scancel", job.id)
         job.wait("CANCELLED")
-        lab.wait_for(lambda: "left to SLURM" in job.said(), 30, "the cancelled job has ended")
-        assert lab.marker(job.out)["status"] == "stopped", lab.marker(job.out)
+        lab.wait_for(lambda: "left to SLURM" in job.output(), 30, "the cancelled job has ended")
+        assert lab.read_exit_json(job.out)["status"] == "stopped", lab.read_exit_json(job.out)
         job = self.job("cancelled", "--time", 10)
-        assert job.wait("COMPLETED", "FAILED") == "COMPLETED", job.said()
+        assert job.wait("COMPLETED", "FAILED") == "COMPLETED", job.output()
         return job
 
 
 def of_node(name: str) -> list[int]:
-    """The processes of all jobs on a node, and the slurmstepds above them."""
+    """The ids of all job processes on a node and of their parent slurmstepd processes."""
     tasks = [pid for pid in lab.processes() if f"SLURMD_NODENAME={name}" in lab.environment_of(pid)]
     parents = {lab.parent_of(pid) for pid in tasks}
     return tasks + [pid for pid in parents if lab.command_of(pid).startswith("slurmstepd")]
@@ -169,7 +173,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     lab.scenario_flags(parser, SCENARIOS)
     args = parser.parse_args()
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1"}  # the two nodes are one machine
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1"}  # both nodes are this machine
     with lab.scenarios(args) as folder, Cluster(folder / "slurm") as slurm:
         print(run("sinfo", "--version"))
         laboratory = Lab(folder, slurm)

@@ -1,4 +1,4 @@
-"""rm.data.cache: made once, read by all, and never stale."""
+"""rm.data.cache: built once per machine, shared by all ranks, never stale."""
 
 import json
 import os
@@ -11,8 +11,8 @@ from tests import made
 from tests.ranks import run_ranks
 
 
-def use(folder, file, name=("a",), fail=False, calls=None):
-    """Examples of the file's numbers; `calls` is a file that gets a line each time they are made."""
+def read(folder, file, name=("a",), fail=False, calls=None):
+    """(replies, stored JSON object) of the token ids in a file; `calls` is a file that gets a line for each build."""
 
     def make():
         with open(calls, "a") as log:
@@ -21,51 +21,51 @@ def use(folder, file, name=("a",), fail=False, calls=None):
             raise ValueError("line 3 is broken")
         return made.text_examples(json.loads(file.read_text())), {"kept": 2}
 
-    examples, remembered = cache.open_or_make(str(folder), list(name), (str(file),), make)
-    return [example.replies[0].tolist() for example in examples], remembered
+    examples, stored = cache.open_or_make(str(folder), list(name), (str(file),), make)
+    return [example.replies[0].tolist() for example in examples], stored
 
 
 @pytest.fixture
-def used(tmp_path):
+def read_cached(tmp_path):
     file, calls = tmp_path / "data.json", tmp_path / "calls"
     file.write_text("[[1, 2], [3]]")
     calls.touch()
 
     def run(world=1, **settings):
-        results = run_ranks(world, lambda: use(tmp_path / "cache", file, calls=calls, **settings))
+        results = run_ranks(world, lambda: read(tmp_path / "cache", file, calls=calls, **settings))
         return results, len(calls.read_text().splitlines())
 
     run.file, run.cache = file, tmp_path / "cache"
     return run
 
 
-def test_the_second_start_makes_nothing(used):
-    first, second = used(), used()
+def test_the_second_start_builds_nothing(read_cached):
+    first, second = read_cached(), read_cached()
     assert first == second == ([([[1, 2], [3]], {"kept": 2})], 1)
 
 
-def test_it_lies_where_caches_of_a_user_belong(monkeypatch):
+def test_the_default_folder_follows_the_xdg_specification(monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
     assert cache.default_folder() == "/somewhere/rm"
 
 
-def test_ranks_of_one_machine_make_it_once(used):
-    results, calls = used(world=4)
+def test_ranks_of_one_machine_build_the_entry_once(read_cached):
+    results, calls = read_cached(world=4)
     assert results == [([[1, 2], [3]], {"kept": 2})] * 4 and calls == 1
 
 
-def test_a_changed_file_or_setting_is_noticed(used):
-    used()
-    used.file.write_text("[[1, 2], [4]]")
-    assert used() == ([([[1, 2], [4]], {"kept": 2})], 2)
-    assert used(name=("b",))[1] == 3
+def test_a_changed_file_or_setting_makes_a_new_entry(read_cached):
+    read_cached()
+    read_cached.file.write_text("[[1, 2], [4]]")
+    assert read_cached() == ([([[1, 2], [4]], {"kept": 2})], 2)
+    assert read_cached(name=("b",))[1] == 3
 
 
-def test_tokens_are_mapped_not_copied(used):
+def test_tokens_are_memory_mapped(read_cached):
     import numpy as np
 
-    used()
-    (entry,) = used.cache.iterdir()
+    read_cached()
+    (entry,) = read_cached.cache.iterdir()
     examples = cache.Examples.open(entry)
     base = examples.tokens
     while not isinstance(base, np.memmap):
@@ -73,39 +73,41 @@ def test_tokens_are_mapped_not_copied(used):
     assert base.filename == entry / "tokens.npy"
 
 
-def test_a_failure_leaves_no_entry_and_is_told_once_while_the_other_ranks_stop_too(used):
+def test_a_failed_build_stops_all_ranks_and_leaves_no_entry(read_cached):
     with pytest.raises(RuntimeError, match="ValueError: (line 3 is broken|stopped, since another process failed)"):
-        used(world=2, fail=True)
-    assert not used.cache.exists() or not list(used.cache.iterdir())
+        read_cached(world=2, fail=True)
+    assert not read_cached.cache.exists() or not list(read_cached.cache.iterdir())
 
 
-def hashed(folder, file):
+def hashes(folder, file):
+    """(stored hash, computed hash)"""
     examples, _ = cache.open_or_make(str(folder), ["a"], (str(file),), lambda: 1 / 0)
-    return examples.__dict__["hash"], examples[:].hash  # as remembered, as computed anew
+    return examples.__dict__["hash"], examples[:].hash
 
 
-def test_the_hash_is_remembered_with_the_examples_and_is_theirs(used):
-    used()
-    ((remembered, computed),) = run_ranks(1, hashed, used.cache, used.file)
-    assert remembered == computed
+def test_the_stored_hash_is_that_of_the_examples(read_cached):
+    read_cached()
+    ((stored, computed),) = run_ranks(1, hashes, read_cached.cache, read_cached.file)
+    assert stored == computed
 
 
-def test_a_killed_writer_leaves_no_entry_that_counts(used):
-    used.cache.mkdir()
-    (used.cache / "writing-abc").mkdir()
-    assert used()[1] == 1
+def test_what_a_killed_process_left_is_not_read(read_cached):
+    read_cached.cache.mkdir()
+    (read_cached.cache / "writing-abc").mkdir()
+    assert read_cached()[1] == 1
 
 
-def answers():
-    found = [dist.any_rank(dist.rank() == 1), dist.any_rank(False)]
-    os.environ["LOCAL_RANK"] = str(dist.rank() % 2)  # two machines of two
-    done = []
-    dist.once_per_node(lambda: done.append(dist.rank()))
-    return found, done
+def agree_and_work():
+    """(results of any_rank, ranks that worked in this process)"""
+    agreed = [dist.any_rank(dist.rank() == 1), dist.any_rank(False)]
+    os.environ["LOCAL_RANK"] = str(dist.rank() % 2)  # two machines of two processes each
+    worked = []
+    dist.once_per_node(lambda: worked.append(dist.rank()))
+    return agreed, worked
 
 
-def test_agreement_and_work_once_per_machine():
-    assert run_ranks(4, answers) == [
+def test_any_rank_agrees_and_once_per_node_works_once_per_machine():
+    assert run_ranks(4, agree_and_work) == [
         ([True, False], [0]),
         ([True, False], []),
         ([True, False], [2]),

@@ -1,8 +1,8 @@
-"""Data: every accepted file gives the same examples, what is left out is counted, a bad file is named."""
+"""rm.data.dataset, records and examples: every file layout gives the same examples; dropped records; bad files."""
 
+import functools
 import gzip
 import json
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rm.data import dataset, encode, records, split
+from rm.data import dataset, encode, records
+from rm.data.dataset import DataSettings, MixtureSettings, TextSettings
+from rm.data.encode import Task
 from rm.data.examples import Example, Examples
+from rm.data.split import SplitSettings
 from rm.data.tokenizer import Tokenizer
 from rm.distributed import process_group as dist
 from tests.text_fixtures import byte_level, llama_like, sentencepiece_model
@@ -33,7 +36,7 @@ def tokenizer(request, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory):
-    """One tokenizer, for the tests where it does not matter which."""
+    """One tokenizer, for tests where the kind does not matter."""
     return Tokenizer(byte_level(tmp_path_factory.mktemp("plain")))
 
 
@@ -45,7 +48,7 @@ def document(records, **settings):
     return {**settings, "instances": records}
 
 
-FORMS = {
+LAYOUTS = {  # name -> function that writes records
     "json lines": lines,
     "json lines of Windows, with blank lines": lambda records: "\ufeff\r\n" + lines(records, "\r\n\r\n"),
     "json lines without a last line end": lambda records: lines(records).rstrip(),
@@ -78,7 +81,8 @@ def as_lists(examples):
     return [(e.prefix.tolist(), [r.tolist() for r in e.replies], [mask.tolist() for mask in e.loss]) for e in examples]
 
 
-def row(tokenizer, text):
+def with_ends(tokenizer, text):
+    """[BOS] tokens EOS"""
     return [
         *([] if tokenizer.bos_id is None else [tokenizer.bos_id]),
         *tokenizer.encode(text),
@@ -90,19 +94,19 @@ def row(tokenizer, text):
 
 
 @pytest.mark.parametrize("name", ["data.json", "data.jsonl", "data.json.gz", "data.jsonl.gz", "data"])
-@pytest.mark.parametrize("form", FORMS)
-def test_every_form_under_every_name_gives_the_same_records(form, name, file):
-    content = FORMS[form](TEXTS).encode()
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_layout_under_every_name_gives_the_same_records(layout, name, file):
+    content = LAYOUTS[layout](TEXTS).encode()
     path = file(gzip.compress(content) if name.endswith(".gz") else content, name)
     assert [record for _, record in records.read_records(path)] == TEXTS
 
 
-def test_gzip_is_known_by_its_content(file):
+def test_gzip_is_detected_by_its_content(file):
     path = file(gzip.compress(lines(TEXTS).encode()), "data.jsonl")
     assert [record for _, record in records.read_records(path)] == TEXTS
 
 
-def test_a_record_knows_its_line_or_its_number(file):
+def test_a_record_is_located_by_its_line_or_its_number(file):
     path = file("\n" + lines(TEXTS), "a.jsonl")
     assert [where for where, _ in records.read_records(path)] == [f"{path} line {n}" for n in (2, 3, 4)]
     path = file(json.dumps(document(TEXTS)), "a.json")
@@ -110,115 +114,117 @@ def test_a_record_knows_its_line_or_its_number(file):
 
 
 def test_json_lines_are_read_as_they_are_consumed(file):
-    found = records.read_records(file(lines(TEXTS) + "broken"))
-    assert [next(found)[1] for _ in TEXTS] == TEXTS
+    reader = records.read_records(file(lines(TEXTS) + "broken"))
+    assert [next(reader)[1] for _ in TEXTS] == TEXTS
     with pytest.raises(ValueError, match="line 4 column 1: is not JSON"):
-        next(found)
+        next(reader)
 
 
 # Texts
 
 
 def test_a_text_is_one_document_with_loss_on_every_token(tokenizer, file):
-    examples, report = dataset.texts([file(lines(TEXTS))], tokenizer, 512)
-    rows = [row(tokenizer, record["text"]) for record in TEXTS]
-    assert as_lists(examples) == [([], [ids], [[True] * len(ids)]) for ids in rows]
+    examples, report = dataset.read(Task.SFT, [file(lines(TEXTS))], tokenizer, 512)
+    tokens = [with_ends(tokenizer, record["text"]) for record in TEXTS]
+    assert as_lists(examples) == [([], [ids], [[True] * len(ids)]) for ids in tokens]
     assert str(report) == "3 records of text_only: all kept"
 
 
-def test_a_text_of_max_length_is_kept_and_a_longer_one_dropped_and_counted(tokenizer, file):
+def test_a_text_of_max_length_is_kept_and_a_longer_one_is_dropped(tokenizer, file):
     path = file(lines(TEXTS))
-    longest = max(len(row(tokenizer, record["text"])) for record in TEXTS)
-    assert len(dataset.texts([path], tokenizer, longest)[0]) == 3
-    examples, report = dataset.texts([path], tokenizer, longest - 1)
+    longest = max(len(with_ends(tokenizer, record["text"])) for record in TEXTS)
+    assert len(dataset.read(Task.SFT, [path], tokenizer, longest)[0]) == 3
+    examples, report = dataset.read(Task.SFT, [path], tokenizer, longest - 1)
     assert len(examples) == 2 and examples.lengths.max() < longest
     assert str(report) == f"3 records of text_only: 2 kept; dropped 1 longer than --max_length {longest - 1}"
 
 
 def test_an_empty_text_is_dropped_and_counted(plain, file):
     path = file(lines([{"text": ""}, {"text": " "}, {"text": ""}, {"text": "the cat " * 600}]))
-    examples, report = dataset.texts([path], plain, 512)
+    examples, report = dataset.read(Task.SFT, [path], plain, 512)
     assert examples.record.tolist() == [1]
-    assert str(report) == "4 records of text_only: 1 kept; dropped 2 empty text, 1 longer than --max_length 512"
+    assert str(report) == "4 records of text_only: 1 kept; dropped 2 with empty text, 1 longer than --max_length 512"
 
 
-def test_an_eos_string_in_a_text_is_text(plain, file):
-    examples, _ = dataset.texts([file(lines([{"text": "a<|endoftext|>"}]))], plain, 512)
+def test_an_eos_string_in_a_text_stays_text(plain, file):
+    examples, _ = dataset.read(Task.SFT, [file(lines([{"text": "a<|endoftext|>"}]))], plain, 512)
     assert (examples.tokens == plain.eos_id).sum() == 1 and examples.tokens[-1] == plain.eos_id
 
 
 # Pairs
 
 
-def test_a_pair_is_two_full_texts_cut_where_their_tokens_part(tokenizer, file):
-    examples, report = dataset.pairs([file(lines(PAIRS))], tokenizer, 512)
+def test_a_pair_is_two_full_texts_split_after_their_common_tokens(tokenizer, file):
+    examples, report = dataset.read(Task.PREFERENCE, [file(lines(PAIRS))], tokenizer, 512)
     for record, got in zip(PAIRS, examples, strict=True):
         full = [[*got.prefix, *reply] for reply in got.replies]
-        assert full == [row(tokenizer, record["positive"]), row(tokenizer, record["negative"])]
+        assert full == [with_ends(tokenizer, record["positive"]), with_ends(tokenizer, record["negative"])]
         first = [reply[0] for reply in got.replies]
         assert first[0] != first[1] or min(map(len, got.replies)) == 1
         assert [mask.all() and len(mask) for mask in got.loss] == [len(reply) for reply in got.replies]
     assert str(report) == "4 records of positive/negative: all kept"
 
 
-def test_a_pair_of_two_equal_sides_is_dropped_and_counted(tokenizer, file):
+def test_a_pair_of_equal_texts_is_dropped_and_counted(tokenizer, file):
     equal = {"chosen": "same", "rejected": "same"}
-    examples, report = dataset.pairs([file(lines([equal, {"chosen": "same", "rejected": "other"}]))], tokenizer, 512)
-    assert examples.record.tolist() == [1] and report.dropped == {"with two equal sides": 1}
+    examples, report = dataset.read(
+        Task.PREFERENCE, [file(lines([equal, {"chosen": "same", "rejected": "other"}]))], tokenizer, 512
+    )
+    assert examples.record.tolist() == [1] and report.dropped == {"with equal texts that are graded differently": 1}
 
 
-def test_an_empty_side_is_its_eos(plain, file):
-    (pair,), report = dataset.pairs([file(lines([{"chosen": "", "rejected": "a"}]))], plain, 512)
+def test_an_empty_text_of_a_pair_is_its_eos(plain, file):
+    (pair,), report = dataset.read(Task.PREFERENCE, [file(lines([{"chosen": "", "rejected": "a"}]))], plain, 512)
     assert pair.replies[0].tolist() == [plain.eos_id] and not report.dropped
 
 
-def test_chosen_and_rejected_are_positive_and_negative(plain, file):
+def test_chosen_and_rejected_mean_positive_and_negative(plain, file):
     renamed = [{"chosen": r["positive"], "rejected": r["negative"], "subset": "unused"} for r in PAIRS]
-    one, _ = dataset.pairs([file(lines(PAIRS), "a")], plain, 512)
-    other, _ = dataset.pairs([file(json.dumps(document(renamed, type="whatever")), "b")], plain, 512)
+    one, _ = dataset.read(Task.PREFERENCE, [file(lines(PAIRS), "a")], plain, 512)
+    other, _ = dataset.read(Task.PREFERENCE, [file(json.dumps(document(renamed, type="whatever")), "b")], plain, 512)
     assert as_lists(one) == as_lists(other) and one.hash == other.hash
 
 
 @pytest.mark.parametrize("side", ["positive", "negative"])
-def test_a_pair_with_either_side_over_max_length_is_dropped_and_counted(side, tokenizer, file):
+def test_a_pair_with_either_text_over_max_length_is_dropped(side, tokenizer, file):
     long = {"positive": "a", "negative": "b"} | {side: "the cat sat on the mat"}
-    longest = len(row(tokenizer, long[side]))
+    longest = len(with_ends(tokenizer, long[side]))
     path = file(lines([long, PAIRS[1], long]))
-    assert len(dataset.pairs([path], tokenizer, longest)[0]) == 3
-    examples, report = dataset.pairs([path], tokenizer, longest - 1)
+    assert len(dataset.read(Task.PREFERENCE, [path], tokenizer, longest)[0]) == 3
+    examples, report = dataset.read(Task.PREFERENCE, [path], tokenizer, longest - 1)
     assert examples.record.tolist() == [1]
     assert (report.kept, report.dropped) == (1, {f"longer than --max_length {longest - 1}": 2})
 
 
-def test_records_are_numbered_over_all_files(plain, file):
+def test_record_indices_count_over_all_files(plain, file):
     long = {"text": "the cat " * 600}
     paths = [
         file(lines([TEXTS[0], long]), "a"),
         file(json.dumps([long, TEXTS[1]]), "b"),
         file(lines(TEXTS), "c"),
     ]
-    examples, _ = dataset.texts(paths, plain, 512)
+    examples, _ = dataset.read(Task.SFT, paths, plain, 512)
     assert examples.record.tolist() == [0, 3, 4, 5, 6]
 
 
-def test_more_records_than_one_batch_stay_in_order(plain, file):
+def test_records_of_several_tokenizer_batches_stay_in_order(plain, file):
     records = [{"text": f"number {i}"} for i in range(2500)]
-    examples, report = dataset.texts([file(lines(records))], plain, 512)
+    examples, report = dataset.read(Task.SFT, [file(lines(records))], plain, 512)
     assert str(report) == "2,500 records of text_only: all kept"
     assert examples.record.tolist() == list(range(2500))
     assert [examples[i].replies[0].tolist() for i in (0, 1023, 1024, 2499)] == [
-        row(plain, f"number {i}") for i in (0, 1023, 1024, 2499)
+        with_ends(plain, f"number {i}") for i in (0, 1023, 1024, 2499)
     ]
 
 
 ids = st.lists(st.integers(0, 3), min_size=1, max_size=8)
 
 
-@given(rows=st.lists(ids, min_size=2, max_size=4))
-def test_the_common_prefix_is_the_longest_that_leaves_every_row_a_token(rows):
-    shared = encode.common_prefix([np.array(row) for row in rows])
-    fits = [n for n in range(9) if all(len(row) > n and row[:n] == rows[0][:n] for row in rows)]
-    assert shared == max(fits)
+@given(texts=st.lists(ids, min_size=2, max_size=4))
+def test_the_common_prefix_is_the_longest_that_leaves_every_text_a_token(texts):
+    shared = encode.common_prefix([np.array(text) for text in texts])
+    valid = [n for n in range(9) if all(len(text) > n and text[:n] == texts[0][:n] for text in texts)]
+    assert shared == max(valid)
 
 
 # Storage
@@ -226,47 +232,47 @@ def test_the_common_prefix_is_the_longest_that_leaves_every_row_a_token(rows):
 ragged = st.lists(st.builds(lambda p, r: example(p, *r), st.lists(st.integers(0, 99)), st.lists(ids, min_size=1)))
 
 
-@given(made=ragged)
-def test_examples_come_back_as_they_were_stored(made):
-    examples = Examples.build(iter(made))
-    assert as_lists(examples) == as_lists(made) and len(examples) == len(made)
-    assert examples.lengths.tolist() == [len(e.prefix) + sum(map(len, e.replies)) for e in made]
-    assert examples.record.tolist() == list(range(len(made)))
+@given(originals=ragged)
+def test_examples_equal_what_was_stored(originals):
+    examples = Examples.build(iter(originals))
+    assert as_lists(examples) == as_lists(originals) and len(examples) == len(originals)
+    assert examples.lengths.tolist() == [len(e.prefix) + sum(map(len, e.replies)) for e in originals]
+    assert examples.record.tolist() == list(range(len(originals)))
     assert (examples.tokens.dtype, examples.loss.dtype) == (np.int32, bool)
 
 
-@given(made=ragged, first=st.integers(-9, 9), last=st.none() | st.integers(-9, 9))
-def test_a_view_is_the_examples_of_the_slice_and_shares_their_tokens(made, first, last):
-    whole = Examples.build(made)
+@given(originals=ragged, first=st.integers(-9, 9), last=st.none() | st.integers(-9, 9))
+def test_a_slice_of_examples_is_a_view_that_shares_their_tokens(originals, first, last):
+    whole = Examples.build(originals)
     view = whole[first:last]
-    assert as_lists(view) == as_lists(made[first:last])
-    assert view.hash == Examples.build(made[first:last]).hash
+    assert as_lists(view) == as_lists(originals[first:last])
+    assert view.hash == Examples.build(originals[first:last]).hash
     assert view.record.tolist() == whole.record[first:last].tolist()
     assert not len(view) or np.shares_memory(view.tokens, whole.tokens)
 
 
-@given(made=ragged)
-def test_a_planner_can_read_the_arrays_in_one_go(made):
-    whole = Examples.build([example([1], [2]), *made])
+@given(originals=ragged)
+def test_the_arrays_of_examples_and_of_views_locate_every_example(originals):
+    whole = Examples.build([example([1], [2]), *originals])
     for examples in (whole, whole[1:]):
         for i, e in enumerate(examples):
             assert examples.tokens[examples.starts[i]] == [*e.prefix, *e.replies[0]][0]
             assert examples.prefix_lengths[i] == len(e.prefix)
-            mine = slice(*examples.reply_offsets[i : i + 2])
-            assert examples.reply_lengths[mine].tolist() == [len(reply) for reply in e.replies]
+            own_replies = slice(*examples.reply_offsets[i : i + 2])
+            assert examples.reply_lengths[own_replies].tolist() == [len(reply) for reply in e.replies]
 
 
-def test_indices_are_those_of_a_list():
+def test_examples_are_indexed_like_a_list():
     examples = Examples.build([example([], [i]) for i in range(3)])
     assert examples[-1].replies[0].tolist() == examples[np.int64(2)].replies[0].tolist() == [2]
     with pytest.raises(IndexError):
         examples[3]
 
 
-@given(made=ragged)
-def test_saved_examples_open_equal_and_read_only(made, tmp_path_factory):
+@given(originals=ragged)
+def test_saved_examples_open_equal_and_read_only(originals, tmp_path_factory):
     folder = tmp_path_factory.mktemp("saved") / "new" / "folder"
-    examples = Examples.build(made, record=range(5, 5 + len(made)))[1:]
+    examples = Examples.build(originals, record=range(5, 5 + len(originals)))[1:]
     examples.save(folder)
     opened = Examples.open(folder)
     assert as_lists(opened) == as_lists(examples) and opened.hash == examples.hash
@@ -274,8 +280,8 @@ def test_saved_examples_open_equal_and_read_only(made, tmp_path_factory):
     assert not opened.tokens.flags.writeable or not len(opened)
 
 
-def test_the_hash_tells_any_change_of_content():
-    made = [
+def test_the_hash_of_examples_depends_on_all_their_content():
+    variants = [
         [example([1, 2], [3, 4])],
         [example([1, 2], [3, 5])],
         [example([1], [2, 3, 4])],
@@ -284,37 +290,38 @@ def test_the_hash_tells_any_change_of_content():
         [Example(np.array([1, 2]), (np.array([3, 4]),), (np.array([True, True]),))],
         [],
     ]
-    assert len({Examples.build(examples).hash for examples in made}) == len(made)
-    assert Examples.build(made[0]).hash == Examples.build(made[0], record=[7]).hash
+    assert len({Examples.build(examples).hash for examples in variants}) == len(variants)
+    assert Examples.build(variants[0]).hash == Examples.build(variants[0], record=[7]).hash
 
 
 # Bad input
 
 
-def fails(run, *parts):
-    """`run` raises one ValueError, not one on top of another, whose one line says all the parts."""
+def assert_one_line_error(run, *parts):
+    """`run` raises a ValueError without a chained one, whose message is one line and contains all the parts."""
     with pytest.raises(ValueError) as caught:
         run()
-    message = str(caught.value)
-    assert type(caught.value) is ValueError and (not caught.value.__context__ or caught.value.__suppress_context__)
+    error = caught.value
+    message = str(error)
+    assert type(error) is ValueError and (not error.__context__ or error.__suppress_context__)
     assert all(part in message for part in parts) and "\n" not in message, message
     message.encode()
 
 
 GOOD = lines(TEXTS)
-ZIPPED = gzip.compress(lines([{"text": f"{i} {i * i}"} for i in range(999)]).encode())
+GZIPPED = gzip.compress(lines([{"text": f"{i} {i * i}"} for i in range(999)]).encode())
 BAD_FILES = {
     "empty": ("a.json", "", ["the file is empty", 'expected {"instances"']),
     "blank": ("a.jsonl", " \n\n", ["the file is empty"]),
     "empty gzip": ("a.gz", b"", ["the file is empty"]),
     "gzip of nothing": ("a.gz", gzip.compress(b""), ["the file is empty"]),
-    "no records": ("a.json", '{"type": "text_only", "instances": []}', ["its records are []"]),
-    "empty list": ("a.json", "[]", ["its records are []"]),
-    "no instances": ("a.json", '{\n"data": [1]}', ["its records are {'data': [1]}", 'expected {"instances"']),
+    "no records": ("a.json", '{"type": "text_only", "instances": []}', ["holds no records, but []"]),
+    "empty list": ("a.json", "[]", ["holds no records, but []"]),
+    "no instances": ("a.json", '{\n"data": [1]}', ["holds no records, but {'data': [1]}", 'expected {"instances"']),
     "instances of the wrong type": (
         "a.json",
         '{"instances": {"text": "a"}}',
-        ["its records are {'text': 'a'}"],
+        ["holds no records, but {'text': 'a'}"],
     ),
     "broken line": ("a.jsonl", GOOD + '{"text": "a"\n' + GOOD, ["a.jsonl line 4 column 13: is not JSON"]),
     "broken first line": ("a.jsonl", '{"text": "a"\n' + GOOD, ["a.jsonl line 1 column 13: is not JSON"]),
@@ -344,21 +351,21 @@ BAD_FILES = {
     ),
     "UTF-16": ("a.json", GOOD.encode("utf-16"), ["line 1 is not UTF-8"]),
     "latin-1 document": ("a.json", b'[\n{"text": "caf\xe9"}]', ["line 2 is not UTF-8"]),
-    "truncated gzip": ("a.jsonl.gz", ZIPPED[:-500], ["cannot be read beyond line", "end-of-stream"]),
-    "damaged gzip": ("a.jsonl.gz", ZIPPED[:60] + b"\xff" * 60 + ZIPPED[120:], ["cannot be read beyond line"]),
+    "truncated gzip": ("a.jsonl.gz", GZIPPED[:-500], ["cannot be read beyond line", "end-of-stream"]),
+    "damaged gzip": ("a.jsonl.gz", GZIPPED[:60] + b"\xff" * 60 + GZIPPED[120:], ["cannot be read beyond line"]),
     "not gzip": ("a.jsonl.gz", GOOD, ["cannot be read beyond line 0", "Not a gzipped file"]),
-    "record is a list": ("a.jsonl", GOOD + '["text"]', ["a.jsonl line 4: is ['text'], not an object"]),
-    "record is a string": ("a.json", '["a", {"text": "a"}]', ["a.json record 1: is 'a', not an object"]),
+    "record is a list": ("a.jsonl", GOOD + '["text"]', ["a.jsonl line 4: is ['text'], not a JSON object"]),
+    "record is a string": ("a.json", '["a", {"text": "a"}]', ["a.json record 1: is 'a', not a JSON object"]),
     "record is null": ("a.json", '{"instances": [{"text": "a"}, null]}', ["a.json record 2: is None"]),
-    "scalar": ("a.json", "5", ["its records are 5"]),
+    "scalar": ("a.json", "5", ["holds no records, but 5"]),
 }
 
 
 @pytest.mark.parametrize("case", BAD_FILES)
-def test_a_bad_file_is_one_error_that_names_the_place(case, plain, file):
+def test_a_bad_file_is_a_one_line_error_with_the_location(case, plain, file):
     name, content, parts = BAD_FILES[case]
     path = file(content, name)
-    fails(lambda: dataset.texts([path], plain, 512), str(path), *parts)
+    assert_one_line_error(lambda: dataset.read(Task.SFT, [path], plain, 512), str(path), *parts)
 
 
 BAD_TEXTS = {
@@ -368,10 +375,10 @@ BAD_TEXTS = {
     ),
     "no keys": ({}, ["has the keys none"]),
     "a pair": (PAIRS[0], ["has the keys 'positive', 'negative'", "train_rm.py"]),
-    "null": ({"text": None}, ["'text' is None; expected its text, a string"]),
+    "null": ({"text": None}, ["'text' is None; expected a string"]),
     "messages": (
         {"text": [{"role": "user", "content": "hi"}]},
-        ["'text' is [{", "expected its text, a string"],
+        ["'text' is [{", "expected a string"],
     ),
     "number": ({"text": 5}, ["'text' is 5"]),
     "half a surrogate pair": ({"text": "a\ud83d"}, ["'text' has half of a surrogate pair"]),
@@ -380,12 +387,12 @@ BAD_TEXTS = {
 
 
 @pytest.mark.parametrize("case", BAD_TEXTS)
-def test_a_bad_record_is_named_by_its_number(case, plain, file):
+def test_a_bad_record_is_an_error_with_its_number(case, plain, file):
     record, parts = BAD_TEXTS[case]
     path = file(json.dumps(document([TEXTS[0], record], type="text_only")), "sft.json")
-    fails(lambda: dataset.texts([path], plain, 512), f"{path} record 2", *parts)
+    assert_one_line_error(lambda: dataset.read(Task.SFT, [path], plain, 512), f"{path} record 2", *parts)
     path = file(lines([TEXTS[0], record]), "sft.jsonl")
-    fails(lambda: dataset.texts([path], plain, 512), f"{path} line 2", *parts)
+    assert_one_line_error(lambda: dataset.read(Task.SFT, [path], plain, 512), f"{path} line 2", *parts)
 
 
 BAD_PAIRS = {
@@ -396,34 +403,40 @@ BAD_PAIRS = {
         {"chosen": [{"role": "user"}], "rejected": []},
         ["'chosen 1' is {'role': 'user'}; expected an object"],
     ),
-    "second side": ({"chosen": "a", "rejected": 0}, ["'rejected' is 0; expected its text, a string"]),
+    "second side": ({"chosen": "a", "rejected": 0}, ["'rejected' is 0; expected a string"]),
     "surrogate": ({"chosen": "a", "rejected": "\udc00"}, ["'rejected' has half of a surrogate pair"]),
 }
 
 
 @pytest.mark.parametrize("case", BAD_PAIRS)
-def test_a_bad_pair_is_named_by_its_line(case, plain, file):
+def test_a_bad_pair_is_an_error_with_its_line(case, plain, file):
     record, parts = BAD_PAIRS[case]
     path = file(lines([*PAIRS, record]), "pairs.jsonl")
-    fails(lambda: dataset.pairs([path], plain, 512), f"{path} line 5", *parts)
+    assert_one_line_error(lambda: dataset.read(Task.PREFERENCE, [path], plain, 512), f"{path} line 5", *parts)
 
 
-@pytest.mark.parametrize("read", [dataset.texts, dataset.pairs])
-def test_paths_that_are_no_readable_files_are_named(read, plain, tmp_path):
-    fails(lambda: read([tmp_path / "missing.json"], plain, 512), str(tmp_path / "missing.json"), "no such file")
-    fails(lambda: read([tmp_path], plain, 512), str(tmp_path), "is a folder; name the files in it")
-    fails(lambda: read(["Anthropic/hh-rlhf"], plain, 512), "Anthropic/hh-rlhf: no such file", "or hub:org/name/FILE")
-    fails(lambda: read([""], plain, 512), "no such file")
-    fails(lambda: read(["a\0b"], plain, 512), "null byte")
-    fails(lambda: read(["a" * 5000], plain, 512), "too long")
-    fails(lambda: read([], plain, 512), "no file given")
+@pytest.mark.parametrize("task", [Task.SFT, Task.PREFERENCE])
+def test_a_path_that_is_no_readable_file_is_an_error_that_names_it(task, plain, tmp_path):
+    read = functools.partial(dataset.read, task)
+    assert_one_line_error(
+        lambda: read([tmp_path / "missing.json"], plain, 512), str(tmp_path / "missing.json"), "no such file"
+    )
+    assert_one_line_error(lambda: read([tmp_path], plain, 512), str(tmp_path), "is a folder; name the files in it")
+    assert_one_line_error(
+        lambda: read(["Anthropic/hh-rlhf"], plain, 512), "Anthropic/hh-rlhf: no such file", "or hub:org/name/FILE"
+    )
+    assert_one_line_error(lambda: read([""], plain, 512), "no such file")
+    assert_one_line_error(lambda: read(["a\0b"], plain, 512), "null byte")
+    assert_one_line_error(lambda: read(["a" * 5000], plain, 512), "too long")
+    assert_one_line_error(lambda: read([], plain, 512), "no file given")
 
 
-def test_nothing_left_says_how_many_were_dropped_and_what_to_change(plain, file):
+def test_dropping_every_record_is_an_error_with_the_reasons(plain, file):
     path = file(lines([*TEXTS, {"text": ""}]))
-    fails(
-        lambda: dataset.texts([path], plain, 1),
-        f"{path}: 4 records of text_only: 0 kept; dropped 1 empty text, 3 longer than --max_length 1; none is left",
+    assert_one_line_error(
+        lambda: dataset.read(Task.SFT, [path], plain, 1),
+        f"{path}: 4 records of text_only: 0 kept; dropped 1 with empty text, 3 longer than --max_length 1",
+        "no example is left",
         "raise --max_length",
     )
 
@@ -431,37 +444,39 @@ def test_nothing_left_says_how_many_were_dropped_and_what_to_change(plain, file)
 # Files together
 
 
-def test_formats_may_be_mixed_and_are_told_with_their_numbers(plain, file):
+def test_formats_may_be_mixed_and_are_counted_in_the_report(plain, file):
     other = [{"prompt": "a", "chosen": "b", "rejected": "c"}]
-    examples, report = dataset.pairs([file(lines(PAIRS), "a"), file(lines(other * 2), "b")], plain, 512)
+    examples, report = dataset.read(Task.PREFERENCE, [file(lines(PAIRS), "a"), file(lines(other * 2), "b")], plain, 512)
     assert len(examples) == 6 and report.files == [4, 2]
     assert str(report) == "6 records of positive/negative (4) and prompt/chosen/rejected (2): all kept"
 
 
-def test_parquet_gives_the_records_of_json_lines_and_null_is_no_key(plain, file, tmp_path):
+def test_parquet_records_equal_those_of_json_and_null_means_absent(plain, file, tmp_path):
     pyarrow, parquet = (pytest.importorskip(name) for name in ("pyarrow", "pyarrow.parquet"))
     chat = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-    rows = [
+    written = [
         *({"prompt": None, "chosen": r["positive"], "rejected": r["negative"], "margin": None} for r in PAIRS * 300),
         {"prompt": "a", "chosen": "b", "rejected": "c", "margin": 0.5},
     ]
-    parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "pairs", row_group_size=100)
+    parquet.write_table(pyarrow.Table.from_pylist(written), tmp_path / "pairs", row_group_size=100)
     parquet.write_table(pyarrow.Table.from_pylist([{"messages": chat}]), tmp_path / "chat.parquet")
-    found = list(records.read_records(tmp_path / "pairs"))
-    assert [record for _, record in found] == [{k: v for k, v in row.items() if v is not None} for row in rows]
-    assert found[-1][0] == f"{tmp_path / 'pairs'} record 1201"
-    formats = dataset.pairs([tmp_path / "pairs"], plain, 512)[1].formats
+    located = list(records.read_records(tmp_path / "pairs"))
+    assert [record for _, record in located] == [{k: v for k, v in row.items() if v is not None} for row in written]
+    assert located[-1][0] == f"{tmp_path / 'pairs'} record 1201"
+    formats = dataset.read(Task.PREFERENCE, [tmp_path / "pairs"], plain, 512)[1].formats
     assert formats == {"chosen/rejected": 1200, "prompt/chosen/rejected": 1}
     assert [record for _, record in records.read_records(tmp_path / "chat.parquet")] == [{"messages": chat}]
 
 
-def test_a_broken_parquet_file_is_named(plain, file):
+def test_a_broken_parquet_file_is_an_error_that_names_it(plain, file):
     pytest.importorskip("pyarrow")
     path = file(b"PAR1" + b"x" * 99, "a.parquet")
-    fails(lambda: dataset.texts([path], plain, 512), f"{path}: cannot be read beyond record 0", "a file that is whole")
+    assert_one_line_error(
+        lambda: dataset.read(Task.SFT, [path], plain, 512), f"{path}: cannot be read beyond record 0", "copy it again"
+    )
 
 
-def test_weights_take_a_file_more_or_less_often_the_same_for_a_seed():
+def test_weights_repeat_or_drop_examples_by_file_and_seed():
     record, files = np.array([0, 1, 3, *range(4, 2004)]), [2, 2, 2000]
     taken = dataset.weighted(record, files, (2, 1, 0.25), seed=1)
     assert taken[:5].tolist() == [0, 0, 1, 1, 2] and np.unique(taken[5:]).size == len(taken[5:])
@@ -470,64 +485,56 @@ def test_weights_take_a_file_more_or_less_often_the_same_for_a_seed():
     assert taken.tolist() != dataset.weighted(record, files, (2, 1, 0.25), seed=2).tolist()
 
 
-@dataclass(frozen=True, kw_only=True)
-class Settings(dataset.DataSettings, dataset.MixtureSettings, split.SplitSettings):
-    seed: int = 0
-
-
-def test_weights_act_on_what_is_trained_on_and_not_on_what_is_held_out(plain, file, tmp_path):
+def test_weights_apply_to_the_training_set_and_not_to_the_held_out_set(plain, file, tmp_path, monkeypatch):
     paths = tuple(str(file(lines([{"text": f"{name} {i}"} for i in range(20)]), name)) for name in "ab")
-    settings = Settings(
-        dataset_path=paths,
-        dataset_weights=(3.0, 1.0),
-        validation_split_percentage=50,
-        cache_dir=str(tmp_path / "cache"),
-    )
-    said = []
+    data = DataSettings(dataset_path=paths, cache_dir=str(tmp_path / "cache"))
+    mixture = MixtureSettings(dataset_weights=(3.0, 1.0))
+    held = SplitSettings(validation_split_percentage=50)
+    messages = []
+    monkeypatch.setattr(dist, "say", messages.append)
     with dist.session(0):
-        train, held_out, _ = dataset.load(dataset.texts, settings, plain, said.append)
+        loaded = dataset.load(Task.SFT, data, TextSettings(), mixture, held, plain, seed=0)
+    train, held_out = loaded.train, loaded.held_out
     assert len(np.unique(held_out.record)) == len(held_out) == 20 and not np.isin(held_out.record, train.record).any()
     assert np.unique(train.record[train.record < 20], return_counts=True)[1].tolist() == [3] * (
         20 - (held_out.record < 20).sum()
     )
     assert (train.record >= 20).sum() + (held_out.record >= 20).sum() == 20
-    assert said == ["data: 40 records of text_only: all kept", f"weights 3 1: {len(train):,} examples"]
+    assert messages == ["data: 40 records of text_only: all kept", f"weights 3 1: {len(train):,} examples"]
 
 
-@pytest.mark.parametrize(
-    "more, message",
-    [
-        ({"dataset_weights": (1.0,)}, "one number for each file of --dataset_path, got 1 for 2 files"),
-        ({"dataset_weights": (1.0, 0.0)}, "must be positive, got 1.0 0.0"),
-        ({"dataset_weights": (1.0, float("inf"))}, "must be positive"),
-        ({"chat_template": "a", "dialogue_format": "hh"}, "exclude each other"),
-    ],
-)
-def test_settings_that_make_no_sense_are_refused(more, message):
-    settings = Settings(dataset_path=("a", "b"), **more)
-    with pytest.raises(ValueError, match=message):
-        dataset.DataSettings.check(settings)
-        dataset.MixtureSettings.check(settings)
+def test_invalid_settings_are_refused():
+    data = DataSettings(dataset_path=("a", "b"))
+    with pytest.raises(ValueError, match="one number for each file of --dataset_path, got 1 for 2 files"):
+        dataset.check_mixture(data, MixtureSettings(dataset_weights=(1.0,)))
+    with pytest.raises(ValueError, match="must be positive, got 1.0 0.0"):
+        MixtureSettings(dataset_weights=(1.0, 0.0))
+    with pytest.raises(ValueError, match="must be positive"):
+        MixtureSettings(dataset_weights=(1.0, float("inf")))
+    with pytest.raises(ValueError, match="exclude each other"):
+        TextSettings(chat_template="a", dialogue_format="hh")
 
 
-def test_the_cache_notices_a_changed_file_template_and_setting(plain, file, tmp_path):
+def test_the_cache_depends_on_file_template_and_settings(plain, file, tmp_path):
     path = file(lines([{"messages": [{"role": "assistant", "content": "the cat sat on the mat"}]}, {"text": "a"}]))
     template = tmp_path / "template"
 
-    def kept(**more):
-        settings = Settings(dataset_path=(str(path),), cache_dir=str(tmp_path / "cache"), **more)
-        return dataset.read_once(dataset.texts, settings.dataset_path, settings, plain)[0].tokens.tolist()
+    def read_tokens(**flags):
+        text, cache_dir = TextSettings(**flags), str(tmp_path / "cache")
+        return dataset.read_cached(Task.SFT, [str(path)], text, plain, cache_dir)[0].tokens.tolist()
 
     template.write_text("{{ messages[0].content }}")
     with dist.session(0):
-        known = [kept(chat_template=str(template)), kept(dialogue_format="hh"), kept(dialogue_format="anthropic")]
+        results = [read_tokens(chat_template=str(template))]
+        results += [read_tokens(dialogue_format="hh"), read_tokens(dialogue_format="anthropic")]
         for side in ("left", "right"):
-            known.append(kept(dialogue_format="hh", max_length=9, overlong="truncate", truncation_side=side))
-        known.append(kept(dialogue_format="hh", max_length=9))
+            results.append(read_tokens(dialogue_format="hh", max_length=9, overlong="truncate", truncation_side=side))
+        results.append(read_tokens(dialogue_format="hh", max_length=9))
         template.write_text("so: {{ messages[0].content }}")
-        known.append(kept(chat_template=str(template)))
+        results.append(read_tokens(chat_template=str(template)))
         file(lines([{"text": "b"}]))
-        known.append(kept(chat_template=str(template)))
-        assert len({str(tokens) for tokens in known}) == len(known) == len(list((tmp_path / "cache").iterdir()))
-        assert kept(chat_template=str(template)) == known[-1]
-        assert len(list((tmp_path / "cache").iterdir())) == len(known)
+        results.append(read_tokens(chat_template=str(template)))
+        n_entries = len(list((tmp_path / "cache").iterdir()))
+        assert len({str(tokens) for tokens in results}) == len(results) == n_entries
+        assert read_tokens(chat_template=str(template)) == results[-1]
+        assert len(list((tmp_path / "cache").iterdir())) == n_entries

@@ -1,8 +1,8 @@
-"""Formats: records of one meaning under different keys give the same dialogues; what fits no format is named."""
+"""rm.data.formats: the same pair in every format gives the same dialogues, and errors say what does not fit."""
 
 import pytest
 
-from rm.data.formats import Sample, conversations, demonstration, preference, split_turns
+from rm.data.formats import Sample, demonstration, preference, preference_dialogues, split_turns
 
 
 def user(content):
@@ -41,16 +41,16 @@ SAME_PAIR = {
 
 
 @pytest.mark.parametrize("case", SAME_PAIR)
-def test_one_pair_in_every_format_is_the_same_two_dialogues(case):
-    found = preference(SAME_PAIR[case], as_messages=True)
-    assert found.texts == [A, B] == conversations(SAME_PAIR[case], as_messages=True)
-    assert found.grade[0] > found.grade[1] and (found.label, found.margin) == (1, 0)
+def test_a_pair_is_the_same_two_dialogues_in_every_format(case):
+    sample = preference(SAME_PAIR[case], as_messages=True)
+    assert sample.texts == [A, B]
+    assert sample.grade[0] > sample.grade[1] and (sample.label, sample.margin) == (1, 0)
 
 
 @pytest.mark.parametrize("case", SAME_PAIR)
-def test_strings_stay_as_they_are_unless_messages_are_asked_for(case):
+def test_strings_stay_strings_without_as_messages(case):
     record = SAME_PAIR[case]
-    texts = conversations(record)
+    texts = preference(record).texts
     if all(isinstance(value, str) for value in record.values()) or "ranks" in record:
         opening = LMFLOW if texts[0].startswith("###") else ANTHROPIC
         assert texts == [opening + " 4", opening + " 5"]
@@ -58,22 +58,30 @@ def test_strings_stay_as_they_are_unless_messages_are_asked_for(case):
         assert texts == [A, B]
 
 
-def test_a_bare_prompt_is_a_users_message_or_is_put_in_front():
+def test_a_bare_prompt_is_a_user_message_or_is_joined_with_the_response():
     record = {"prompt": "2+2?", "chosen": " 4", "rejected": "5"}
-    assert conversations(record) == ["2+2? 4", "2+2?5"]
-    assert conversations(record, True) == [[user("2+2?"), assistant(" 4")], [user("2+2?"), assistant("5")]]
+    assert preference(record).texts == ["2+2? 4", "2+2?5"]
+    dialogues = [[user("2+2?"), assistant(" 4")], [user("2+2?"), assistant("5")]]
+    assert preference(record, as_messages=True).texts == dialogues
 
 
-@pytest.mark.parametrize("answers", [["4", "5", "six"], [[assistant("4")], B, assistant("six")]])
-def test_rankings_keep_their_order_and_higher_grades_are_better(answers):
-    record = {"prompt": HEAD, "responses": answers}
-    assert conversations(record) == [A, B, C] and preference(record).grade is None
+def test_preference_dialogues_keeps_a_separate_prompt_apart():
+    record = {"prompt": "2+2?", "chosen": " 4", "rejected": "5", "margin": 2}
+    assert preference_dialogues(record) == preference(record, as_messages=True) != preference(record)
+    full_texts = SAME_PAIR["chosen/rejected"]
+    assert preference_dialogues(full_texts) == preference(full_texts) != preference(full_texts, as_messages=True)
+
+
+@pytest.mark.parametrize("responses", [["4", "5", "six"], [[assistant("4")], B, assistant("six")]])
+def test_a_ranking_keeps_its_order_and_its_grades_are_higher_for_better(responses):
+    record = {"prompt": HEAD, "responses": responses}
+    assert preference(record).texts == [A, B, C] and preference(record).grade is None
     assert preference(record | {"ranks": [1, 2, 2]}).grade == [-1, -2, -2]
     assert preference(record | {"scores": [0.5, -1, 7]}).grade == [0.5, -1, 7]
     assert preference(record | {"scores": [0.5, -1, 7]}).format == "prompt/responses/scores"
 
 
-def test_label_and_margin_are_read_and_null_is_absent():
+def test_label_and_margin_are_read_and_null_means_absent():
     pair = SAME_PAIR["chosen/rejected"]
     assert preference(pair | {"label": 0.25, "margin": -2}) == Sample(
         "chosen/rejected", [pair["chosen"], pair["rejected"]], [1.0, 0.0], label=0.25, margin=-2.0
@@ -81,7 +89,7 @@ def test_label_and_margin_are_read_and_null_is_absent():
     assert preference(pair | {"label": None, "margin": None, "subset": 5}) == preference(pair)
 
 
-def test_demonstrations_of_all_formats():
+def test_demonstrations_are_read_in_every_format():
     assert demonstration({"text": "a", "id": 3}) == Sample("text_only", ["a"])
     assert demonstration({"text": "###Human: a"}, as_messages=True).texts == ["###Human: a"]
     pair = {"input": "2+2?", "output": "4"}
@@ -92,8 +100,9 @@ def test_demonstrations_of_all_formats():
     assert demonstration(openai) == demonstration(lmflow) == Sample("conversation", [[SYSTEM, *A]])
 
 
-def test_a_system_message_before_a_string_prompt_is_kept():
-    assert conversations({"prompt": "hi", "chosen": [SYSTEM, *A], "rejected": B}) == [[SYSTEM, *A], B]
+def test_a_response_may_add_a_system_message_to_a_string_prompt():
+    record = {"prompt": "hi", "chosen": [SYSTEM, *A], "rejected": B}
+    assert preference(record).texts == [[SYSTEM, *A], B]
 
 
 @pytest.mark.parametrize(
@@ -106,7 +115,7 @@ def test_a_system_message_before_a_string_prompt_is_kept():
         ("###Assistant: a###Human: b", [assistant("a"), user("b")]),
     ],
 )
-def test_turns_are_split_at_the_marks_of_the_style_that_a_text_opens_with(text, turns):
+def test_turns_are_split_at_the_markers_that_a_text_begins_with(text, turns):
     assert split_turns(text) == turns
 
 
@@ -117,21 +126,27 @@ BAD_PREFERENCES = {
     "many keys": ({str(i): i for i in range(99)}, ["'11' and 87 more"]),
     "two formats": (
         {"chosen": "a", "rejected": "b", "positive": "a", "negative": "b"},
-        ["which fit positive/negative and chosen/rejected; leave it the keys of one"],
+        ["which fit positive/negative and chosen/rejected; keep those of one format only"],
     ),
     "ranks and scores": (
         {"prompt": "a", "responses": ["b", "c"], "ranks": [1, 2], "scores": [2, 1]},
         ["fit prompt/responses/ranks and prompt/responses/scores"],
     ),
-    "a prompt beside positive": ({"prompt": "a", "positive": "b", "negative": "c"}, ["rename them, or put it in both"]),
-    "a number": ({"chosen": "a", "rejected": 0}, ["'rejected' is 0; expected its text, a string, or a list"]),
+    "a prompt with positive": (
+        {"prompt": "a", "positive": "b", "negative": "c"},
+        ["rename the two texts, or put the prompt into both"],
+    ),
+    "a number": ({"chosen": "a", "rejected": 0}, ["'rejected' is 0; expected a string or a list"]),
     "no messages": ({"chosen": "a", "rejected": []}, ["'rejected' is []; expected a list of messages"]),
     "surrogate": ({"chosen": "a", "rejected": "\udc00"}, ["'rejected' has half of a surrogate pair"]),
     "surrogate in a message": (
         {"chosen": [user("\ud83d")], "rejected": "b"},
         ["'chosen 1' has half of a surrogate pair"],
     ),
-    "another prompt": ({"prompt": "oh", "chosen": A, "rejected": B}, ["'chosen' opens with another message"]),
+    "another prompt": (
+        {"prompt": "oh", "chosen": A, "rejected": B},
+        ["'chosen' begins with other messages than 'prompt'"],
+    ),
     "ranks that do not match": (
         {"prompt": "a", "responses": ["b", "c"], "ranks": [1]},
         ["'ranks' is [1]; expected one number for each of 2 responses"],
@@ -150,44 +165,45 @@ BAD_PREFERENCES = {
     "a huge margin": ({"chosen": "a", "rejected": "b", "margin": 10**400}, ["'margin' has 10000"]),
     "a label of a ranking": (
         {"prompt": "a", "responses": ["b", "c"], "ranks": [1, 2], "label": 1},
-        ["has 'label': that is for pairs"],
+        ["has 'label', which is only for pairs"],
     ),
 }
 
 
 @pytest.mark.parametrize("case", BAD_PREFERENCES)
-def test_a_record_that_is_no_preference_says_why(case):
+def test_a_record_that_is_no_preference_is_an_error_with_its_reason(case):
     record, parts = BAD_PREFERENCES[case]
-    says(lambda: preference(record), parts)
+    assert_one_line_error(lambda: preference(record), parts)
 
 
 BAD_DEMONSTRATIONS = {
     "a pair": (SAME_PAIR["positive/negative"], ["has the keys 'positive', 'negative'; expected 'text'", "train_rm.py"]),
     "two formats": ({"text": "a", "messages": A}, ["which fit text_only and conversation"]),
-    "null": ({"text": None}, ["'text' is None; expected its text, a string"]),
+    "null": ({"text": None}, ["'text' is None; expected a string"]),
     "messages of strings": ({"messages": ["hi"]}, ["'messages 1' is 'hi'; expected an object with 'role'"]),
     "another vocabulary": ({"messages": [{"from": "human", "value": "hi"}]}, ["expected an object with 'role'"]),
-    "no content": ({"messages": [{"role": "user", "content": None}]}, ["'messages 1' is None; expected its text"]),
+    "no content": ({"messages": [{"role": "user", "content": None}]}, ["'messages 1' is None; expected a string"]),
     "an image": ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, ["'messages 1' is [{"]),
     "tools": ({"messages": A, "tools": [{}]}, ["has 'tools', which are not supported"]),
     "tool calls": ({"messages": [assistant("") | {"tool_calls": [{}]}]}, ["'messages 1' has 'tool_calls'"]),
-    "two systems": ({"messages": [SYSTEM, *A], "system": "b"}, ["a 'system' beside 'messages' that open with"]),
+    "two systems": ({"messages": [SYSTEM, *A], "system": "b"}, ["has 'system', but 'messages' begin with a system m"]),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("case", BAD_DEMONSTRATIONS)
-def test_a_record_that_is_no_demonstration_says_why(case):
+def test_a_record_that_is_no_demonstration_is_an_error_with_its_reason(case):
     record, parts = BAD_DEMONSTRATIONS[case]
-    says(lambda: demonstration(record), parts)
+    assert_one_line_error(lambda: demonstration(record), parts)
 
 
-def test_a_text_that_is_no_dialogue_cannot_be_split():
-    says(lambda: conversations({"chosen": "a" * 999, "rejected": "b"}, True), ["is no dialogue; to be put in a templ"])
-    says(lambda: split_turns("so: \n\nHuman: a"), ["is no dialogue"])
+def test_a_text_without_turn_markers_cannot_be_split():
+    record = {"chosen": "a" * 999, "rejected": "b"}
+    assert_one_line_error(lambda: preference(record, as_messages=True), ["is no dialogue; for a chat template a text"])
+    assert_one_line_error(lambda: split_turns("so: \n\nHuman: a"), ["is no dialogue"])
 
 
-def says(run, parts):
-    with pytest.raises(ValueError) as caught:
+def assert_one_line_error(run, parts):
+    with pytest.raises(ValueError) as error:
         run()
-    message = str(caught.value)
+    message = str(error.value)
     assert all(part in message for part in parts) and "\n" not in message and len(message) < 500, message

@@ -1,7 +1,6 @@
-"""rm.data.split: sizes, whole conversations, the recipe's own split, and the warning."""
+"""rm.data.split: sizes, whole conversations, the LMFlow recipe's split by order, and the warning."""
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rm.data import dataset
+from rm.data.dataset import DataSettings, MixtureSettings, TextSettings
+from rm.data.encode import Task
 from rm.data.examples import Example, Examples
 from rm.data.split import SplitSettings, held_out, leak, split
 from rm.data.tokenizer import Tokenizer
@@ -27,44 +28,45 @@ def examples(conversation) -> Examples:
     return Examples.build(map(example, conversation))
 
 
-def attempt(conversation, percentage, by) -> np.ndarray | None:
+def mask_or_none(conversation, percentage, by) -> np.ndarray | None:
     try:
         return held_out(np.array(conversation), percentage, by)
     except ValueError:
         return None
 
 
-@pytest.mark.parametrize("n, percentage, held", [(100, 0, 0), (100, 5, 5), (3, 5, 1), (7, 50, 4), (1000, 0.1, 1)])
-def test_by_order_the_last_percents_are_held_out(n, percentage, held):
+@pytest.mark.parametrize("n, percentage, n_held_out", [(100, 0, 0), (100, 5, 5), (3, 5, 1), (7, 50, 4), (1000, 0.1, 1)])
+def test_a_split_by_order_holds_out_the_last_records(n, percentage, n_held_out):
     train, test = split(examples([0] * n), percentage, "order")
     assert train.record.tolist() + test.record.tolist() == list(range(n))
-    assert len(test) == held and len(train) == int((1 - percentage / 100) * n)
+    assert len(test) == n_held_out and len(train) == int((1 - percentage / 100) * n)
 
 
 @given(conversation=conversations, percentage=percentages)
-def test_by_conversation_no_conversation_is_on_both_sides_and_the_size_is_the_nearest(conversation, percentage):
-    mask = attempt(conversation, percentage, "conversation")
+def test_a_split_by_conversation_keeps_them_whole_and_comes_closest(conversation, percentage):
+    mask = mask_or_none(conversation, percentage, "conversation")
     if mask is None:
         assert len(set(conversation)) == 1 or percentage > 100 * (1 - 1 / len(conversation))
         return
     conversation = np.array(conversation)
     assert not set(conversation[mask]) & set(conversation[~mask])
-    wanted = len(mask) - int((1 - percentage / 100) * len(mask))
+    n_wanted = len(mask) - int((1 - percentage / 100) * len(mask))
     sizes = np.cumsum(np.unique(conversation, return_counts=True)[1])[:-1]
-    assert abs(mask.sum() - wanted) == (abs(sizes - wanted).min() if wanted else 0)
+    assert abs(mask.sum() - n_wanted) == (abs(sizes - n_wanted).min() if n_wanted else 0)
 
 
 @given(n=st.integers(2, 80), percentage=percentages)
-def test_where_every_record_is_its_own_conversation_both_ways_hold_out_as_many(n, percentage):
-    masks = [attempt(range(n), percentage, by) for by in ("order", "conversation")]
-    assert [mask is None or mask.sum() for mask in masks[:1]] == [mask is None or mask.sum() for mask in masks[1:]]
+def test_both_splits_of_single_record_conversations_have_equal_sizes(n, percentage):
+    masks = [mask_or_none(range(n), percentage, by) for by in ("order", "conversation")]
+    by_order, by_conversation = (None if mask is None else mask.sum() for mask in masks)
+    assert by_order == by_conversation
 
 
 @given(conversation=conversations, percentage=percentages, data=st.data())
-def test_the_side_of_a_conversation_does_not_depend_on_the_order_of_the_file(conversation, percentage, data):
+def test_a_split_by_conversation_does_not_depend_on_the_files_order(conversation, percentage, data):
     order = data.draw(st.permutations(range(len(conversation))))
-    mask = attempt(conversation, percentage, "conversation")
-    other = attempt([conversation[i] for i in order], percentage, "conversation")
+    mask = mask_or_none(conversation, percentage, "conversation")
+    other = mask_or_none([conversation[i] for i in order], percentage, "conversation")
     assert (mask is None) == (other is None) and (mask is None or mask[order].tolist() == other.tolist())
 
 
@@ -75,13 +77,13 @@ def test_a_split_that_leaves_nothing_to_train_on_is_an_error(percentage, by):
         split(examples(range(5)), percentage, by)
 
 
-def test_one_conversation_cannot_be_split_unless_by_order():
+def test_one_conversation_can_only_be_split_by_order():
     with pytest.raises(ValueError, match="with 10 examples of 1 conversations"):
         split(examples([7] * 10), 20, "conversation")
     assert list(map(len, split(examples([7] * 10), 20, "order"))) == [8, 2]
 
 
-def test_both_sides_keep_the_order_of_the_file_and_share_its_tokens():
+def test_both_sets_keep_the_files_order_and_share_its_tokens():
     whole = examples([5, -3, 5, 8, -3, 1])
     train, test = split(whole, 33, "conversation")
     assert (train.record.tolist(), test.record.tolist()) == ([0, 2, 3, 5], [1, 4])
@@ -90,9 +92,9 @@ def test_both_sides_keep_the_order_of_the_file_and_share_its_tokens():
     assert train is whole and not len(test)
 
 
-def test_a_leak_is_told_with_its_number_and_no_leak_is_silent():
+def test_a_leak_warning_has_the_number_of_shared_examples():
     train, test = split(examples([1, 2, 2, 3, 4, 4, 5, 2, 4, 9]), 30, "order")
-    assert leak(train, test).startswith("2 of 3 held-out examples are of conversations that are trained on as well")
+    assert leak(train, test).startswith("2 of 3 held-out examples belong to conversations that are trained on as well")
     assert leak(*split(examples([1, 2, 2, 3, 4, 4, 5, 2, 4, 9]), 30, "conversation")) is None
     assert leak(train, examples([])) is None
 
@@ -106,11 +108,7 @@ LEAKS = {
 
 
 @pytest.mark.parametrize("case", LEAKS)
-def test_training_warns_of_a_leak_when_it_reads_its_data(case, tmp_path, monkeypatch):
-    @dataclass(frozen=True, kw_only=True)
-    class Settings(dataset.DataSettings, dataset.MixtureSettings, SplitSettings):
-        pass
-
+def test_loading_training_data_warns_of_a_leak(case, tmp_path, monkeypatch):
     def write(name: str, questions: list[int]) -> None:
         records = [{"chosen": f"###Human: {q}###Assistant: {i}", "rejected": "no"} for i, q in enumerate(questions)]
         Path(name).write_text(json.dumps(records))
@@ -118,11 +116,11 @@ def test_training_warns_of_a_leak_when_it_reads_its_data(case, tmp_path, monkeyp
     monkeypatch.chdir(tmp_path)
     write("pairs.json", [i % 4 for i in range(10)])
     write("test.json", [3, 4])
-    tokenizer, said = Tokenizer(byte_level(tmp_path / "model")), []
+    tokenizer, messages = Tokenizer(byte_level(tmp_path / "model")), []
+    monkeypatch.setattr(dist, "say", messages.append)
     flags, expected = LEAKS[case]
+    data, held = DataSettings(dataset_path=("pairs.json",), cache_dir="cache"), SplitSettings(**flags)
     with dist.session(seed=0):
-        dataset.load(
-            dataset.pairs, Settings(dataset_path=("pairs.json",), cache_dir="cache", **flags), tokenizer, said.append
-        )
-    warnings = [line.partition(" held-out")[0] for line in said if "warning" in line]
+        dataset.load(Task.PREFERENCE, data, TextSettings(), MixtureSettings(), held, tokenizer, seed=0)
+    warnings = [line.partition(" held-out")[0] for line in messages if "warning" in line]
     assert warnings == [f"warning: {shares}" for shares in expected]

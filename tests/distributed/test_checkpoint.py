@@ -1,4 +1,4 @@
-"""rm.distributed.checkpoint: what a checkpoint holds, to the byte, and that ranks read of it what is theirs."""
+"""rm.distributed.checkpoint: what a checkpoint holds, to the byte, and that each rank reads its own shards of it."""
 
 import json
 from pathlib import Path
@@ -8,20 +8,20 @@ import torch
 from safetensors import safe_open
 
 from rm.distributed import checkpoint, sharding
+from rm.distributed import process_group as dist
 from rm.model import lora
 from rm.model.heads import RewardModel
 from rm.training import optim
 from tests import made
 from tests.ranks import run_ranks
+from tests.training_runs import sharded
 
 
-def trained(steps: int, group: int | None = None, adapters: bool = False):
-    """A sharded model and its optimizer after some steps with made-up gradients, the same for every world."""
-    with torch.device("meta"):
-        model = RewardModel(made.LLAMA, made.SplitAttention)
-    if adapters:
-        lora.adapt(model, lora.LoraSettings(lora_r=2), torch.float32)
-    sharding.apply(model, sharding.ParallelSettings(shard_group_size=group))
+def trained(steps: int, group_size: int | None = None, adapters: bool = False):
+    """A sharded model and its optimizer after some steps with random gradients, the same for every world size."""
+    parallel = sharding.ParallelSettings(shard_group_size=group_size)
+    adapted = lora.LoraSettings(use_lora=True, lora_r=2) if adapters else None
+    model = sharded(made.model(RewardModel), parallel, lora=adapted)
     optimizer = optim.adamw(model, optim.OptimSettings(learning_rate=0.1))
     generator = torch.Generator().manual_seed(0)
     for p in model.parameters():
@@ -37,7 +37,7 @@ def trained(steps: int, group: int | None = None, adapters: bool = False):
 
 
 def values(model, optimizer) -> dict:
-    """Every parameter and every number of the optimizer, whole."""
+    """Every parameter and all optimizer state, in full."""
     found = {}
     for name, p in model.named_parameters():
         found[name] = sharding.full_tensor(p)
@@ -45,19 +45,19 @@ def values(model, optimizer) -> dict:
     return found
 
 
-def saved(folder: Path, group: int | None = None, adapters: bool = False) -> dict:
-    model, optimizer = trained(2, group, adapters)
-    taken = checkpoint.snapshot(lora.checkpointed(model), optimizer)
-    checkpoint.write(folder / ".writing", checkpoint.dist.rank(), taken)
-    checkpoint.dist.barrier()
-    if checkpoint.dist.is_main():
-        checkpoint.publish(folder / ".writing", folder / "step_2", {"step": 2}, taken)
-    checkpoint.dist.barrier()
+def saved(folder: Path, group_size: int | None = None, adapters: bool = False) -> dict:
+    model, optimizer = trained(2, group_size, adapters)
+    snapshot = checkpoint.snapshot(lora.checkpointed(model), optimizer)
+    checkpoint.write(folder / ".writing", dist.rank(), snapshot)
+    dist.barrier()
+    if dist.is_main():
+        checkpoint.publish(folder / ".writing", folder / "step_2", {"step": 2}, snapshot)
+    dist.barrier()
     return values(model, optimizer)
 
 
-def restored(folder: Path, group: int | None = None, adapters: bool = False) -> dict:
-    model, optimizer = trained(0, group, adapters)
+def restored(folder: Path, group_size: int | None = None, adapters: bool = False) -> dict:
+    model, optimizer = trained(0, group_size, adapters)
     state = checkpoint.read(folder / "step_2")
     checkpoint.verify(folder / "step_2", state)
     checkpoint.load(lora.checkpointed(model), optimizer, folder / "step_2", state)
@@ -67,37 +67,37 @@ def restored(folder: Path, group: int | None = None, adapters: bool = False) -> 
 @pytest.mark.parametrize("adapters", [False, True])
 @pytest.mark.parametrize(("writers", "readers"), [((2, None), (4, 2)), ((4, 2), (1, None)), ((1, None), (2, 1))])
 def test_any_number_of_ranks_reads_what_any_number_wrote(writers, readers, adapters, tmp_path):
-    there = run_ranks(writers[0], saved, tmp_path, writers[1], adapters)[0]
-    for here in run_ranks(readers[0], restored, tmp_path, readers[1], adapters):
-        assert here.keys() == there.keys()
-        assert all(torch.equal(here[name], there[name]) for name in there)
+    written = run_ranks(writers[0], saved, tmp_path, writers[1], adapters)[0]
+    for read in run_ranks(readers[0], restored, tmp_path, readers[1], adapters):
+        assert read.keys() == written.keys()
+        assert all(torch.equal(read[name], written[name]) for name in written)
 
 
 @pytest.mark.parametrize("adapters", [False, True])
-def test_it_holds_what_is_trained_three_times_and_nothing_else_whatever_the_sharding(adapters, tmp_path):
-    (whole,) = run_ranks(1, saved, tmp_path / "one", None, adapters)
-    trains = {name for name in whole if not adapters or lora.is_adapter(name) or name == "score.weight"}
-    expected = 3 * 4 * sum(whole[name].numel() for name in trains if " " not in name)
+def test_a_checkpoint_holds_trained_parameters_and_two_moments_only(adapters, tmp_path):
+    (full,) = run_ranks(1, saved, tmp_path / "one", None, adapters)
+    trains = {name for name in full if not adapters or lora.is_adapter(name) or name == "score.weight"}
+    expected = 3 * 4 * sum(full[name].numel() for name in trains if " " not in name)
     run_ranks(4, saved, tmp_path / "four", 2, adapters)
     for folder in ("one", "four"):
-        held, tensors = set(), 0
+        keys, size = set(), 0
         for file in (tmp_path / folder / "step_2").glob("*.safetensors"):
             with safe_open(file, "pt") as opened:
-                held |= set(opened.keys())
-                tensors += sum(opened.get_tensor(key).nbytes for key in opened.keys())
-        assert tensors == expected
+                keys |= set(opened.keys())
+                size += sum(opened.get_tensor(key).nbytes for key in opened.keys())
+        assert size == expected
         names = {name for name in trains if " " not in name}
-        assert held == {f"{kind}/{name}" for name in names for kind in ("parameter", "exp_avg", "exp_avg_sq")}
+        assert keys == {f"{kind}/{name}" for name in names for kind in ("parameter", "exp_avg", "exp_avg_sq")}
 
 
-def test_it_is_safetensors_and_json_and_is_described_to_the_byte(tmp_path):
+def test_state_json_describes_every_file_to_the_byte(tmp_path):
     run_ranks(2, saved, tmp_path)
     folder = tmp_path / "step_2"
     assert sorted(f.name for f in folder.iterdir()) == [
         "COMPLETE", "rank_00000.safetensors", "rank_00001.safetensors", "state.json",
     ]  # fmt: skip
     state = json.loads((folder / "state.json").read_text())
-    assert state["world"] == 2 and state["step"] == 2
+    assert state["world_size"] == 2 and state["step"] == 2
     for name, file in state["files"].items():
         assert file["bytes"] == (folder / name).stat().st_size and len(file["sha256"]) == 64
 
@@ -105,21 +105,21 @@ def test_it_is_safetensors_and_json_and_is_described_to_the_byte(tmp_path):
 def test_a_parameter_without_optimizer_state_is_saved_and_gets_none(tmp_path):
     def round_trip():
         model, optimizer = trained(2)
-        lacking = model.layers[0].mlp.up_proj.weight
-        del optimizer.state[lacking]
-        lacking.requires_grad_(False)  # as a layer that is not trained at the moment
+        frozen = model.layers[0].mlp.up_proj.weight
+        del optimizer.state[frozen]
+        frozen.requires_grad_(False)  # as LISA does with a layer that is not trained at the moment
         before = values(model, optimizer)
-        taken = checkpoint.snapshot(lora.checkpointed(model), optimizer)
-        checkpoint.write(tmp_path / ".writing", 0, taken)
-        checkpoint.publish(tmp_path / ".writing", tmp_path / "step_2", {"step": 2}, taken)
+        snapshot = checkpoint.snapshot(lora.checkpointed(model), optimizer)
+        checkpoint.write(tmp_path / ".writing", 0, snapshot)
+        checkpoint.publish(tmp_path / ".writing", tmp_path / "step_2", {"step": 2}, snapshot)
         return before, restored(tmp_path)
 
     ((before, after),) = run_ranks(1, round_trip)
     assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
 
 
-def test_a_format_of_another_version_is_refused(tmp_path, monkeypatch):
+def test_a_checkpoint_of_another_format_is_refused(tmp_path, monkeypatch):
     run_ranks(1, saved, tmp_path)
     monkeypatch.setattr(checkpoint, "FORMAT", 99)
-    with pytest.raises(ValueError, match="has format 1, this version reads 99"):
+    with pytest.raises(ValueError, match="has format 2, this version reads 99"):
         checkpoint.read(tmp_path / "step_2")

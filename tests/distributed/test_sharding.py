@@ -1,8 +1,6 @@
-"""rm.distributed.sharding: precision, recomputation and compilation do not change what is computed; slices are a
-rank's own.
+"""rm.distributed.sharding: precision, recomputation and compilation do not change what is computed; each rank fills its
+own shards.
 """
-
-import functools
 
 import pytest
 import torch
@@ -10,38 +8,36 @@ from torch._dynamo.backends.debugging import aot_eager
 
 from rm.data import batch
 from rm.distributed import sharding
+from rm.distributed.sharding import MemorySettings, ParallelSettings
 from rm.model.heads import RewardModel
 from tests import made
 from tests.ranks import run_ranks
+from tests.training_runs import sharded
 
 
-def gradients(**settings):
-    """Loss, gradients, and how many values the forward kept for the backward (parameters aside)."""
-    with torch.device("meta"):
-        model = RewardModel(made.LLAMA, made.SplitAttention)
-    sharding.apply(model, sharding.ParallelSettings(**settings))
-    for p, q in zip(model.parameters(), made.model(RewardModel).parameters(), strict=True):
-        sharding.fill(p, q.detach())
-    row = batch.pack(made.pair_examples(made.token_pairs(4)), range(4))
-    kept = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.numel()) or x, lambda x: x):
-        loss = model(row)["loss"]
+def gradients(recompute: str = "none", **settings):
+    """Loss, gradients, the number of values that the forward saved for the backward, and the parameters' names."""
+    model = sharded(made.model(RewardModel), ParallelSettings(**settings), recompute)
+    micro_batch = batch.pack(made.pair_examples(made.token_pairs(4)), range(4))
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: saved.append(x.numel()) or x, lambda x: x):
+        loss = model(micro_batch)["loss"]
     loss.backward()
     names = {name for name, _ in model.named_parameters()}
-    return loss.item(), [sharding.full_tensor(p.grad) for p in model.parameters()], sum(kept), names
+    return loss.item(), [sharding.full_tensor(p.grad) for p in model.parameters()], sum(saved), names
 
 
-@pytest.mark.parametrize("how", ["selective", "full"])
-def test_recomputation_keeps_less_and_changes_neither_loss_nor_gradients_nor_names(how):
-    loss, grads, kept, names = run_ranks(1, gradients)[0]
-    other, others, other_kept, other_names = run_ranks(1, lambda: gradients(gradient_checkpointing=how))[0]
-    assert other == loss and other_names == names
-    assert all(torch.equal(a, b) for a, b in zip(grads, others, strict=True))
-    assert other_kept < kept / 2  # the hooks see what is outside a checkpoint
+@pytest.mark.parametrize("recompute", ["selective", "full"])
+def test_recomputation_saves_less_and_keeps_loss_gradients_and_names(recompute):
+    loss, grads, saved, names = run_ranks(1, gradients)[0]
+    other_loss, other_grads, other_saved, other_names = run_ranks(1, gradients, recompute)[0]
+    assert other_loss == loss and other_names == names
+    assert all(torch.equal(a, b) for a, b in zip(grads, other_grads, strict=True))
+    assert other_saved < saved / 2  # the hooks see what is outside a checkpoint
 
 
-def products(how: str) -> int:
-    """Matrix products that a forward and backward of `how` run."""
+def products(recompute: str) -> int:
+    """The number of matrix products that a forward and backward run."""
     from torch.utils._python_dispatch import TorchDispatchMode
 
     class Count(TorchDispatchMode):
@@ -52,77 +48,86 @@ def products(how: str) -> int:
             return op(*args, **(kwargs or {}))
 
     with Count():
-        gradients(gradient_checkpointing=how)
+        gradients(recompute)
     return Count.products
 
 
-def test_selective_repeats_no_matrix_product_and_full_repeats_those_of_the_layers():
+def test_selective_repeats_no_matrix_product_and_full_those_of_the_layers():
     none, selective, full = (run_ranks(1, products, how)[0] for how in ("none", "selective", "full"))
     assert selective == none
     assert full - none >= 6 * made.LLAMA.n_layers  # the seventh need not run: the backward starts before it
 
 
-@pytest.mark.parametrize("how", ["none", "full"])
-def test_compiled_layers_compute_the_same(monkeypatch, how):
+@pytest.mark.parametrize("recompute", ["none", "full"])
+def test_compiled_layers_compute_the_same(monkeypatch, recompute):
     graphs = []
     compile = torch.compile
 
-    def quickly(forward, **kwargs):  # traced and differentiated as ever; only inductor's minutes of C++ are left out
+    def compile_without_inductor(
+        forward, **kwargs
+    ):  # traced and differentiated, but without minutes of C++ compilation
         def backend(graph, inputs):
             graphs.append(graph)
             return aot_eager(graph, inputs)
 
         return compile(forward, backend=backend, **kwargs)
 
-    monkeypatch.setattr(torch, "compile", quickly)
+    monkeypatch.setattr(torch, "compile", compile_without_inductor)
     loss, grads, *_ = run_ranks(1, gradients)[0]
-    settings = {"torch_compile": True, "gradient_checkpointing": how}
-    (other, others, *_), compiled = run_ranks(1, lambda: (gradients(**settings), len(graphs)))[0]
-    assert compiled >= 2  # what comes before a layer's attention, and what comes after it
-    assert other == pytest.approx(loss, rel=1e-6)
-    for a, b in zip(grads, others, strict=True):
+
+    def compiled():
+        return gradients(recompute, torch_compile=True), len(graphs)
+
+    (other_loss, other_grads, *_), compiled_graphs = run_ranks(1, compiled)[0]
+    assert compiled_graphs >= 2  # what precedes a layer's attention, and what follows it
+    assert other_loss == pytest.approx(loss, rel=1e-6)
+    for a, b in zip(grads, other_grads, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
 
 
-def test_what_a_compiled_layer_keeps_is_not_chosen_operation_by_operation():
-    with pytest.raises(ValueError, match="--torch_compile true goes with --gradient_checkpointing none or full"):
-        sharding.ParallelSettings(torch_compile=True, gradient_checkpointing="selective").check()
+def test_compilation_and_selective_recomputation_exclude_each_other():
+    with pytest.raises(ValueError, match="--torch_compile true works with --gradient_checkpointing none or full"):
+        sharding.check_compile(ParallelSettings(torch_compile=True), MemorySettings(gradient_checkpointing="selective"))
 
 
-def filled(rows: int):
+def filled(n: int):
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
-    layer = torch.nn.Linear(3, rows, bias=False)
+    layer = torch.nn.Linear(3, n, bias=False)
     fully_shard(layer, mesh=init_device_mesh("cpu", (torch.distributed.get_world_size(),)))
-    sharding.fill(layer.weight, torch.arange(3.0 * rows).view(rows, 3))
+    sharding.fill(layer.weight, torch.arange(3.0 * n).view(n, 3))
     return layer.weight.full_tensor().flatten().tolist(), sharding.local_slices(layer.weight)
 
 
-@pytest.mark.parametrize(("world", "rows"), [(2, 5), (4, 1), (4, 6)])
-def test_fill_sets_every_ranks_own_rows_and_only_those(world, rows):
-    results = run_ranks(world, filled, rows)
-    assert all(values == list(range(3 * rows)) for values, _ in results)
-    assert sum(max(0, s[0].stop - s[0].start) for _, s in results) == rows
+@pytest.mark.parametrize(("world_size", "n"), [(2, 5), (4, 1), (4, 6)])
+def test_fill_sets_the_shard_of_every_rank_and_nothing_else(world_size, n):
+    results = run_ranks(world_size, filled, n)
+    assert all(values == list(range(3 * n)) for values, _ in results)
+    assert sum(max(0, s[0].stop - s[0].start) for _, s in results) == n
 
 
-def held(group: int):
+def parallelized(settings: ParallelSettings, train: bool = True) -> RewardModel:
+    """A model on the meta device."""
     with torch.device("meta"):
         model = RewardModel(made.LLAMA, made.SplitAttention)
-    sharding.apply(model, sharding.ParallelSettings(shard_group_size=group))
+    sharding.parallelize(model, settings, train=train)
+    return model
+
+
+def local_values(group_size: int):
+    model = parallelized(ParallelSettings(shard_group_size=group_size))
     return sum(p.to_local().numel() for p in model.parameters()), model.norm.weight.device_mesh.mesh.tolist()
 
 
-def kinds(dtype: str, train: bool) -> set:
-    """(is a parameter sharded, its dtype) of a model arranged so."""
-    with torch.device("meta"):
-        model = RewardModel(made.LLAMA, made.SplitAttention)
-    sharding.parallelize(model, sharding.ParallelSettings(dtype=dtype), train)
+def shards_and_dtypes(dtype: str, train: bool) -> set:
+    """(is a parameter sharded, its dtype) of the parameters outside the score head."""
+    model = parallelized(ParallelSettings(dtype=dtype), train)
     return {(sharding.local(p) is not p, p.dtype) for name, p in model.named_parameters() if name != "score.weight"}
 
 
 @pytest.mark.parametrize(
-    ("world", "dtype", "train", "kind"),
+    ("world_size", "dtype", "train", "expected"),
     [
         (1, "float32", True, (False, torch.float32)),
         (1, "bfloat16", True, (True, torch.float32)),
@@ -131,25 +136,25 @@ def kinds(dtype: str, train: bool) -> set:
         (2, "bfloat16", False, (True, torch.float32)),
     ],
 )
-def test_one_process_is_sharded_only_for_its_masters(world, dtype, train, kind):
-    assert run_ranks(world, kinds, dtype, train)[0] == {kind}
+def test_one_process_is_sharded_only_for_its_master_weights(world_size, dtype, train, expected):
+    assert run_ranks(world_size, shards_and_dtypes, dtype, train)[0] == {expected}
 
 
-def test_a_group_of_two_holds_the_model_between_its_two_and_the_next_group_holds_it_again():
-    results = run_ranks(4, held, 2)
-    whole = sum(p.numel() for p in made.model(RewardModel).parameters())
+def test_each_shard_group_of_two_holds_the_whole_model():
+    results = run_ranks(4, local_values, 2)
+    total = sum(p.numel() for p in made.model(RewardModel).parameters())
     assert all(mesh == [[0, 1], [2, 3]] for _, mesh in results)
-    assert sum(n for n, _ in results[:2]) == sum(n for n, _ in results[2:]) == whole
+    assert sum(n for n, _ in results[:2]) == sum(n for n, _ in results[2:]) == total
 
 
-def test_groups_that_do_not_divide_the_processes_are_refused():
+def test_shard_groups_that_do_not_divide_the_processes_are_refused():
     with pytest.raises(RuntimeError, match="--shard_group_size 3 does not divide the 4 processes"):
-        run_ranks(4, held, 3)
+        run_ranks(4, local_values, 3)
 
 
-def test_auto_is_float32_on_a_cpu_and_bfloat16_on_a_gpu_that_has_it(monkeypatch):
-    choose = functools.partial(sharding.compute_dtype, sharding.ParallelSettings())
-    assert choose() == torch.float32
+def test_auto_is_float32_on_a_cpu_and_bfloat16_on_a_gpu_that_supports_it(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert sharding.compute_dtype("auto") == torch.float32
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
-    assert choose() == torch.bfloat16
+    assert sharding.compute_dtype("auto") == torch.bfloat16

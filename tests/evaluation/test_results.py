@@ -1,4 +1,4 @@
-"""rm.evaluation.results: from records and rewards to the content of report.json, scores.jsonl and the page."""
+"""rm.evaluation.results: from records and rewards to report.json, scores.jsonl and the HTML page."""
 
 import json
 
@@ -7,120 +7,135 @@ import pytest
 
 from rm.data.examples import Example, Examples
 from rm.evaluation import results
-from rm.evaluation.results import Result, named_sets
+from rm.evaluation.results import Result, evaluation_report, named_sets
 from rm.report import evaluation
-from tests.report.test_html import Tags
+from tests.html_tags import Tags
 
 HH = "\n\nHuman: {}\n\nAssistant: {}"
 
 
-def pair(question: str, good: str, bad: str, **more) -> dict:
-    return {"chosen": HH.format(question, good), "rejected": HH.format(question, bad)} | more
+def pair(question: str, chosen: str, rejected: str, **more) -> dict:
+    return {"chosen": HH.format(question, chosen), "rejected": HH.format(question, rejected)} | more
 
 
-def made(counts: list[int], record=None, label=None, grade=None) -> Examples:
-    """Examples with these numbers of replies, of one token each."""
+def build_examples(counts: list[int], record=None, label=None, grade=None) -> Examples:
+    """Examples with these numbers of replies; every prefix and reply is one token."""
     token, loss = np.zeros(1, np.int32), np.zeros(1, bool)
-    rows = [
-        Example(token, (token,) * k, (loss,) * k, grade=None if grade is None else grade[i],
-                label=1.0 if label is None else label[i])
-        for i, k in enumerate(counts)
-    ]  # fmt: skip
-    return Examples.build(rows, record)
+    examples = []
+    for i, count in enumerate(counts):
+        example = Example(
+            token,
+            (token,) * count,
+            (loss,) * count,
+            grade=None if grade is None else grade[i],
+            label=1.0 if label is None else label[i],
+        )
+        examples.append(example)
+    return Examples.build(examples, record)
 
 
 def result(tmp_path, records: list[dict], rewards, record=None, name="a.jsonl", **more) -> Result:
+    """Rewards of the records with the numbers `record` (default: all) of a new file; `more` as in build_examples."""
     (tmp_path / name).write_text("\n".join(map(json.dumps, records)))
     kept = record or range(len(records))
-    counts = [len(records[i].get("responses", "xx")) for i in kept]
-    return Result([tmp_path / name], made(counts, kept, **more), np.array(rewards, np.float32))
+    counts = [len(records[i]["responses"]) if "responses" in records[i] else 2 for i in kept]
+    return Result([tmp_path / name], build_examples(counts, kept, **more), np.array(rewards, np.float32))
 
 
-def test_a_set_is_named_after_its_file_where_that_says_enough(tmp_path):
+def test_named_sets_are_named_after_their_files_if_unambiguous(tmp_path):
     assert named_sets(["x/test.jsonl.gz", "online=y/b.json"]) == {"test": ["x/test.jsonl.gz"], "online": ["y/b.json"]}
     assert named_sets(["x/test.jsonl", "y/test.jsonl"]) == {
         "x/test.jsonl": ["x/test.jsonl"],
         "y/test.jsonl": ["y/test.jsonl"],
     }
     assert named_sets(["all=a.jsonl", "all=b.jsonl"]) == {"all": ["a.jsonl", "b.jsonl"]}
-    odd = tmp_path / "lr=3.jsonl"
-    odd.write_text("")
-    assert named_sets([str(odd)]) == {"lr=3": [str(odd)]}
+    file_with_equals_sign = tmp_path / "lr=3.jsonl"
+    file_with_equals_sign.write_text("")
+    assert named_sets([str(file_with_equals_sign)]) == {"lr=3": [str(file_with_equals_sign)]}
 
 
-def test_facts_are_those_of_the_records_that_were_kept(tmp_path):
-    later = "\n\nHuman: a?\n\nAssistant: b\n\nHuman: c?\n\nAssistant: {}"
+def test_record_info_is_that_of_the_records_that_were_kept(tmp_path):
+    second_turn = "\n\nHuman: a?\n\nAssistant: b\n\nHuman: c?\n\nAssistant: {}"
     records = [
         pair("a?", "yes", "nope", subset="one", id="first"),
         pair("dropped", "x", "y"),
-        {"chosen": later.format("d"), "rejected": later.format("ee")},
+        {"chosen": second_turn.format("d"), "rejected": second_turn.format("ee")},
         {"chosen": "no turns", "rejected": "no turns at all"},
     ]
-    first, second, third = result(tmp_path, records, [1, 0] * 3, record=[0, 2, 3]).facts
+    first, second, third = result(tmp_path, records, [1, 0] * 3, record=[0, 2, 3]).record_info
     assert (first.id, first.subset, first.turns, first.lengths) == ("first", "one", 1, [3, 4])
     assert (second.id, second.subset, second.turns, second.lengths) == (2, "", 2, [1, 2])
     assert (third.turns, third.lengths) == (0, [8, 15])
 
 
-def test_scores_jsonl_has_a_line_a_record_in_file_order(tmp_path):
+def test_read_numbered_stops_after_the_last_record_requested(tmp_path):
+    first, second = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
+    first.write_text('{"n": 0}\n{"n": 1}\n')
+    second.write_text('{"n": 2}\n{"n": 3}\nnot JSON\n')
+    records = list(results.read_numbered([first, second], [1, 3]))
+    assert records == [(1, f"{first} line 2", {"n": 1}), (3, f"{second} line 2", {"n": 3})]
+
+
+def test_scores_jsonl_has_one_line_per_record_in_file_order(tmp_path):
     records = [pair("a?", "yes", "nope"), {"prompt": "p", "responses": ["x", "yy", "zzz"], "ranks": [1, 2, 3]}]
     lines = list(result(tmp_path, records, [0.5, 0.25, 1, 2, 3]).lines())
     assert lines[0] == {"record": 0, "id": 0, "scores": [0.5, 0.25], "characters": [3, 4], "tokens": [2, 2]}
     assert lines[1] == {"record": 1, "id": 1, "scores": [1, 2, 3], "characters": [1, 2, 3], "tokens": [2, 2, 2]}
 
 
-def test_a_score_that_is_not_finite_names_its_file_and_record(tmp_path):
-    with pytest.raises(ValueError, match=r"a\.jsonl line 3: the score of reply 2 is nan, not finite"):
+def test_check_finite_names_the_file_and_record_of_a_nan_reward(tmp_path):
+    with pytest.raises(ValueError, match=r"a\.jsonl line 3: the reward of reply 2 is nan, not a finite number"):
         result(tmp_path, [pair("a?", "b", "c")] * 3, [1, 0, 1, np.nan], record=[0, 2]).check_finite()
     result(tmp_path, [pair("a?", "b", "c")], [1, 0]).check_finite()
 
 
-def test_a_label_below_a_half_turns_the_pair_and_a_half_makes_a_tie(tmp_path):
-    got = result(tmp_path, [pair("a?", "b", "c")] * 3, [2, 1] * 3, label=[0.9, 0.2, 0.5])
-    assert got.scored.margin.tolist() == [1, -1]
+def test_label_below_one_half_exchanges_the_sides_and_one_half_is_a_tie(tmp_path):
+    scored = result(tmp_path, [pair("a?", "b", "c")] * 3, [2, 1] * 3, label=[0.9, 0.2, 0.5]).scored
+    assert scored.margin.tolist() == [1, -1]
 
 
-def test_sets_are_pooled_by_pairs_not_averaged(tmp_path):
+def test_evaluation_report_pools_the_pairs_of_all_sets(tmp_path):
     first = result(tmp_path, [pair("a?", "b", "c")] * 3, [1, 0] * 3, name="a.jsonl")
     second = result(tmp_path, [pair("d?", "b", "c")], [0, 1], name="b.jsonl")
-    got = results.report({"a": first, "b": second}, {})
-    assert (got["n"], got["accuracy"]) == (4, 0.75)
-    assert got["sets"]["a"]["accuracy"] == 1 and got["sets"]["b"]["accuracy"] == 0
-    assert got["accuracy_ci95"][0] < 0.75 < got["accuracy_ci95"][1]
-    json.dumps(got, allow_nan=False)
+    report = evaluation_report({"a": first, "b": second}, {})
+    assert (report["n"], report["accuracy"]) == (4, 0.75)
+    assert report["sets"]["a"]["accuracy"] == 1 and report["sets"]["b"]["accuracy"] == 0
+    assert report["accuracy_ci95"][0] < 0.75 < report["accuracy_ci95"][1]
+    json.dumps(report, allow_nan=False)
 
 
-def test_a_baseline_is_compared_on_the_records_that_both_kept(tmp_path):
+def test_evaluation_report_compares_models_on_the_records_both_kept(tmp_path):
     records = [pair(f"{i}?", "b", "c") for i in range(5)]
     ours = result(tmp_path, records, [1, 0] * 4, record=[0, 1, 2, 4])
-    theirs = result(tmp_path, records, [0, 1, 1, 0, 0, 1, 1, 0], record=[0, 2, 3, 4])
-    got = results.report({"a": ours}, {"a": theirs})
-    assert got["baseline"] == got["sets"]["a"]["baseline"]
-    assert (got["baseline"]["n"], got["baseline"]["better"], got["baseline"]["worse"]) == (3, 1, 0)
+    baseline = result(tmp_path, records, [0, 1, 1, 0, 0, 1, 1, 0], record=[0, 2, 3, 4])
+    report = evaluation_report({"a": ours}, {"a": baseline})
+    assert report["baseline"] == report["sets"]["a"]["baseline"]
+    assert (report["baseline"]["n"], report["baseline"]["better"], report["baseline"]["worse"]) == (3, 1, 0)
 
 
-def test_the_worst_mistakes_come_first_one_of_a_prompt_as_dialogues(tmp_path):
+def test_mistakes_are_sorted_by_margin_with_one_per_prompt(tmp_path):
     ranking = {"prompt": "p", "responses": ["best", "mid", "bad"], "scores": [3, 2, 1], "id": "r"}
     records = [pair("a?", "good", "bad"), ranking, pair("fine?", "b", "c")]
-    got = result(tmp_path, records, [0, 1, -5, 0, 5, 1, 0], grade=[[1, 0], [3, 2, 1], [1, 0]]).mistakes()
-    assert [m.id for m in got] == ["r", 0] and got[0].rewards == (-5, 5)
-    assert got[0].better[-1]["content"] == "best" and got[0].worse[-1]["content"] == "bad"
-    assert got[1].better == [{"role": "user", "content": "a?"}, {"role": "assistant", "content": "good"}]
+    grades = [[1, 0], [3, 2, 1], [1, 0]]
+    mistakes = result(tmp_path, records, [0, 1, -5, 0, 5, 1, 0], grade=grades).mistakes()
+    assert [mistake.id for mistake in mistakes] == ["r", 0] and mistakes[0].rewards == (-5, 5)
+    assert mistakes[0].better[-1]["content"] == "best" and mistakes[0].worse[-1]["content"] == "bad"
+    assert mistakes[1].better == [{"role": "user", "content": "a?"}, {"role": "assistant", "content": "good"}]
 
 
-def test_the_page_shows_mistakes_as_text_whatever_they_say(tmp_path):
-    evil = "<script>alert('x')</script></details>"
-    records = [pair(evil, evil + "1", evil + "2", subset=evil, id=evil), pair("plain?", "a", "b")]
-    sets = {evil: result(tmp_path, records, [0, 1, 2, 0])}
-    whole = results.report(sets, sets) | {"settings": {"dataset_path": [evil]}}
-    seen = Tags(evaluation.evaluation_page(whole, sets))
-    assert "script" not in {tag for tag, _ in seen.found} and seen.text.count(evil) >= 5
-    assert "0.5000" in evaluation.terminal(whole)
+def test_evaluation_page_escapes_markup_in_records_and_settings(tmp_path):
+    markup = "<script>alert('x')</script></details>"
+    records = [pair(markup, markup + "1", markup + "2", subset=markup, id=markup), pair("plain?", "a", "b")]
+    sets = {markup: result(tmp_path, records, [0, 1, 2, 0])}
+    report = evaluation_report(sets, sets) | {"settings": {"dataset_path": [markup]}}
+    page = Tags(evaluation.evaluation_page(report, sets))
+    assert "script" not in {tag for tag, _ in page.tags} and page.text.count(markup) >= 5
+    assert "0.5000" in evaluation.terminal_table(report)
 
 
-def test_a_set_without_a_pair_to_rank_has_a_page_of_dashes(tmp_path):
+def test_evaluation_page_of_a_set_without_pairs_shows_dashes(tmp_path):
     sets = {"empty": result(tmp_path, [pair("a?", "b", "c")], [1, 0], label=[0.5])}
-    whole = results.report(sets, {})
-    assert whole["n"] == 0 and whole["accuracy"] is None
-    Tags(evaluation.evaluation_page(whole, sets))
-    assert "–" in evaluation.terminal(whole)
+    report = evaluation_report(sets, {})
+    assert report["n"] == 0 and report["accuracy"] is None
+    Tags(evaluation.evaluation_page(report, sets))
+    assert "–" in evaluation.terminal_table(report)

@@ -1,21 +1,21 @@
-"""rm.hf.adapter: what peft saved reads here as the model that peft makes of it, on any number of ranks."""
+"""rm.hf.adapter: an adapter that peft saved is loaded as the model that peft makes of it, on any number of ranks."""
 
 import json
 import shutil
-from dataclasses import replace
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from rm.data import batch
+from rm.data.batch import EvalBatches
 from rm.data.tokenizer import Tokenizer
-from rm.hf import build, weights
-from rm.model.heads import LanguageModel, RewardModel
+from rm.hf import hub, weights
+from rm.model.attention import SplitAttention
+from rm.model.heads import LanguageModel
 from rm.scoring.score import all_rewards
 from tests import made, text_fixtures, tiny
-from tests.model.test_lora import Settings, train
 from tests.ranks import run_ranks
+from tests.training_runs import load_reward_model, lora_settings, train_lora
 
 peft = pytest.importorskip("peft")
 PAIRS = made.token_pairs(5, seed=9)
@@ -28,8 +28,8 @@ def folder(request, tmp_path):
     return tmp_path / "base"
 
 
-def by_peft(base, out, head="SEQ_CLS", **config):
-    """An adapter of random matrices that peft made and saved, and the model that it makes of its base."""
+def peft_model(base, out, head="SEQ_CLS", **config):
+    """A peft model of `base` with a random adapter, which is saved to `out`."""
     import transformers
 
     if head == "SEQ_CLS":
@@ -53,53 +53,50 @@ def their_scores(model):
     return torch.tensor([[model(torch.tensor([text])).logits.item() for text in pair] for pair in PAIRS])
 
 
-def our_scores(settings, head=RewardModel):
-    model = build.load(head, settings, train=False)
-    return all_rewards(model, batch.EvalBatches(made.pair_examples(PAIRS), settings))
+def our_scores(folder):
+    settings = lora_settings()
+    model = load_reward_model(folder, settings, train=False)
+    return all_rewards(model, EvalBatches(made.pair_examples(PAIRS), settings.packing))
 
 
 @pytest.mark.parametrize(
     "config", [{}, {"use_rslora": True}, {"alpha_pattern": {"v_proj": 3}, "rank_pattern": {"v_proj": 2}}]
 )
 @pytest.mark.parametrize("world", [1, 2])
-def test_an_adapter_that_peft_saved_scores_as_it_does_there(folder, tmp_path, config, world):
-    theirs = their_scores(by_peft(folder, tmp_path / "adapter", **config))
-    for ours in run_ranks(world, our_scores, Settings(model_name_or_path=str(tmp_path / "adapter"))):
-        torch.testing.assert_close(ours.view(-1, 2), theirs, rtol=1e-5, atol=1e-5)
+def test_an_adapter_saved_by_peft_gives_the_scores_that_peft_gives(folder, tmp_path, config, world):
+    expected = their_scores(peft_model(folder, tmp_path / "adapter", **config))
+    for scores in run_ranks(world, our_scores, tmp_path / "adapter"):
+        torch.testing.assert_close(scores.view(-1, 2), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_our_own_adapter_and_its_merged_model_score_the_same(folder, tmp_path):
-    settings = Settings(model_name_or_path=str(folder))
-    run_ranks(1, train, settings, tmp_path)
-    apart, merged = (
-        run_ranks(1, our_scores, replace(settings, model_name_or_path=str(tmp_path / form)))[0]
-        for form in ("adapter", "model")
-    )
-    torch.testing.assert_close(apart, merged, rtol=1e-5, atol=1e-5)
+def test_a_saved_adapter_and_its_merged_model_give_the_same_scores(folder, tmp_path):
+    run_ranks(1, train_lora, folder, tmp_path)
+    of_adapter, of_merged = (run_ranks(1, our_scores, tmp_path / form)[0] for form in ("adapter", "model"))
+    torch.testing.assert_close(of_adapter, of_merged, rtol=1e-5, atol=1e-5)
 
 
-def test_a_reward_model_trains_on_top_of_an_sft_adapter_as_on_the_merged_model(folder, tmp_path):
-    model = by_peft(folder, tmp_path / "sft", "CAUSAL_LM")
+def test_training_on_an_sft_adapter_equals_training_on_the_merged_model(folder, tmp_path):
+    model = peft_model(folder, tmp_path / "sft", "CAUSAL_LM")
     model.merge_and_unload().save_pretrained(tmp_path / "merged")
-    settings = Settings(model_name_or_path=str(tmp_path / "sft"))
-    (on_adapter, scores, *_), (on_merged, others, *_) = (
-        run_ranks(1, train, replace(settings, model_name_or_path=str(tmp_path / base)), tmp_path / f"on_{base}")[0]
-        for base in ("sft", "merged")
+    on_adapter, on_merged = (
+        run_ranks(1, train_lora, tmp_path / base, tmp_path / f"on_{base}")[0] for base in ("sft", "merged")
     )
-    torch.testing.assert_close(torch.tensor(on_adapter), torch.tensor(on_merged), rtol=1e-4, atol=1e-5)
-    ours = run_ranks(1, our_scores, replace(settings, model_name_or_path=str(tmp_path / "on_sft" / "adapter")))[0]
-    torch.testing.assert_close(ours, scores, rtol=1e-4, atol=1e-4)  # an adapter on an adapter on a base
-    torch.testing.assert_close(ours, others, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(torch.tensor(on_adapter.lines), torch.tensor(on_merged.lines), rtol=1e-4, atol=1e-5)
+    # The new adapter's base is an adapter again.
+    loaded = run_ranks(1, our_scores, tmp_path / "on_sft" / "adapter")[0]
+    torch.testing.assert_close(loaded, on_adapter.scores, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(loaded, on_merged.scores, rtol=1e-3, atol=1e-3)
 
 
-def test_an_adapter_without_a_tokenizer_has_that_of_its_base(folder, tmp_path):
-    by_peft(folder, tmp_path / "adapter")
-    assert Tokenizer(tmp_path / "adapter").fingerprint == Tokenizer(folder).fingerprint
+def test_an_adapter_without_a_tokenizer_has_the_tokenizer_of_its_base(folder, tmp_path):
+    peft_model(folder, tmp_path / "adapter")
+    tokenizer = Tokenizer(hub.tokenizer_folder(tmp_path / "adapter"))
+    assert tokenizer.fingerprint == Tokenizer(folder).fingerprint
 
 
-def error(settings, head=RewardModel):
+def error(folder):
     with pytest.raises(RuntimeError) as caught:
-        run_ranks(1, our_scores, settings, head)
+        run_ranks(1, our_scores, folder)
     return str(caught.value)
 
 
@@ -107,48 +104,47 @@ def edit(file, **changes):
     file.write_text(json.dumps(json.loads(file.read_text()) | changes))
 
 
-def test_what_does_not_belong_together_is_refused_by_name(tmp_path):
+def test_an_adapter_that_does_not_fit_its_base_is_refused(tmp_path):
     tiny.llama(vocab_size=400).save_pretrained(tmp_path / "base")
     tiny.llama(vocab_size=400, hidden_size=64).save_pretrained(tmp_path / "wider")
     tiny.gpt_neo(vocab_size=400).save_pretrained(tmp_path / "other")
     out = tmp_path / "adapter"
-    by_peft(tmp_path / "base", out)
-    settings, config = Settings(model_name_or_path=str(out)), out / "adapter_config.json"
+    peft_model(tmp_path / "base", out)
+    config = out / "adapter_config.json"
 
     edit(config, base_model_name_or_path=str(tmp_path / "wider"))
-    assert "belongs to another base: " in (said := error(settings)) and "on (64, 64)" in said
+    message = error(out)
+    assert "belongs to another base: " in message and "for a weight of (64, 64)" in message
     edit(config, base_model_name_or_path=str(tmp_path / "other"))
-    assert "belongs to another base: it has 8 unknown tensors, such as base_model.model.model.layers.0" in error(
-        settings
-    )
+    assert "belongs to another base: it has 8 unknown tensors, such as base_model.model.model.layers.0" in error(out)
     edit(config, base_model_name_or_path=str(tmp_path / "nowhere"))
-    assert "is an adapter without its base" in error(settings)
+    assert "is an adapter without its base" in error(out)
     edit(config, base_model_name_or_path=str(tmp_path / "base"), use_dora=True)
-    assert "use_dora True is not implemented" in error(settings)
+    assert "use_dora True is not implemented" in error(out)
     edit(config, use_dora=False)
     with pytest.raises(ValueError, match="is a reward model's adapter"):
-        weights.load(_plain(tmp_path / "base"), out)
+        weights.load(_language_model(tmp_path / "base"), out)
     (out / "adapter_model.safetensors").write_bytes(b"cut")
-    assert "adapter_model.safetensors is not a whole safetensors file" in error(settings)
+    assert "adapter_model.safetensors is not a whole safetensors file" in error(out)
 
 
-def _plain(folder):
+def _language_model(folder):
     config, *_ = weights.read_config(folder)
-    return LanguageModel(config, made.SplitAttention)
+    return LanguageModel(config, SplitAttention)
 
 
-def test_a_matrix_that_is_missing_is_not_taken_for_zero(tmp_path):
+def test_an_adapter_that_lacks_a_matrix_is_refused(tmp_path):
     tiny.llama(vocab_size=400).save_pretrained(tmp_path / "base")
-    by_peft(tmp_path / "base", tmp_path / "adapter")
+    peft_model(tmp_path / "base", tmp_path / "adapter")
     file = tmp_path / "adapter" / "adapter_model.safetensors"
     tensors = load_file(file)
     tensors.pop(next(name for name in tensors if "lora_B" in name))
     save_file(tensors, file)
-    assert "is not a whole safetensors file" in error(Settings(model_name_or_path=str(tmp_path / "adapter")))
+    assert "is not a whole safetensors file" in error(tmp_path / "adapter")
 
 
-def test_a_whole_model_beside_an_adapters_settings_is_read_as_the_model(tmp_path):
+def test_a_full_model_with_an_adapter_config_is_loaded_as_the_full_model(tmp_path):
     tiny.llama(vocab_size=400).save_pretrained(tmp_path / "base")
-    by_peft(tmp_path / "base", tmp_path / "adapter")
+    peft_model(tmp_path / "base", tmp_path / "adapter")
     shutil.copy(tmp_path / "adapter" / "adapter_config.json", tmp_path / "base")
-    assert weights.foundation(tmp_path / "base") == tmp_path / "base"
+    assert weights.base_folder(tmp_path / "base") == tmp_path / "base"

@@ -1,4 +1,4 @@
-"""rm.hf.hub against a server on this machine that speaks the hub's protocol, in processes of their own."""
+"""rm.hf.hub against a server on this machine that speaks the hub's protocol, in separate processes."""
 
 import hashlib
 import json
@@ -12,7 +12,14 @@ from pathlib import Path
 
 import pytest
 
+import eval_rm
+import train_rm
+import train_sft
+from rm import export
+from rm.config import compose, flags, flatten
+from rm.data.tokenizer import Tokenizer
 from rm.hf import hub
+from tests.text_fixtures import byte_level
 
 ROOT = Path(__file__).parents[2]
 PROGRAM = """
@@ -26,15 +33,24 @@ COMMIT = "c" * 40
 
 
 class Hub(ThreadingHTTPServer):
-    """Repositories: {"models/o/n": {path: bytes}}; faults to come: `cut` connections, `damaged` files."""
+    """A server of repositories.
+
+    Attributes:
+        repositories: {"models/o/n": {path: bytes}}.
+        requests: (method, path, headers) of all that were received.
+        cut: the number of connections that will be cut in the middle of a large file.
+        damaged: paths of files that are sent as zeros.
+        unavailable: paths of files that are refused.
+    """
 
     def __init__(self, repositories: dict):
         super().__init__(("127.0.0.1", 0), Handler)
-        self.repositories, self.requests, self.cut, self.damaged = repositories, [], 0, ()
+        self.repositories, self.requests = repositories, []
+        self.cut, self.damaged, self.unavailable = 0, (), ()
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
     def run(self, tmp_path, code: str, processes: int = 0, **env) -> subprocess.CompletedProcess:
-        """A Python program that has `hub` at hand, whose hub this is."""
+        """Run `code`, which can use `hub` and `dist`, in a Python program whose hub is this server."""
         program = tmp_path / "program.py"
         program.write_text(PROGRAM.format(code=code))
         variables = {"HF_HOME": str(tmp_path / "home"), "HF_ENDPOINT": f"http://127.0.0.1:{self.server_port}"}
@@ -71,12 +87,14 @@ class Handler(BaseHTTPRequestHandler):
             return self.send(404, b"{}", {"X-Error-Code": "RepoNotFound"})
         tree = [{"type": "file", "path": path, "size": len(x), "oid": git_hash(x)} | large(path, x)
                 for path, x in files.items()]  # fmt: skip
-        found = tree if what == "tree" else {"id": repository.partition("/")[2], "sha": COMMIT, "siblings": []}
-        self.send(200, json.dumps(found).encode(), {"Content-Type": "application/json"})
+        answer = tree if what == "tree" else {"id": repository.partition("/")[2], "sha": COMMIT, "siblings": []}
+        self.send(200, json.dumps(answer).encode(), {"Content-Type": "application/json"})
 
     def send_file(self, path: str, content: bytes | None, body: bool):
         if content is None:
             return self.send(404, b"", {"X-Error-Code": "EntryNotFound"})
+        if path in self.server.unavailable:
+            return self.send(403, b"", {})  # a 503 would be tried again for 20 seconds
         etag = hashlib.sha256(content).hexdigest() if large(path, content) else git_hash(content)
         if path in self.server.damaged:
             content = bytes(len(content))
@@ -129,7 +147,7 @@ def server():
     hub.server_close()
 
 
-def test_a_model_comes_once_a_machine_without_pickles_and_stays_for_later_runs_without_a_network(server, tmp_path):
+def test_a_model_is_fetched_once_a_machine_and_found_without_a_network(server, tmp_path):
     code = "folder = hub.model('o/n@main'); dist.is_main() and print(folder)"
     done = server.run(tmp_path, code, processes=2)
     assert done.returncode == 0, done.stderr
@@ -143,25 +161,48 @@ def test_a_model_comes_once_a_machine_without_pickles_and_stays_for_later_runs_w
     assert again.stdout.split() == [str(folder)], again.stderr
 
 
-def test_a_connection_that_is_cut_is_taken_up_where_it_broke(server, tmp_path):
+def test_a_download_continues_where_the_connection_was_cut(server, tmp_path):
     weights, chunk = WEIGHTS * 240, 10 * 2**20  # huggingface_hub writes 10 MiB at a time
     server.repositories["models/o/n"] = {"config.json": b"{}", "model.safetensors": weights}
     server.cut = 1  # after half of it, 12 MB
     done = server.run(tmp_path, "print(hub.model('o/n'))")
     assert done.returncode == 0, done.stderr
     assert (Path(done.stdout.strip()) / "model.safetensors").read_bytes() == weights
-    asked = [headers.get("range") for method, path, headers in server.requests if method == "GET" and "model.s" in path]
-    assert asked == [None, f"bytes={chunk}-"]
+    requests = [(path, headers) for method, path, headers in server.requests if method == "GET"]
+    assert [headers.get("range") for path, headers in requests if "model.s" in path] == [None, f"bytes={chunk}-"]
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "config.json"])
-def test_a_file_that_is_not_what_the_hub_says_is_deleted_and_comes_anew(server, tmp_path, file):
+def test_a_file_with_another_hash_than_the_hubs_is_deleted_and_downloaded_again(server, tmp_path, file):
     server.damaged = (file,)
     done = server.run(tmp_path, "hub.model('o/n')")
-    assert done.returncode == 2 and f"{file} arrived damaged and was deleted" in done.stderr
+    assert done.returncode == 2 and f"{file} was damaged on the way and is deleted" in done.stderr
     server.damaged = ()
     done = server.run(tmp_path, "print(hub.model('o/n'))")
     assert (Path(done.stdout.strip()) / file).read_bytes() == MODEL[file], done.stderr
+
+
+def test_a_snapshot_whose_download_broke_is_refused_with_one_line(server, tmp_path):
+    server.repositories["models/o/n"] = MODEL | {"tokenizer_config.json": b"{}"}
+    server.unavailable = ("tokenizer_config.json",)
+
+    def error(**env) -> str:
+        done = server.run(tmp_path, "print(hub.model('o/n'))", **env)
+        assert done.returncode == 2 and not done.stdout and "Traceback" not in done.stderr
+        (line,) = [line for line in done.stderr.splitlines() if line.startswith("error")]
+        return line
+
+    refused = "error: o/n: is not on this machine and could not be downloaded"
+    assert error().startswith(refused)
+    (weights,) = (tmp_path / "home").rglob("snapshots/*/model.safetensors")
+    assert {"config.json", "tokenizer.json"} <= {file.name for file in weights.parent.iterdir()}
+    assert not (weights.parent / "tokenizer_config.json").exists()
+    assert error(HF_ENDPOINT="http://127.0.0.1:1").startswith(refused)  # the hub is down
+    assert error(HF_HUB_OFFLINE="1").startswith(refused)
+
+    server.unavailable = ()
+    done = server.run(tmp_path, "print(hub.model('o/n'))")
+    assert (Path(done.stdout.strip()) / "tokenizer_config.json").read_bytes() == b"{}", done.stderr
 
 
 def test_what_the_hub_does_not_have_is_one_line(server, tmp_path):
@@ -171,21 +212,21 @@ def test_what_the_hub_does_not_have_is_one_line(server, tmp_path):
         except ValueError as error:
             print(error)"""
     none, absent, several = server.run(tmp_path, code).stdout.splitlines()
-    assert "o/none: is not on this machine and could not be fetched" in none and "hf download o/none" in none
+    assert "o/none: is not on this machine and could not be downloaded" in none and "hf download o/none" in none
     assert absent == "o/d: has no c.jsonl at main"
-    assert several == "o/d: name one file as hub:o/d/FILE; there: a.jsonl, b.jsonl"
+    assert several == "o/d: name one file as hub:o/d/FILE; available: a.jsonl, b.jsonl"
 
 
-def test_offline_the_error_says_what_to_fetch(server, tmp_path):
+def test_the_error_without_a_network_says_what_to_fetch(server, tmp_path):
     done = server.run(tmp_path, "hub.model('o/n@v2')", HF_HUB_OFFLINE="1")
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("error")]
     assert "hf download o/n --revision v2" in line and not server.requests
 
 
-def test_an_adapters_base_comes_with_it_and_is_found_without_a_network(server, tmp_path):
+def test_an_adapters_base_is_fetched_with_it_and_found_without_a_network(server, tmp_path):
     config = {"base_model_name_or_path": "o/n", "revision": "v1"}
-    theirs = {"adapter_config.json": json.dumps(config).encode(), "adapter_model.safetensors": WEIGHTS[:1000]}
-    server.repositories["models/o/a"] = theirs
+    files = {"adapter_config.json": json.dumps(config).encode(), "adapter_model.safetensors": WEIGHTS[:1000]}
+    server.repositories["models/o/a"] = files
     code = "folder = hub.model('o/a'); dist.is_main() and print(folder, hub.base_of(folder))"
     done = server.run(tmp_path, code, processes=2)
     assert done.returncode == 0, done.stderr
@@ -194,20 +235,46 @@ def test_an_adapters_base_comes_with_it_and_is_found_without_a_network(server, t
     assert (folder / "adapter_model.safetensors").exists()
     again = server.run(tmp_path, code, HF_HUB_OFFLINE="1", HF_ENDPOINT="http://127.0.0.1:1")
     assert again.stdout.split() == [str(folder), str(base)], again.stderr
-    (tmp_path / "mine").mkdir()  # a folder here that names a base there
-    (tmp_path / "mine/adapter_config.json").write_text(json.dumps(config))
-    mine = f"hub.model({str(tmp_path / 'mine')!r}); print(hub.base_of({str(tmp_path / 'mine')!r}))"
-    assert server.run(tmp_path, mine).stdout.split() == [str(base)]
+    local = str(tmp_path / "local")  # an adapter in a folder, whose base is on the hub
+    Path(local).mkdir()
+    Path(local, "adapter_config.json").write_text(json.dumps(config))
+    code = f"hub.model({local!r}); print(hub.base_of({local!r}))"
+    assert server.run(tmp_path, code).stdout.split() == [str(base)]
 
 
-def test_data_files_have_names_too_and_a_plan_fetches_no_weights(server, tmp_path):
+def test_data_files_are_fetched_by_name_and_a_plan_fetches_no_weights(server, tmp_path):
     code = "print(hub.data('test=hub:o/d/a.jsonl')); print(hub.model('o/n', weights=False))"
     named, model = server.run(tmp_path, code).stdout.split()
     assert named.startswith("test=/") and Path(named.partition("=")[2]).read_bytes() == b'{"text": "a"}'
     assert sorted(f.name for f in Path(model).iterdir()) == ["config.json", "tokenizer.json"]
 
 
-def test_what_exists_here_wins_and_what_can_only_be_a_path_stays_one(tmp_path, monkeypatch):
+@pytest.mark.parametrize("script", [train_sft, train_rm, eval_rm, export], ids=lambda script: script.__name__)
+def test_every_setting_declared_for_the_hub_is_replaced_by_a_local_path(script, tmp_path, monkeypatch):
+    def snapshot(name, kind, patterns):
+        folder = tmp_path / kind / name.repo / name.revision
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "model.safetensors").touch()
+        return folder
+
+    monkeypatch.setattr(hub, "_snapshot", snapshot)
+    on_hub = {name: flag.hub for name, flag in flags(script.Settings).items() if flag.hub}
+    # All that name a model or data, whoever declares them.
+    assert on_hub.keys() == {name for name in flags(script.Settings) if name.endswith("_path")}
+    given, expected = {"output_dir": "out"}, {}
+    for name, kind in on_hub.items():
+        if kind == "model":
+            given[name], expected[name] = f"o/{name}@v1", f"{tmp_path}/model/o/{name}/v1"
+        else:
+            given[name] = (f"hub:o/{name}/a.json", "set=hub:o/d/b.json@v1", "here.json")
+            first, second = f"{tmp_path}/dataset/o/{name}/main/a.json", f"set={tmp_path}/dataset/o/d/v1/b.json"
+            expected[name] = (first, second, "here.json")
+    settings = compose(script.Settings, **given)
+    fetched = hub.fetched(settings)
+    assert type(fetched) is script.Settings and flatten(fetched) == flatten(settings) | expected
+
+
+def test_an_existing_path_or_what_can_only_be_a_path_is_not_fetched(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("o/n").mkdir(parents=True)
     assert hub.model("o/n") == "o/n"
@@ -217,5 +284,50 @@ def test_what_exists_here_wins_and_what_can_only_be_a_path_stays_one(tmp_path, m
         assert hub.data(path) == path
     with pytest.raises(ValueError, match="expected hub:org/name"):
         hub.model("hub:o")
-    with pytest.raises(ValueError, match="a model is a whole repository"):
+    with pytest.raises(ValueError, match="a model is a repository, not a file"):
         hub.model("hub:o/m/file")
+
+
+def adapter(folder: Path, base: str) -> Path:
+    """A PEFT folder without a tokenizer, as PEFT saves it."""
+    folder.mkdir(parents=True)
+    (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": base, "revision": None}))
+    return folder
+
+
+def test_tokenizer_folder_is_the_folder_itself_if_it_has_a_tokenizer(tmp_path):
+    for name in ("tokenizer.json", "tokenizer.model"):
+        folder = adapter(tmp_path / name.replace(".", "_"), str(tmp_path))
+        (folder / name).touch()
+        assert hub.tokenizer_folder(folder) == hub.tokenizer_folder(str(folder)) == folder
+
+
+def test_tokenizer_folder_of_an_adapter_is_that_of_its_base(tmp_path):
+    base = byte_level(tmp_path / "base")
+    outer = adapter(tmp_path / "outer", str(adapter(tmp_path / "inner", str(base))))
+    assert hub.tokenizer_folder(outer) == base  # an adapter on an adapter on a base
+    byte_level(tmp_path / "inner")
+    assert hub.tokenizer_folder(outer) == tmp_path / "inner"
+
+
+def test_tokenizer_folder_finds_a_base_in_the_local_hub_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    repository = tmp_path / "models--o--n"
+    base = byte_level(repository / "snapshots" / COMMIT)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(COMMIT)
+    folder = hub.tokenizer_folder(adapter(tmp_path / "adapter", "o/n"))
+    assert folder == base and Tokenizer(folder).fingerprint == Tokenizer(base).fingerprint
+
+
+def test_tokenizer_folder_of_an_adapter_without_its_base_is_an_error(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "empty"))
+    for base in ("o/n", str(tmp_path / "missing")):
+        folder = adapter(tmp_path / f"adapter_{len(base)}", base)
+        with pytest.raises(ValueError, match=f"names '{base}' as base_model_name_or_path"):
+            hub.tokenizer_folder(folder)
+
+
+def test_tokenizer_folder_of_a_model_without_a_tokenizer_is_the_model_itself(tmp_path):
+    assert hub.tokenizer_folder(tmp_path) == tmp_path  # Tokenizer raises the error
+    assert hub.tokenizer_folder(tmp_path / "missing") == tmp_path / "missing"

@@ -1,4 +1,4 @@
-"""Weights come in and go out exactly, in slices, and every way a folder can be wrong has a message."""
+"""rm.hf.weights and rm.hf.folder: loading and saving are exact, and every kind of invalid folder has its message."""
 
 import json
 import re
@@ -15,7 +15,8 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from rm.distributed import process_group as dist
 from rm.distributed import sharding
-from rm.hf import weights
+from rm.distributed.sharding import ParallelSettings
+from rm.hf import safetensors_file, weights
 from rm.model.attention import SplitAttention
 from rm.model.heads import LanguageModel, RewardModel
 from tests import tiny
@@ -28,12 +29,12 @@ TEXTS = ["what a day!! oh no!!!", "yes", "the capital of france is the capital o
 
 @pytest.fixture
 def folder(tmp_path):
-    """An untied llama as transformers saves it."""
+    """A llama with an LM head of its own, saved by transformers."""
     return tiny.save_with(tiny.llama(num_key_value_heads=2), tmp_path / "m")
 
 
 def reward_model(folder, dtype=torch.float32):
-    """A reward model that starts from a language model; its head is drawn."""
+    """A reward model initialized from a language model, with a random head."""
     config, *_ = weights.read_config(folder)
     model = RewardModel(config, SplitAttention).to(dtype)
     assert weights.load(model, folder) == {"score.weight"}
@@ -42,7 +43,7 @@ def reward_model(folder, dtype=torch.float32):
 
 
 def save(*args):
-    """In a group of one, as in every run: the ranks meet when a model is saved."""
+    """`weights.save` in a process group of one rank: it has a barrier."""
     with dist.session(seed=0):
         weights.save(*args)
 
@@ -52,7 +53,7 @@ def edit(file, **changes):
 
 
 def rewrite(folder, change):
-    """Change the tensors of a folder's only file."""
+    """Apply `change` to the tensors of a folder with a single file."""
     tensors = load_file(folder / "model.safetensors")
     change(tensors)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
@@ -63,40 +64,43 @@ def load_error(folder, head=LanguageModel):
         config, *_ = weights.read_config(folder)
         with torch.device("meta"):
             model = head(config, SplitAttention)
-        weights.load(model, folder)  # on meta: nothing may be copied before all is checked
+        # On the meta device nothing can be copied: all checks have to come first.
+        weights.load(model, folder)
     return str(error.value)
 
 
-# In
+# Loading
 
 
 @pytest.mark.parametrize("stored", [torch.float16, torch.bfloat16, torch.float32])
-def test_numbers_are_cast_to_the_dtype_of_the_model(tmp_path, stored):
-    theirs = tiny.llama().to(stored)
-    tiny.save_with(theirs, tmp_path / "m")
-    assert torch.equal(tiny.ours(tmp_path / "m").norm.weight, theirs.model.norm.weight.float())
-    assert torch.equal(tiny.ours(tmp_path / "m", dtype=torch.bfloat16).norm.weight, theirs.model.norm.weight.bfloat16())
+def test_load_casts_to_the_dtype_of_the_model(tmp_path, stored):
+    hf_model = tiny.llama().to(stored)
+    tiny.save_with(hf_model, tmp_path / "m")
+    assert torch.equal(tiny.ours(tmp_path / "m").norm.weight, hf_model.model.norm.weight.float())
+    assert torch.equal(
+        tiny.ours(tmp_path / "m", dtype=torch.bfloat16).norm.weight, hf_model.model.norm.weight.bfloat16()
+    )
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_model_in_several_files_loads_as_from_one(tmp_path, family):
-    theirs = FAMILIES[family]()
-    one = tiny.ours(tiny.save_with(theirs, tmp_path / "one"))
-    many = tiny.ours(tiny.save_with(theirs, tmp_path / "many", max_shard_size="20KB"))
+def test_a_model_in_several_files_loads_as_from_one_file(tmp_path, family):
+    hf_model = FAMILIES[family]()
+    one = tiny.ours(tiny.save_with(hf_model, tmp_path / "one"))
+    many = tiny.ours(tiny.save_with(hf_model, tmp_path / "many", max_shard_size="20KB"))
     assert len(list((tmp_path / "many").glob("*.safetensors"))) > 2
     assert all(torch.equal(x, y) for x, y in zip(one.parameters(), many.parameters(), strict=True))
 
 
 @pytest.mark.parametrize("family", tiny.SETTINGS)
-def test_a_reward_model_starts_from_a_model_saved_without_a_head(tmp_path, family):
-    theirs = tiny.causal_lm(family)
-    tiny.save_with(theirs.base_model, tmp_path / "bare")
-    tiny.save_with(theirs, tmp_path / "whole")
-    bare, whole = reward_model(tmp_path / "bare"), reward_model(tmp_path / "whole")
-    assert all(torch.equal(x, y) for x, y in zip(bare.layers.parameters(), whole.layers.parameters(), strict=True))
+def test_a_reward_model_loads_a_base_model_saved_without_a_head(tmp_path, family):
+    hf_model = tiny.causal_lm(family)
+    tiny.save_with(hf_model.base_model, tmp_path / "base")
+    tiny.save_with(hf_model, tmp_path / "lm")
+    of_base, of_lm = reward_model(tmp_path / "base"), reward_model(tmp_path / "lm")
+    assert all(torch.equal(x, y) for x, y in zip(of_base.layers.parameters(), of_lm.layers.parameters(), strict=True))
 
 
-def test_a_stored_copy_of_a_tied_head_and_old_tables_are_ignored(tmp_path):
+def test_load_ignores_a_copy_of_a_tied_head_and_saved_buffers(tmp_path):
     folder = tiny.save_with(tiny.llama(tie_word_embeddings=True), tmp_path / "m")
 
     def add(tensors):
@@ -110,7 +114,7 @@ def test_a_stored_copy_of_a_tied_head_and_old_tables_are_ignored(tmp_path):
 
 
 class Counted:
-    """A file, or a slice of one, that counts the elements which `get_slice(...)[...]` returns."""
+    """Wraps a safetensors file or slice and counts the elements that `get_slice(...)[...]` returns."""
 
     read = 0
 
@@ -129,61 +133,62 @@ class Counted:
     def get_slice(self, name):
         return Counted(self.inner.get_slice(name))
 
-    def __getitem__(self, where):
-        part = self.inner[where]
-        Counted.read += part.numel()
-        return part
+    def __getitem__(self, index):
+        values = self.inner[index]
+        Counted.read += values.numel()
+        return values
 
 
 def sharded(folder, head=LanguageModel):
     config, *_ = weights.read_config(folder)
     with torch.device("meta"):
         model = head(config, SplitAttention)
-    sharding.apply(model, sharding.ParallelSettings(dtype="float32"))
-    return model
+    sharding.parallelize(model, ParallelSettings(dtype="float32"))
+    return model.to_empty(device=dist.device())
 
 
 def load_and_gather(folder):
-    weights.safe_open = lambda *args: Counted(safe_open(*args))  # in this rank's process only
+    safetensors_file.safe_open = lambda *args: Counted(safe_open(*args))  # in this rank's process only
     model = sharded(folder)
     assert weights.load(model, folder) == set()
     assert all(isinstance(p, DTensor) for p in model.parameters())
-    own = sum(p.to_local().numel() for p in model.parameters())
-    return Counted.read, own, {name: p.full_tensor().detach() for name, p in model.named_parameters()}
+    shard_size = sum(p.to_local().numel() for p in model.parameters())
+    return Counted.read, shard_size, {name: p.full_tensor().detach() for name, p in model.named_parameters()}
 
 
 @pytest.mark.parametrize(
     "family, world", [("llama", 2), ("gpt_neo", 2), ("llama", 5), ("gpt2", 3), ("gpt_neox", 3), ("phi3", 2)]
 )
-def test_each_rank_reads_its_own_rows_and_no_others(tmp_path, family, world):
+def test_each_rank_reads_only_its_own_rows(tmp_path, family, world):
     folder = tiny.save_with(tiny.causal_lm(family), tmp_path / "m", max_shard_size="20KB")
-    whole = dict(tiny.ours(folder).named_parameters())
+    full = dict(tiny.ours(folder).named_parameters())
     results = run_ranks(world, load_and_gather, folder)
-    for read, own, gathered in results:
-        assert read == own
-        assert gathered.keys() == whole.keys()
-        assert all(torch.equal(gathered[name], whole[name]) for name in whole)
-    assert sum(read for read, *_ in results) == sum(p.numel() for p in whole.values())  # 99 rows: uneven
+    for read, shard_size, gathered in results:
+        assert read == shard_size
+        assert gathered.keys() == full.keys()
+        assert all(torch.equal(gathered[name], full[name]) for name in full)
+    # The embedding has 99 rows: shards are uneven.
+    assert sum(read for read, *_ in results) == sum(p.numel() for p in full.values())
 
 
-# Out
+# Saving
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("tied", [True, False])
-def test_transformers_loads_what_is_saved(tmp_path, family, tied):
-    theirs = FAMILIES[family](tie_word_embeddings=tied)
-    source = tiny.save_with(theirs, tmp_path / "m")
+def test_transformers_loads_a_saved_model(tmp_path, family, tied):
+    hf_model = FAMILIES[family](tie_word_embeddings=tied)
+    source = tiny.save_with(hf_model, tmp_path / "m")
     save(tiny.ours(source), tmp_path / "out", source, torch.float32)
-    back, info = AutoModelForCausalLM.from_pretrained(tmp_path / "out", output_loading_info=True)
+    loaded, info = AutoModelForCausalLM.from_pretrained(tmp_path / "out", output_loading_info=True)
     assert not any(info.values())
-    assert all(torch.equal(x, y) for x, y in zip(back.parameters(), theirs.parameters(), strict=True))
+    assert all(torch.equal(x, y) for x, y in zip(loaded.parameters(), hf_model.parameters(), strict=True))
     tokens = tiny.tokens(40)
-    torch.testing.assert_close(tiny.their_logits(back, tokens), tiny.their_logits(theirs, tokens))
+    torch.testing.assert_close(tiny.their_logits(loaded, tokens), tiny.their_logits(hf_model, tokens))
 
 
 @pytest.mark.parametrize("limit", [10**9, 20_000])
-def test_saving_loading_and_saving_again_gives_the_same_bytes(tmp_path, folder, limit):
+def test_saving_a_loaded_model_again_writes_the_same_bytes(tmp_path, folder, limit):
     save(tiny.ours(folder), tmp_path / "a", folder, torch.bfloat16, limit)
     again = tiny.ours(tmp_path / "a")
     save(again, tmp_path / "b", tmp_path / "a", torch.bfloat16, limit)
@@ -193,14 +198,14 @@ def test_saving_loading_and_saving_again_gives_the_same_bytes(tmp_path, folder, 
     assert json.loads((tmp_path / "a/config.json").read_text())["dtype"] == "bfloat16"
 
 
-def test_a_file_holds_no_more_than_its_limit_and_the_index_names_every_tensor(tmp_path, folder):
+def test_files_stay_within_the_size_limit_and_the_index_is_complete(tmp_path, folder):
     save(tiny.ours(folder), tmp_path / "out", folder, torch.float32, 20_000)
     index = json.loads((tmp_path / "out/model.safetensors.index.json").read_text())
     files = sorted(file.name for file in (tmp_path / "out").glob("*.safetensors"))
     stored = {name: file for file in files for name in load_file(tmp_path / "out" / file)}
     assert index["weight_map"] == stored
     assert files[0] == f"model-00001-of-{len(files):05}.safetensors" and len(files) > 2
-    assert max((tmp_path / "out" / file).stat().st_size for file in files) < 20_000 + 4_000  # and a header
+    assert max((tmp_path / "out" / file).stat().st_size for file in files) < 20_000 + 4_000  # tensors and header
     assert not any(AutoModelForCausalLM.from_pretrained(tmp_path / "out", output_loading_info=True)[1].values())
 
 
@@ -208,21 +213,21 @@ def save_sharded(folder, out):
     model = sharded(folder)
     weights.load(model, folder)
     weights.save(model, out, folder, torch.float32, 20_000)
-    return sorted(file.name for file in out.iterdir())  # after the barrier every rank sees it
+    return sorted(file.name for file in out.iterdir())  # `save` ends with a barrier: every rank sees the files
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gpt_neox", "phi3"])
-def test_two_ranks_save_the_files_that_one_saves(tmp_path, family):
+def test_two_ranks_save_the_same_files_as_one(tmp_path, family):
     folder = tiny.save_with(tiny.causal_lm(family), tmp_path / "m")
     save(tiny.ours(folder), tmp_path / "one", folder, torch.float32, 20_000)
-    names, same = run_ranks(2, save_sharded, folder, tmp_path / "two")
-    assert names == same
+    names, names_of_rank_1 = run_ranks(2, save_sharded, folder, tmp_path / "two")
+    assert names == names_of_rank_1
     assert names == sorted(file.name for file in (tmp_path / "one").iterdir())
     for name in names:
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
 
 
-def test_a_save_that_fails_leaves_what_was_there(tmp_path, folder, monkeypatch):
+def test_a_failed_save_leaves_the_old_model_unchanged(tmp_path, folder, monkeypatch):
     model = tiny.ours(folder)
     out = tmp_path / "out"
     save(model, out, folder, torch.float32)
@@ -239,7 +244,7 @@ def test_a_save_that_fails_leaves_what_was_there(tmp_path, folder, monkeypatch):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["m", "out"]
 
 
-def test_a_save_replaces_an_older_model_but_nothing_else(tmp_path, folder):
+def test_save_replaces_a_model_but_no_other_folder(tmp_path, folder):
     model = tiny.ours(folder)
     for _ in range(2):
         save(model, tmp_path / "out", folder, torch.float32, 20_000)
@@ -252,12 +257,12 @@ def test_a_save_replaces_an_older_model_but_nothing_else(tmp_path, folder):
     assert (tmp_path / "papers/thesis.txt").read_text() == "precious"
 
 
-def test_weights_are_as_readable_as_the_other_files(tmp_path, folder):
+def test_weights_files_have_the_permissions_of_the_other_files(tmp_path, folder):
     save(tiny.ours(folder), tmp_path / "out", folder, torch.float32, 20_000)
     assert len({file.stat().st_mode for file in (tmp_path / "out").iterdir()}) == 1
 
 
-def test_the_dtype_is_written_as_the_source_spells_it(tmp_path, folder):
+def test_config_json_keeps_the_spelling_of_the_dtype_setting(tmp_path, folder):
     config = json.loads((folder / "config.json").read_text())
     del config["dtype"]
     (folder / "config.json").write_text(json.dumps(config | {"torch_dtype": "float32"}))
@@ -266,7 +271,7 @@ def test_the_dtype_is_written_as_the_source_spells_it(tmp_path, folder):
     assert saved["torch_dtype"] == "float16" and "dtype" not in saved
 
 
-# Reward models, in and out
+# Reward models
 
 
 END = "<|endoftext|>"
@@ -288,59 +293,61 @@ END = "<|endoftext|>"
         ),
     ],
     ids=[
-        "unknown",
-        "its own",
-        "its own is the end",
-        "its own has no id",
-        "bytes",
-        "bytes, its own is the end",
+        "unk_token",
+        "pad_token",
+        "pad_token is EOS",
+        "pad_token has no id",
+        "byte-level",
+        "byte-level, pad_token is EOS",
     ],
 )
-def test_transformers_scores_padded_batches_as_we_score_texts(tmp_path, family, make, settings, pad):
+def test_transformers_scores_a_padded_batch_like_single_texts_here(tmp_path, family, make, settings, pad):
     folder = tiny.save_with(FAMILIES[family](vocab_size=500), tmp_path / "m")
     make(folder, {"tokenizer_class": "PreTrainedTokenizerFast"} | settings)
     write_json(folder / "special_tokens_map.json", settings)
     model = reward_model(folder)
     save(model, tmp_path / "out", folder, torch.float32)
 
-    theirs, info = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out", output_loading_info=True)
+    hf_model, info = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out", output_loading_info=True)
     assert not any(info.values())
     source, tokenizer = (AutoTokenizer.from_pretrained(path) for path in (folder, tmp_path / "out"))
-    assert (tokenizer.pad_token, tokenizer.pad_token_id) == (pad, theirs.config.pad_token_id)
-    assert theirs.config.pad_token_id != tokenizer.eos_token_id
+    assert (tokenizer.pad_token, tokenizer.pad_token_id) == (pad, hf_model.config.pad_token_id)
+    assert hf_model.config.pad_token_id != tokenizer.eos_token_id
     texts = [text + tokenizer.eos_token for text in TEXTS]
-    assert tokenizer(texts).input_ids == source(texts).input_ids  # the new pad token cuts no text differently
+    assert (
+        tokenizer(texts).input_ids == source(texts).input_ids
+    )  # the new pad token does not change how texts are tokenized
 
-    rows = [torch.tensor(ids) for ids in tokenizer(texts).input_ids]
+    sequences = [torch.tensor(ids) for ids in tokenizer(texts).input_ids]
     with torch.no_grad():
-        one_by_one = torch.cat([theirs.eval()(row[None]).logits[:, 0] for row in rows])
-        batched = theirs(**tokenizer(texts, padding=True, return_tensors="pt")).logits[:, 0]
+        one_by_one = torch.cat([hf_model.eval()(sequence[None]).logits[:, 0] for sequence in sequences])
+        batched = hf_model(**tokenizer(texts, padding=True, return_tensors="pt")).logits[:, 0]
     assert one_by_one.std() > 0.1
-    torch.testing.assert_close(rewards(model, rows), one_by_one, atol=1e-5, rtol=0)
-    torch.testing.assert_close(rewards(model, rows), batched, atol=1e-5, rtol=0)
+    torch.testing.assert_close(rewards(model, sequences), one_by_one, atol=1e-5, rtol=0)
+    torch.testing.assert_close(rewards(model, sequences), batched, atol=1e-5, rtol=0)
 
 
 @torch.no_grad()
-def rewards(model, rows):
-    lengths = torch.tensor([len(row) for row in rows])
+def rewards(model, sequences):
+    lengths = torch.tensor([len(sequence) for sequence in sequences])
     return model.rewards(
         SimpleNamespace(
-            tokens=torch.cat(rows),
-            position=torch.cat([torch.arange(len(row)) for row in rows]),
-            segments=[(0, len(row)) for row in rows],
-            last=lengths.cumsum(0) - 1,
+            tokens=torch.cat(sequences),
+            position=torch.cat([torch.arange(len(sequence)) for sequence in sequences]),
+            segments=[(0, len(sequence)) for sequence in sequences],
+            reply_end=lengths.cumsum(0) - 1,
         )
     )
 
 
-def test_a_sentencepiece_model_is_padded_with_its_unknown_piece(tmp_path, folder):
+def test_the_padding_of_a_sentencepiece_model_is_its_unknown_piece(tmp_path, folder):
     sentencepiece_model(folder)
     save(reward_model(folder), tmp_path / "out", folder, torch.float32)
     assert json.loads((tmp_path / "out/config.json").read_text())["pad_token_id"] == 0
     assert json.loads((tmp_path / "out/tokenizer_config.json").read_text())["pad_token"] == "<unk>"
 
 
-def test_a_padding_token_that_the_embedding_has_no_row_for_is_not_used(tmp_path, folder):
+def test_the_padding_is_never_a_token_without_an_embedding(tmp_path, folder):
     llama_like(folder)
     tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.add_special_tokens(["[PAD]"])
@@ -353,18 +360,19 @@ def test_a_padding_token_that_the_embedding_has_no_row_for_is_not_used(tmp_path,
         assert json.loads((tmp_path / "out/tokenizer_config.json").read_text())["pad_token"] == pad
 
 
-def test_what_a_template_ends_its_turns_with_is_no_padding(tmp_path, folder):
+def test_the_padding_is_never_the_end_of_turn_token(tmp_path, folder):
     llama_like(folder)
     for template, pad in (("{{ messages[-1].content }}</s>", "<s>"), ("{{ messages[-1].content }}<s>", "<unk>")):
         edit(folder / "tokenizer_config.json", pad_token="<s>", eos_token="</s>", chat_template=template)
         save(reward_model(folder), tmp_path / "out", folder, torch.float32)
         assert json.loads((tmp_path / "out/tokenizer_config.json").read_text())["pad_token"] == pad
-    edit(folder / "tokenizer_config.json", chat_template="{{ raise_exception('no') }}<s>")  # nothing is trained on it
+    # A template that always fails cannot have been used in training.
+    edit(folder / "tokenizer_config.json", chat_template="{{ raise_exception('no') }}<s>")
     save(reward_model(folder), tmp_path / "out", folder, torch.float32)
     assert json.loads((tmp_path / "out/tokenizer_config.json").read_text())["pad_token"] == "<s>"
 
 
-def test_without_a_tokenizer_the_padding_is_just_not_the_end(tmp_path, folder):
+def test_the_padding_without_a_tokenizer_is_an_id_other_than_eos(tmp_path, folder):
     for eos, pad in ((2, 0), (0, 1)):
         edit(folder / "config.json", eos_token_id=eos)
         save(reward_model(folder), tmp_path / "out", folder, torch.float32)
@@ -372,7 +380,7 @@ def test_without_a_tokenizer_the_padding_is_just_not_the_end(tmp_path, folder):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_reward_model_comes_back_with_its_head_in_full_precision(tmp_path, family):
+def test_the_score_head_is_saved_and_loaded_in_fp32(tmp_path, family):
     folder = tiny.save_with(FAMILIES[family](), tmp_path / "m")
     model = reward_model(folder)
     save(model, tmp_path / "out", folder, torch.bfloat16)
@@ -383,7 +391,7 @@ def test_a_reward_model_comes_back_with_its_head_in_full_precision(tmp_path, fam
     assert config["id2label"] == {"0": "LABEL_0"} and "ForSequenceClassification" in config["architectures"][0]
 
 
-def test_the_tokenizer_goes_along_and_generation_settings_with_a_language_model_only(tmp_path, folder):
+def test_save_copies_the_tokenizer_and_generation_config_of_an_lm_only(tmp_path, folder):
     byte_level(folder)
     (folder / "chat_template.jinja").write_text("{{ messages }}")
     save(tiny.ours(folder), tmp_path / "lm", folder, torch.float32)
@@ -394,10 +402,10 @@ def test_the_tokenizer_goes_along_and_generation_settings_with_a_language_model_
         assert (tmp_path / "lm" / name).read_bytes() == (folder / name).read_bytes()
 
 
-# Wrong folders
+# Invalid folders
 
 
-def test_what_is_not_a_model_folder_is_told_apart(tmp_path, folder):
+def test_a_path_that_is_no_model_folder_is_refused_with_the_reason(tmp_path, folder):
     assert "no/such/model is not a folder" in load_error("no/such/model")
     (tmp_path / "empty").mkdir()
     assert "empty has no config.json" in load_error(tmp_path / "empty")
@@ -419,22 +427,22 @@ def test_what_is_not_a_model_folder_is_told_apart(tmp_path, folder):
         ('{"model_type": "llama", "hidden_act": "gelu"}', "config.json: hidden_act 'gelu'"),
     ],
 )
-def test_a_config_that_cannot_be_used_says_why(folder, text, message):
+def test_an_invalid_config_json_is_refused_with_the_reason(folder, text, message):
     (folder / "config.json").write_text(text)
     assert message in load_error(folder)
 
 
-def test_pickled_weights_are_refused_with_the_command_that_converts_them(tmp_path, folder):
-    theirs = AutoModelForCausalLM.from_pretrained(folder)
+def test_pickled_weights_are_refused_with_a_command_to_convert_them(tmp_path, folder):
+    hf_model = AutoModelForCausalLM.from_pretrained(folder)
     (folder / "model.safetensors").unlink()
-    torch.save(theirs.state_dict(), folder / "pytorch_model.bin")
+    torch.save(hf_model.state_dict(), folder / "pytorch_model.bin")
     message = load_error(folder)
     assert "pickled weights" in message
     exec(re.search('python -c "(.*)"', message)[1])
-    assert torch.equal(tiny.ours(tmp_path / "m-safetensors").norm.weight, theirs.model.norm.weight)
+    assert torch.equal(tiny.ours(tmp_path / "m-safetensors").norm.weight, hf_model.model.norm.weight)
 
 
-def test_every_wrong_tensor_is_counted_and_the_first_are_named(folder):
+def test_the_message_counts_wrong_tensors_and_names_the_first(folder):
     def spoil(tensors):
         for layer in range(2):
             for name in "qkv":
@@ -452,12 +460,12 @@ def test_every_wrong_tensor_is_counted_and_the_first_are_named(folder):
         "model.layers.1.self_attn.k_proj.weight and 1 more;",
         "3 unknown: model.layers.0.mlp.up_proj.bias, model.layers.7.input_layernorm.weight, model.visual;",
         "1 of another shape: model.embed_tokens.weight (100, 32) instead of (99, 32);",
-        "1 of another kind: model.norm.weight I8",
+        "1 not of a floating-point dtype: model.norm.weight I8",
     ):
         assert part in message, message
 
 
-def test_nothing_is_copied_from_a_wrong_folder(folder):
+def test_load_changes_no_parameter_if_a_tensor_is_wrong(folder):
     model = tiny.ours(folder)
     before = [p.clone() for p in model.parameters()]
     rewrite(folder, lambda tensors: tensors.update({"model.norm.weight": torch.zeros(3)}))
@@ -466,7 +474,7 @@ def test_nothing_is_copied_from_a_wrong_folder(folder):
     assert all(torch.equal(x, y) for x, y in zip(model.parameters(), before, strict=True))
 
 
-def test_a_language_model_needs_its_head_and_no_reward_model(tmp_path, folder):
+def test_a_language_model_needs_its_head_and_rejects_a_reward_model(tmp_path, folder):
     rewrite(folder, lambda tensors: tensors.pop("lm_head.weight"))
     assert "1 missing: lm_head.weight" in load_error(folder)
     for tied in (True, False):
@@ -475,28 +483,28 @@ def test_a_language_model_needs_its_head_and_no_reward_model(tmp_path, folder):
         assert "holds a reward model (score.weight)" in load_error(tmp_path / f"reward {tied}")
 
 
-def test_a_classifier_of_two_labels_is_no_reward_model(folder):
+def test_a_classifier_with_two_labels_is_not_a_reward_model(folder):
     rewrite(folder, lambda tensors: tensors.update({"score.weight": torch.zeros(2, 32)}))
     assert "score.weight (2, 32) instead of (1, 32)" in load_error(folder, RewardModel)
 
 
 @pytest.mark.parametrize("keep", [0, 5, 3000])
-def test_a_file_that_was_cut_off_is_named(folder, keep):
+def test_the_message_names_a_truncated_file(folder, keep):
     whole = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(whole[:keep])
     assert "model.safetensors is not a whole safetensors file" in load_error(folder)
 
 
-def test_a_pointer_instead_of_a_file_is_named(folder):
+def test_the_message_names_a_git_lfs_pointer(folder):
     (folder / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:12\n")
     assert "model.safetensors is not a whole safetensors file" in load_error(folder)
 
 
-def test_a_file_of_the_index_that_is_absent_is_named(tmp_path, folder):
+def test_the_message_names_a_file_that_the_index_names_but_is_missing(tmp_path, folder):
     many = tmp_path / "many"
     tiny.save_with(AutoModelForCausalLM.from_pretrained(folder), many, max_shard_size="20KB")
-    absent = sorted(many.glob("*.safetensors"))[1]
-    shutil.move(absent, tmp_path)
-    assert f"model.safetensors.index.json names {absent.name}, not there" in load_error(many)
+    missing = sorted(many.glob("*.safetensors"))[1]
+    shutil.move(missing, tmp_path)
+    assert f"model.safetensors.index.json names {missing.name}, which the folder lacks" in load_error(many)
     (many / "model.safetensors.index.json").write_text("{}")
     assert "model.safetensors.index.json names no files" in load_error(many)

@@ -1,4 +1,4 @@
-"""rm.model.attention against the rule of sight written out."""
+"""rm.model.attention: the kernels against the mask written out entry by entry."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from rm.model import attention
 from rm.model.attention import SplitAttention, VarlenAttention
-from tests.reference import DenseAttention, sight
+from tests.reference import DenseAttention, attention_mask
 
 segments = st.lists(
     st.tuples(st.integers(0, 9), st.lists(st.integers(1, 9), min_size=1, max_size=4)).map(lambda d: (d[0], *d[1])),
@@ -28,12 +28,12 @@ def run(kernel, segments, window, seed=0, dtype=torch.float64):
 
 @settings(max_examples=60)
 @given(segments, st.sampled_from([0, 1, 3, 7]))
-def test_split_obeys_the_rule_of_sight_outputs_and_gradients(segments, window):
+def test_outputs_and_gradients_of_split_attention_follow_the_mask(segments, window):
     for split, dense in zip(run(SplitAttention, segments, window), run(DenseAttention, segments, window), strict=True):
         torch.testing.assert_close(split, dense, rtol=1e-9, atol=1e-9)
 
 
-def test_split_in_bfloat16_stays_within_its_rounding():
+def test_split_attention_in_bfloat16_differs_by_rounding_only():
     segments = [(6, 5, 9), (0, 8), (3, 2, 2, 4)]
     for window in (0, 4):
         exact = run(DenseAttention, segments, window)
@@ -41,13 +41,13 @@ def test_split_in_bfloat16_stays_within_its_rounding():
             assert (split.double() - dense).abs().max() / dense.abs().max() < 0.03
 
 
-def test_the_rule_of_sight_on_a_pair_that_one_can_check_by_eye():
+def test_the_mask_of_a_small_pair_is_as_drawn():
     rows = ["x....", "xx...", "xxx..", "xx.x.", "xx.xx"]
-    assert sight([(2, 1, 2)], 0).tolist() == [[c == "x" for c in row] for row in rows]
+    assert attention_mask([(2, 1, 2)], 0).tolist() == [[c == "x" for c in row] for row in rows]
 
 
 def slow_varlen_attn(q, k, v, cu_q, cu_k, max_q, max_k, *, scale, window_size, enable_gqa):
-    """FlashAttention's documented meaning: causal aligned bottom-right, window_size[0] keys back from there."""
+    """What FlashAttention documents: causal, aligned bottom-right, at most window_size[0] keys back from there."""
     repeat, left, out = q.shape[1] // k.shape[1], window_size[0], []
     assert window_size[1] == 0 and enable_gqa == (repeat > 1)
     for i in range(len(cu_q) - 1):
@@ -56,16 +56,18 @@ def slow_varlen_attn(q, k, v, cu_q, cu_k, max_q, max_k, *, scale, window_size, e
         assert len(a) <= max_q and len(b) <= max_k
         offset = len(b) - len(a)
         back = torch.arange(len(a))[:, None] + offset - torch.arange(len(b))[None]
-        seen = (back >= 0) & ((back <= left) if left >= 0 else True)
+        mask = back >= 0
+        if left >= 0:
+            mask &= back <= left
         scores = torch.einsum("qhe,khe->hqk", a, b) * scale
-        out.append(torch.einsum("hqk,khe->qhe", scores.masked_fill(~seen, float("-inf")).softmax(-1), c))
+        out.append(torch.einsum("hqk,khe->qhe", scores.masked_fill(~mask, float("-inf")).softmax(-1), c))
     return torch.cat(out)
 
 
 @settings(max_examples=40)
 @given(segments, st.sampled_from([0, 1, 3, 7]))
-def test_varlen_gathers_what_flash_attention_needs(segments, window):
-    class OnCpu(VarlenAttention):  # the kernel is CUDA's; its indices are ours
+def test_outputs_and_gradients_of_varlen_attention_follow_the_mask(segments, window):
+    class OnCpu(VarlenAttention):  # only CUDA has the kernel itself; the lengths and the gather are tested
         def __init__(self, *args):
             super().__init__(*args)
             self.varlen_attn = slow_varlen_attn
@@ -74,7 +76,7 @@ def test_varlen_gathers_what_flash_attention_needs(segments, window):
         torch.testing.assert_close(varlen, dense, rtol=1e-9, atol=1e-9)
 
 
-def test_the_cpu_and_fp32_get_split():
+def test_split_attention_is_chosen_on_a_cpu_and_for_float32():
     for device, dtype in (("cpu", torch.bfloat16), ("cuda", torch.float32)):
         assert attention.choose_kernel(torch.device(device), dtype, 4, 2, 8) is SplitAttention
 
@@ -82,12 +84,12 @@ def test_the_cpu_and_fp32_get_split():
 @pytest.mark.parametrize(
     ("gap", "kernel"), [(0.005, VarlenAttention), (0.5, SplitAttention), (float("nan"), SplitAttention)]
 )
-def test_on_cuda_varlen_is_used_only_where_it_agrees_with_split(monkeypatch, gap, kernel):
+def test_on_cuda_varlen_is_chosen_only_where_it_agrees_with_split(monkeypatch, gap, kernel):
     monkeypatch.setattr(attention, "_disagreement", lambda *_: gap)
     assert attention.choose_kernel(torch.device("cuda"), torch.bfloat16, 4, 2, 8) is kernel
 
 
-def test_on_cuda_a_varlen_that_cannot_run_leaves_split(monkeypatch):
+def test_on_cuda_split_is_chosen_where_varlen_cannot_run(monkeypatch):
     def refuse(*_):
         raise RuntimeError("FlashAttention only supports Ampere GPUs or newer")
 

@@ -1,4 +1,4 @@
-"""rm.model.losses against plain formulas and autograd."""
+"""rm.model.losses: values and gradients against plain formulas and autograd."""
 
 import itertools
 import math
@@ -14,39 +14,40 @@ from tests import made
 from tests.reference import cross_entropy_sum, preference_loss
 
 
-def tables(rows: list[list[float]]) -> torch.Tensor:
-    """Ragged rows as (N, K), nan where a row is shorter."""
+def table(rows: list[list[float]]) -> torch.Tensor:
+    """Lists of different lengths as one table (N, K), nan where a list is shorter."""
     longest = max(map(len, rows))
     return torch.tensor([[*row, *[math.nan] * (longest - len(row))] for row in rows], dtype=torch.double)
 
 
 def loss_of(prompts, settings: LossSettings) -> torch.Tensor:
-    """`losses.preference` of prompts (rewards, grade, label, margin)."""
+    """`losses.preference_loss` of prompts (rewards, grade, label, margin)."""
     rewards, grade, label, margin = zip(*prompts, strict=True)
-    judged = (torch.tensor(x, dtype=torch.double) for x in (label, margin))
-    return losses.preference(tables(rewards).nan_to_num(7.0), tables(grade), *judged, settings)
+    label, margin = (torch.tensor(x, dtype=torch.double) for x in (label, margin))
+    # The 7 stands for any finite value: entries without a reply must not count.
+    return losses.preference_loss(table(rewards).nan_to_num(7.0), table(grade), label, margin, settings)
 
 
 def plain_bradley_terry(rewards: torch.Tensor) -> torch.Tensor:
     return -torch.nn.functional.logsigmoid(rewards[:, 0] - rewards[:, 1])
 
 
-def pairs_with(rewards: torch.Tensor, settings: LossSettings) -> torch.Tensor:
+def loss_of_pairs(rewards: torch.Tensor, settings: LossSettings) -> torch.Tensor:
     """The loss of pairs (N, 2) whose first is the better one."""
     n = len(rewards)
-    return losses.preference(rewards, torch.tensor([[1.0, 0.0]] * n), torch.ones(n), torch.zeros(n), settings)
+    return losses.preference_loss(rewards, torch.tensor([[1.0, 0.0]] * n), torch.ones(n), torch.zeros(n), settings)
 
 
-EVERY = [
+ALL_SETTINGS = [
     LossSettings(),
     LossSettings(loss="plackett_luce"),
     LossSettings(label_smoothing=0.2, center_rewards_coefficient=0.3),
     LossSettings(loss="plackett_luce", center_rewards_coefficient=0.1),
 ]
-numbers = st.floats(-8, 8)
-prompts = st.integers(2, 6).flatmap(
+rewards_strategy = st.floats(-8, 8)
+prompts_strategy = st.integers(2, 6).flatmap(
     lambda k: st.tuples(
-        st.lists(numbers, min_size=k, max_size=k),
+        st.lists(rewards_strategy, min_size=k, max_size=k),
         st.lists(st.integers(-2, 2), min_size=k, max_size=k),
         st.sampled_from([1.0, 0.5, 0.8, 0.1]),
         st.sampled_from([0.0, 0.7, 2.0]),
@@ -54,26 +55,26 @@ prompts = st.integers(2, 6).flatmap(
 )
 
 
-@pytest.mark.parametrize("settings", EVERY, ids=str)
-@given(made=st.lists(prompts, min_size=1, max_size=5))
-def test_preference_losses_are_those_of_loops_over_pairs_and_choices(settings, made):
-    expected = torch.stack([preference_loss(*prompt, settings) for prompt in made])
-    torch.testing.assert_close(loss_of(made, settings), expected, rtol=1e-9, atol=1e-12)
+@pytest.mark.parametrize("settings", ALL_SETTINGS, ids=str)
+@given(prompts=st.lists(prompts_strategy, min_size=1, max_size=5))
+def test_preference_losses_are_those_of_loops_over_pairs_and_choices(settings, prompts):
+    expected = torch.stack([preference_loss(*prompt, settings) for prompt in prompts])
+    torch.testing.assert_close(loss_of(prompts, settings), expected, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("settings", EVERY, ids=str)
-def test_gradients_of_preference_losses_are_right(settings):
+@pytest.mark.parametrize("settings", ALL_SETTINGS, ids=str)
+def test_gradients_of_preference_losses_pass_gradcheck(settings):
     rewards = torch.randn(3, 4, dtype=torch.double, generator=torch.Generator().manual_seed(0), requires_grad=True)
-    grade = tables([[3, 1, 2, 0], [1, 1], [0, 2, 2]])
+    grade = table([[3, 1, 2, 0], [1, 1], [0, 2, 2]])
     label, margin = torch.tensor([1.0, 0.5, 0.7]).double(), torch.tensor([0.5, 0.0, 1.0]).double()
-    assert torch.autograd.gradcheck(lambda r: losses.preference(r, grade, label, margin, settings), rewards)
+    assert torch.autograd.gradcheck(lambda r: losses.preference_loss(r, grade, label, margin, settings), rewards)
 
 
-def test_pairs_are_the_plain_loss_to_the_last_bit_gradients_included():
+def test_loss_and_gradients_of_pairs_are_bit_identical_to_the_plain_formula():
     draw = torch.Generator().manual_seed(0)
     rewards = torch.randn(1000, 2, generator=draw) * torch.rand(1000, 1, generator=draw) * 30
     results = []
-    for function in (plain_bradley_terry, lambda r: pairs_with(r, LossSettings())):
+    for function in (plain_bradley_terry, lambda r: loss_of_pairs(r, LossSettings())):
         leaf = rewards.clone().requires_grad_()
         loss = function(leaf).sum()
         loss.backward()
@@ -82,31 +83,31 @@ def test_pairs_are_the_plain_loss_to_the_last_bit_gradients_included():
 
 
 @pytest.mark.parametrize("loss", ["bradley_terry", "plackett_luce"])
-def test_losses_stay_finite_far_from_zero(loss):
+def test_preference_losses_stay_finite_far_from_zero(loss):
     rewards = torch.tensor([[-400.0, 400.0], [400.0, -400.0]], requires_grad=True)
-    values = pairs_with(rewards, LossSettings(loss=loss))
+    values = loss_of_pairs(rewards, LossSettings(loss=loss))
     values.sum().backward()
     assert values.tolist() == [800.0, 0.0] and rewards.grad.tolist() == [[-1.0, 1.0], [0.0, 0.0]]
 
 
-@given(rewards=st.lists(numbers, min_size=2, max_size=5))
+@given(rewards=st.lists(rewards_strategy, min_size=2, max_size=5))
 def test_the_plackett_luce_probabilities_of_all_rankings_sum_to_one(rewards):
     orders = itertools.permutations(range(len(rewards)))
     every = loss_of([(rewards, order, 1.0, 0.0) for order in orders], LossSettings(loss="plackett_luce"))
     assert torch.exp(-every).sum().item() == pytest.approx(1)
 
 
-@pytest.mark.parametrize("settings", EVERY, ids=str)
-@given(made=prompts, draw=st.randoms())
-def test_the_order_in_which_replies_are_stored_changes_nothing(settings, made, draw):
-    rewards, grade, *rest = made
-    order = draw.sample(range(len(grade)), len(grade))
-    turned = [rewards[i] for i in order], [grade[i] for i in order], *rest
-    torch.testing.assert_close(loss_of([made], settings), loss_of([turned], settings))
+@pytest.mark.parametrize("settings", ALL_SETTINGS, ids=str)
+@given(prompt=prompts_strategy, random=st.randoms())
+def test_preference_losses_do_not_depend_on_the_order_of_replies(settings, prompt, random):
+    rewards, grade, *rest = prompt
+    order = random.sample(range(len(grade)), len(grade))
+    reordered = [rewards[i] for i in order], [grade[i] for i in order], *rest
+    torch.testing.assert_close(loss_of([prompt], settings), loss_of([reordered], settings))
 
 
 @pytest.mark.parametrize(
-    ("judged", "settings", "best"),
+    ("labels", "settings", "best"),
     [
         (([1, 1], 1.0, 0.0), {}, 0.0),
         (([1, 1], 1.0, 0.0), {"loss": "plackett_luce"}, 0.0),
@@ -116,16 +117,16 @@ def test_the_order_in_which_replies_are_stored_changes_nothing(settings, made, d
         (([1, 0], 1.0, 0.0), {"label_smoothing": 0.2}, math.log(4)),
     ],
 )
-def test_the_best_difference_is_none_for_a_tie_and_the_log_odds_for_a_probability(judged, settings, best):
-    around = [([best + step, 0.0], *judged) for step in (-0.01, 0.0, 0.01)]
-    below, there, above = loss_of(around, LossSettings(**settings)).tolist()
-    assert there < below and there < above
+def test_the_best_difference_is_zero_for_a_tie_and_the_log_odds_of_a_label(labels, settings, best):
+    around = [([best + step, 0.0], *labels) for step in (-0.01, 0.0, 0.01)]
+    below, at_best, above = loss_of(around, LossSettings(**settings)).tolist()
+    assert at_best < below and at_best < above
 
 
-def test_agreement_is_the_mean_over_the_pairs_that_are_no_tie():
+def test_agreement_is_the_mean_over_the_pairs_that_are_no_ties():
     def agreement(rewards, grade, label=1.0):
-        made = losses.compare(tables([rewards]), tables([grade]), torch.tensor([label]))
-        return tuple(x.item() for x in losses.agreement(made))
+        pairs = losses.pairs_of(table([rewards]), table([grade]), torch.tensor([label]))
+        return tuple(x.item() for x in losses.agreement(pairs))
 
     assert agreement([2.0, -1.0], [1, 0]) == (1, 3)
     assert agreement([2.0, -1.0], [0, 1]) == agreement([2.0, -1.0], [1, 0], 0.3) == (0, -3)
@@ -139,26 +140,29 @@ def test_agreement_is_the_mean_over_the_pairs_that_are_no_tie():
     [
         ({"label_smoothing": 0.5}, "--label_smoothing must be at least 0 and below 0.5, got 0.5"),
         ({"label_smoothing": math.nan}, "--label_smoothing must be at least 0"),
-        ({"label_smoothing": 0.1, "loss": "plackett_luce"}, "--label_smoothing is of pairs"),
-        ({"center_rewards_coefficient": -1.0}, "--center_rewards_coefficient must be 0 or more, got -1.0"),
+        (
+            {"label_smoothing": 0.1, "loss": "plackett_luce"},
+            "--label_smoothing is only defined for --loss bradley_terry",
+        ),
+        ({"center_rewards_coefficient": -1.0}, "--center_rewards_coefficient must not be negative, got -1.0"),
     ],
 )
-def test_settings_that_make_no_sense_are_refused(wrong, message):
+def test_loss_settings_that_make_no_sense_are_refused(wrong, message):
     with pytest.raises(ValueError, match=message):
-        LossSettings(**wrong).check()
+        LossSettings(**wrong)
 
 
-def test_examples_that_a_loss_cannot_learn_from_are_refused():
-    alone, pair = made.ranking_examples([[[1]]], [[0]]), made.pair_examples([([1], [2]), ([3], [4])])
-    unsure = made.pair_examples([([1], [2]), ([3], [4])])
-    unsure.label[1] = 0.7
+def test_check_fits_refuses_examples_that_the_loss_cannot_use():
+    single, pair = made.ranking_examples([[[1]]], [[0]]), made.pair_examples([([1], [2]), ([3], [4])])
+    labelled = made.pair_examples([([1], [2]), ([3], [4])])
+    labelled.label[1] = 0.7
     luce = LossSettings(loss="plackett_luce")
-    for fits in ((pair, luce), (pair, LossSettings()), (unsure, LossSettings())):
+    for fits in ((pair, luce), (pair, LossSettings()), (labelled, LossSettings())):
         losses.check_fits(*fits)
     with pytest.raises(ValueError, match="record 1 of the data has a single reply; a preference needs two or more"):
-        losses.check_fits(alone, LossSettings())
+        losses.check_fits(single, LossSettings())
     with pytest.raises(ValueError, match="record 2 of the data has a 'label' or a 'margin'.*use --loss bradley_terry"):
-        losses.check_fits(unsure, luce)
+        losses.check_fits(labelled, luce)
 
 
 @pytest.mark.parametrize("logits_at_once", [1, 40, 10**6])
@@ -174,8 +178,8 @@ def test_chunked_cross_entropy_gives_the_loss_and_gradients_of_full_logits(monke
         loss = function(h, w, targets)
         (loss * 0.3).backward()
         results.append((loss.detach().double(), h.grad, torch.zeros(0) if frozen_head else w.grad))
-    for ours, plain in zip(*results, strict=True):
-        torch.testing.assert_close(ours, plain, rtol=1e-6, atol=1e-6)
+    for chunked, full in zip(*results, strict=True):
+        torch.testing.assert_close(chunked, full, rtol=1e-6, atol=1e-6)
 
 
 def test_cross_entropy_of_no_labels_is_zero_with_zero_gradients():
@@ -185,7 +189,7 @@ def test_cross_entropy_of_no_labels_is_zero_with_zero_gradients():
     assert loss.item() == 0 and w.grad.abs().max() == 0
 
 
-def test_bfloat16_cross_entropy_sums_in_fp32():
+def test_cross_entropy_in_bfloat16_sums_in_fp32():
     torch.manual_seed(0)
     h, w, t = torch.randn(300, 32), torch.randn(50, 32) * 0.1, torch.randint(50, (300,))
     low = [x.bfloat16().requires_grad_() for x in (h, w)]
@@ -199,17 +203,22 @@ def test_bfloat16_cross_entropy_sums_in_fp32():
         assert (x.grad.float() - y.grad).norm() / y.grad.norm() < 0.02
 
 
-def test_logits_are_never_held_whole(monkeypatch):
+def test_cross_entropy_never_holds_all_logits(monkeypatch):
     monkeypatch.setattr(losses, "LOGITS_AT_ONCE", 190)
-    seen = []
+    sizes = []
     amax = torch.Tensor.amax
-    monkeypatch.setattr(torch.Tensor, "amax", lambda x, *a, **k: (seen.append(x.numel()), amax(x, *a, **k))[1])
+
+    def recording_amax(logits, *args, **kwargs):
+        sizes.append(logits.numel())
+        return amax(logits, *args, **kwargs)
+
+    monkeypatch.setattr(torch.Tensor, "amax", recording_amax)
     h, w = torch.randn(100, 6, requires_grad=True), torch.randn(19, 6, requires_grad=True)
     losses.linear_cross_entropy(h, w, torch.randint(19, (100,))).backward()
-    assert sum(seen) == 1900 and max(seen) <= 190
+    assert sum(sizes) == 1900 and max(sizes) <= 190
 
 
-def test_no_gradient_work_without_gradients(monkeypatch):
+def test_cross_entropy_computes_no_gradient_under_no_grad(monkeypatch):
     def fail(*_):
         raise AssertionError("a gradient was computed")
 

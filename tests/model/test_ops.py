@@ -1,4 +1,4 @@
-"""rm.model.ops against autograd of the plain formulas, and what it keeps."""
+"""rm.model.ops: values, gradients and saved activations against autograd of the plain formulas."""
 
 import pytest
 import torch
@@ -27,23 +27,24 @@ CASES = pytest.mark.parametrize(
 
 
 def run(function, leaves):
+    """The output and the gradients of a function, and the number of values that it saves for the backward."""
     for x in leaves:
         x.grad = None
-    kept = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.numel()) or x, lambda x: x):
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: saved.append(x.numel()) or x, lambda x: x):
         out = function(*leaves)
     (out * torch.linspace(-1, 2, out.numel()).view_as(out).to(out.dtype)).sum().backward()
-    return [out.detach(), *(x.grad for x in leaves if x.requires_grad)], sum(kept)
+    return [out.detach(), *(x.grad for x in leaves if x.requires_grad)], sum(saved)
 
 
 @CASES
-def test_values_and_gradients_are_those_of_the_plain_formula_and_less_is_kept(lean, plain, shapes):
+def test_values_and_gradients_are_those_of_the_plain_formula_and_less_is_saved(lean, plain, shapes):
     torch.manual_seed(0)
     leaves = [torch.randn(shape, requires_grad=True) for shape in shapes]
-    (ours, kept), (theirs, plainly) = run(lean, leaves), run(plain, leaves)
-    for a, b in zip(ours, theirs, strict=True):
+    (results, saved), (expected, saved_by_autograd) = run(lean, leaves), run(plain, leaves)
+    for a, b in zip(results, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
-    assert kept < plainly
+    assert saved < saved_by_autograd
 
 
 @CASES
@@ -55,7 +56,7 @@ def test_a_frozen_input_gets_no_gradient(lean, plain, shapes):
 
 
 @CASES
-def test_bfloat16_stays_within_its_rounding(lean, plain, shapes):
+def test_in_bfloat16_results_differ_by_rounding_only(lean, plain, shapes):
     torch.manual_seed(0)
     low = [torch.randn(shape).bfloat16().requires_grad_() for shape in shapes]
     high = [x.detach().float().requires_grad_() for x in low]
@@ -64,6 +65,6 @@ def test_bfloat16_stays_within_its_rounding(lean, plain, shapes):
         assert (a.float() - b).norm() <= 0.01 * b.norm()
 
 
-def test_the_norm_is_torchs_own():
+def test_rms_norm_computes_what_torch_computes():
     x, weight = torch.randn(5, 8) * 100, torch.randn(8)
     torch.testing.assert_close(rms_norm(x, weight), F.rms_norm(x, (8,), weight, 1e-5))

@@ -1,6 +1,5 @@
-"""rm.plan.plan: what a run needs, said from config.json and lengths, and refused with advice that holds."""
+"""rm.plan.plan: what a run needs, from config.json and lengths; what does not fit is refused with advice that fits."""
 
-import dataclasses
 import json
 
 import pytest
@@ -9,13 +8,15 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import train_rm
 import train_sft
-from rm.config import parse
-from rm.data import batch
+from rm.config import parse, updated
+from rm.data.batch import Loader, pack
 from rm.distributed import process_group as dist
 from rm.distributed import sharding
 from rm.model.attention import SplitAttention, VarlenAttention
 from rm.model.heads import LanguageModel, RewardModel
 from rm.plan import plan
+from rm.plan.plan import Plan
+from rm.plan.settings import GIB, compare_with_plan
 from tests import made, text_fixtures
 
 pytestmark = pytest.mark.apart
@@ -50,50 +51,50 @@ def main(script, settings) -> None:
         script.main(settings)
 
 
-def planned(settings, processes: int = 2) -> plan.Plan:
+def plan_of(settings, processes: int = 2) -> Plan:
     examples = made.pair_examples(made.token_pairs(24, longest=40))
     with dist.fake_process_group(processes):
-        return plan.Plan(RewardModel, settings, examples, VarlenAttention)
+        return Plan(RewardModel, settings, settings.plan, examples, VarlenAttention, settings.loss)
 
 
-def test_a_plan_is_said_without_weights_for_any_number_of_processes(folder, capsys):
+def test_a_plan_needs_no_weights_and_is_for_any_number_of_processes(folder, capsys):
     for script, cls in ((train_rm, RewardModel), (train_sft, LanguageModel)):
         main(script, settings_of(folder, script, plan="true", world_size=512))
-        said = capsys.readouterr().out
-        assert "plan for 512 processes" in said and "fits" in said
+        printed = capsys.readouterr().out
+        assert "plan for 512 processes" in printed and "fits" in printed
         assert [file.name for file in (folder / "out").iterdir()] == ["plan.json"]
         for word in ("parameters", "steps", "weights", "optimizer", "largest", "time", "communication"):
-            assert word in said, cls
+            assert word in printed, cls
 
 
-def test_a_run_holds_its_plan_against_what_it_took(folder, tmp_path, capsys, monkeypatch):
+def test_a_run_compares_its_plan_with_what_it_took(folder, tmp_path, capsys, monkeypatch):
     settings = settings_of(folder, output_dir=tmp_path)
 
-    def said(settings) -> str:
+    def printed(settings) -> str:
         with dist.session(0):
-            plan.compare(settings)
+            compare_with_plan(settings)
         return capsys.readouterr().out
 
-    monkeypatch.setattr(dist, "peak_memory", lambda: 3 * plan.GIB)
-    assert said(settings) == "memory: 3.00 GiB at the peak (resident, with Python and libraries)\n"
-    main(train_rm, dataclasses.replace(settings, plan=True, world_size=1))
-    kept = json.loads((tmp_path / "plan.json").read_text())
-    assert kept["peak"] == sum(kept["footprint"][kind] for kind in KINDS)
+    monkeypatch.setattr(dist, "peak_memory", lambda: 3 * GIB)
+    assert printed(settings) == "memory: 3.00 GiB at the peak (resident, including Python and libraries)\n"
+    main(train_rm, updated(settings, plan=True, world_size=1))
+    saved = json.loads((tmp_path / "plan.json").read_text())
+    assert saved["peak"] == sum(saved["footprint"][kind] for kind in KINDS)
     capsys.readouterr()
-    monkeypatch.setattr(dist, "peak_memory", lambda: int(1.25 * kept["peak"]))
-    assert said(settings).endswith(f"planned {kept['peak'] / plan.GIB:.2f}: +25.0%\n")
-    other = dataclasses.replace(settings, max_tokens=190, use_lora=True)
-    assert said(other).endswith("with another use_lora, max_tokens\n")
+    monkeypatch.setattr(dist, "peak_memory", lambda: int(1.25 * saved["peak"]))
+    assert printed(settings).endswith(f"planned {saved['peak'] / GIB:.2f}: +25.0%\n")
+    other = updated(settings, max_tokens=190, use_lora=True)
+    assert printed(other).endswith("with another use_lora, max_tokens\n")
 
 
 def test_what_does_not_fit_is_refused_with_advice_that_fits(folder, monkeypatch):
     monkeypatch.setattr(plan, "LIBRARIES", 0)
-    peaks = [planned(settings_of(folder, gradient_checkpointing=how)).heaviest.reserved for how in ("none", "full")]
-    tight = {"device_memory_gb": sum(peaks) / 2 / plan.GIB}  # full recomputation fits, none does not
-    plan_ = planned(settings_of(folder, **tight))
+    peaks = [plan_of(settings_of(folder, gradient_checkpointing=how)).heaviest.reserved for how in ("none", "full")]
+    tight = {"device_memory_gb": sum(peaks) / 2 / GIB}  # full recomputation fits, none does not
+    simulated = plan_of(settings_of(folder, **tight))
     with dist.fake_process_group(2):
-        assert not plan_.fits(plan_.heaviest) and "Try --gradient_checkpointing full" in plan_.advice()
-    again = planned(settings_of(folder, gradient_checkpointing="full", **tight))
+        assert not simulated.fits(simulated.heaviest) and "Try --gradient_checkpointing full" in simulated.advice()
+    again = plan_of(settings_of(folder, gradient_checkpointing="full", **tight))
     assert again.fits(again.heaviest)
 
     settings = settings_of(folder, plan="true", world_size=2, device_memory_gb=1e-5)
@@ -102,58 +103,63 @@ def test_what_does_not_fit_is_refused_with_advice_that_fits(folder, monkeypatch)
 
 
 def test_the_largest_max_tokens_fits_and_a_little_more_does_not(folder):
-    plan_ = planned(settings_of(folder, device_memory_gb=3.0022, global_batch_size=24))
+    simulated = plan_of(settings_of(folder, device_memory_gb=3.0022, global_batch_size=24))
     with dist.fake_process_group(2):
-        best = plan_.largest_max_tokens(plan_.heaviest)
-        assert plan_.fits(plan_.simulate(max_tokens=best))
-        assert not plan_.fits(plan_.simulate(max_tokens=int(best * 1.2)))
+        best = simulated.largest_max_tokens(simulated.heaviest)
+        assert simulated.fits(simulated.simulate(max_tokens=best))
+        assert not simulated.fits(simulated.simulate(max_tokens=int(best * 1.2)))
 
 
-def test_the_heaviest_step_is_the_one_with_the_longest_row_of_all_ranks(folder):
-    plan_ = planned(settings_of(folder), processes=4)
+def test_the_heaviest_step_has_the_longest_micro_batch_of_all_ranks(folder):
+    simulated = plan_of(settings_of(folder), processes=4)
     sizes = []
     with dist.fake_process_group(4):
-        for step in range(plan_.loader.steps_per_epoch):
-            sizes += [plan_.loader.lengths[row].sum() for rows in plan_.loader.assign_to_ranks(step) for row in rows]
-    assert plan_.heaviest.tokens == max(sizes)
+        for step in range(simulated.loader.steps_per_epoch):
+            for assigned in simulated.loader.assign_to_ranks(step):
+                sizes += [simulated.loader.lengths[indices].sum() for indices in assigned]
+    assert simulated.heaviest.tokens == max(sizes)
 
 
 def test_moments_that_lisa_keeps_are_counted_for_every_layer(folder):
     def optimizer(**changes) -> int:
-        return planned(
-            settings_of(folder, use_lisa="true", lisa_activated_layers=1, **changes)
-        ).heaviest.footprint.optimizer
+        settings = settings_of(folder, use_lisa="true", lisa_activated_layers=1, **changes)
+        return plan_of(settings).heaviest.footprint.optimizer
 
-    full, dropped = planned(settings_of(folder)).heaviest.footprint.optimizer, optimizer()
+    full, dropped = plan_of(settings_of(folder)).heaviest.footprint.optimizer, optimizer()
     assert dropped < 0.9 * full and optimizer(lisa_state="keep") == pytest.approx(full, rel=0.01)
 
 
 @pytest.mark.parametrize(
-    ("how", "near"), [("none", 0.001), ("full", 0.1)]
+    ("recompute", "tolerance"), [("none", 0.001), ("full", 0.1)]
 )  # full repeats all but a layer's last product
-def test_operations_are_those_that_torch_counts(folder, how, near):
-    settings = settings_of(folder, gradient_checkpointing=how)
+def test_the_operations_are_those_that_torch_counts(folder, recompute, tolerance):
+    settings = settings_of(folder, gradient_checkpointing=recompute)
     examples = made.pair_examples(made.token_pairs(6))
     with dist.fake_process_group(1):
-        plan_ = plan.Plan(RewardModel, settings, examples, SplitAttention)
-        plan_.loader.costs = plan_.loader.lengths  # torch leaves out attention on CPU
-        said = plan.step_flops(plan_.model, plan_.loader, settings)
-        model = plan_.model.to_empty(device="cpu")
-        with torch.no_grad(), FlopCounterMode(display=False) as counted:
-            [sharding.local(p).normal_(std=0.02) for p in model.parameters()]
+        simulated = Plan(RewardModel, settings, settings.plan, examples, SplitAttention)
+        simulated.loader.costs = simulated.loader.lengths  # torch does not count attention on the CPU
+        flops = plan.step_flops(simulated.model, simulated.loader, recompute)
+        model = simulated.model.to_empty(device="cpu")
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            for p in model.parameters():
+                sharding.local(p).normal_(std=0.02)
             with torch.enable_grad():
-                model(batch.pack(examples, range(6)))["loss"].backward()
-    assert said == pytest.approx(counted.get_total_flops(), rel=near)
+                model(pack(examples, range(6)))["loss"].backward()
+    assert flops == pytest.approx(counter.get_total_flops(), rel=tolerance)
 
 
-def test_a_language_model_adds_three_products_with_its_head_and_asks_for_more_tokens(folder):
+def test_a_language_model_adds_its_heads_products_and_reads_more_positions(folder):
     settings, examples = settings_of(folder), made.text_examples([a for a, _ in made.token_pairs(8)])
+
+    def flops(cls) -> float:
+        simulated = Plan(cls, settings, settings.plan, examples, SplitAttention)
+        return plan.step_flops(simulated.model, simulated.loader, "none")
+
     with dist.fake_process_group(1):
-        said = [
-            plan.step_flops(p.model, p.loader, settings)
-            for p in (plan.Plan(cls, settings, examples, SplitAttention) for cls in (LanguageModel, RewardModel))
-        ]
-        labels = batch.Loader(examples, settings, 0, 0.0).labels.sum()
-    width, behind = HF["hidden_size"], HF["hidden_size"] * (HF["hidden_size"] + 3 * HF["intermediate_size"])
-    with_head = labels * HF["vocab_size"] * width
-    assert said[0] - said[1] == pytest.approx(3 * 2 * (with_head + (labels - len(examples)) * behind))
+        of_lm, of_reward_model = flops(LanguageModel), flops(RewardModel)
+        labels = Loader(examples, settings.batch, settings.packing, seed=0, attention_cost=0.0).labels.sum()
+    width = HF["hidden_size"]
+    after_attention = width * (width + 3 * HF["intermediate_size"])  # o_proj and the MLP of the last layer
+    head = labels * HF["vocab_size"] * width
+    # Three products of 2 operations each: forward, gradient of the input, gradient of the matrix.
+    assert of_lm - of_reward_model == pytest.approx(3 * 2 * (head + (labels - len(examples)) * after_attention))

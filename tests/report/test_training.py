@@ -1,4 +1,4 @@
-"""rm.report.training: a training run's page, from whatever metrics.jsonl holds."""
+"""rm.report.training: the HTML report of a training run."""
 
 import builtins
 import json
@@ -9,14 +9,14 @@ import pytest
 
 from rm.distributed import process_group as dist
 from rm.report import training
-from tests.report.test_html import Tags
+from tests.html_tags import Tags
 
 
 @pytest.fixture
 def run(tmp_path):
-    """A folder with the metrics of a run that was resumed at step 4 and is writing its last line."""
+    """The output folder of a run that was resumed at step 4 and is writing the last line of metrics.jsonl."""
     same = {"accuracy": 0.5, "learning_rate": 1e-5, "grad_norm": 1.0, "tokens_per_second": 100.0}
-    lines = [{"step": s, "epoch": s / 10, "loss": 0.7 - s / 100} | same for s in (2, 4, 6, 4, 6, 8)]
+    lines = [{"step": step, "epoch": step / 10, "loss": 0.7 - step / 100} | same for step in (2, 4, 6, 4, 6, 8)]
     lines.append({"step": 8, "epoch": 0.8, "eval_loss": 0.6, "eval_accuracy": 0.7})
     (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)) + '\n{"step": 10, "lo')
     settings = {"settings": {"learning_rate": 1e-5, "dataset_path": ["<b>x</b>.jsonl"]}, "processes": 2}
@@ -24,47 +24,54 @@ def run(tmp_path):
     return tmp_path
 
 
-def test_the_page_shows_curves_last_values_and_settings(run):
+def test_training_report_shows_curves_latest_metrics_and_settings(run):
     pytest.importorskip("matplotlib")
-    page = training.write(run).read_text()
-    seen = Tags(page)
-    labels = [attributes["aria-label"] for tag, attributes in seen.found if tag == "svg"]
-    assert labels == ["Loss", "Accuracy", "Learning rate", "Gradient norm before clipping", "Throughput"]
-    assert "held out" in seen.text and "<b>x</b>.jsonl" in seen.text and "2 processes" in seen.text
-    assert page == training.write(run).read_text()  # the same run, the same bytes
+    html = training.write_training_report(run).read_text()
+    page = Tags(html)
+    titles = [attributes["aria-label"] for tag, attributes in page.tags if tag == "svg"]
+    assert titles == ["Loss", "Accuracy", "Learning rate", "Gradient norm before clipping", "Throughput"]
+    assert "held-out" in page.text and "<b>x</b>.jsonl" in page.text and "2 processes" in page.text
+    assert html == training.write_training_report(run).read_text()  # deterministic, byte for byte
 
 
-def test_a_step_computed_again_after_a_resume_counts_once_with_its_later_value():
+def test_curve_has_the_later_value_of_a_step_repeated_after_a_resume():
     lines = [{"step": 2, "loss": 3.0}, {"step": 4, "loss": 2.0}, {"step": 4, "loss": 1.0}, {"step": 6, "other": 1}]
     assert training._points(lines, "loss") == ([2, 4], [3.0, 1.0])
     assert training._points(lines, "accuracy") is None
 
 
-def without_matplotlib(monkeypatch):
-    real = builtins.__import__
+def hide_matplotlib(monkeypatch):
+    """Make every import of matplotlib fail."""
+    original_import = builtins.__import__
 
-    def missing(name, *args, **kwargs):
+    def import_without_matplotlib(name, *args, **kwargs):
         if name.partition(".")[0] == "matplotlib":
             raise ImportError(name)
-        return real(name, *args, **kwargs)
+        return original_import(name, *args, **kwargs)
 
-    monkeypatch.setattr(builtins, "__import__", missing)
+    monkeypatch.setattr(builtins, "__import__", import_without_matplotlib)
 
 
-def test_without_matplotlib_the_page_says_how_to_get_figures(run, monkeypatch):
-    without_matplotlib(monkeypatch)
-    page = training.write(run).read_text()
+def test_training_report_without_matplotlib_says_how_to_install_it(run, monkeypatch):
+    hide_matplotlib(monkeypatch)
+    page = training.write_training_report(run).read_text()
     assert "pip install matplotlib" in page and "<svg" not in page and "grad_norm" in page
 
 
-def test_a_page_that_cannot_be_written_does_not_end_a_run(run, capsys):
+def test_write_report_reports_an_error_without_raising_it(run, capsys):
     (run / "run.json").write_text("{broken")
     with dist.session(0):
-        training.write_for(run)
+        training.write_report(run)
     assert "report.html was not written" in "".join(capsys.readouterr())
     assert not (run / "report.html").exists()
 
 
-def test_the_command_names_a_folder_that_holds_no_run(tmp_path):
+def test_report_command_fails_for_a_folder_without_metrics(tmp_path):
     done = subprocess.run([sys.executable, "-m", "rm.report", tmp_path], capture_output=True, text=True)
     assert done.returncode == 2 and done.stderr.startswith("error: ") and "holds no metrics" in done.stderr
+
+
+def test_report_command_without_a_folder_prints_its_usage():
+    for arguments in ([], ["--help"], ["runs/a", "runs/b"]):
+        done = subprocess.run([sys.executable, "-m", "rm.report", *arguments], capture_output=True, text=True)
+        assert done.returncode == 1 and "python -m rm.report runs/rm" in done.stderr

@@ -1,6 +1,4 @@
-"""rm.training.metrics_file: a file of lines that is cut back, or goes on after a full disk, without losing or
-repeating one.
-"""
+"""rm.training.metrics_file: no line is lost or repeated on resume, or on a full disk."""
 
 import json
 from pathlib import Path
@@ -12,31 +10,31 @@ def steps(file) -> list[int]:
     return [json.loads(line)["step"] for line in open(file)]
 
 
-def test_lines_after_the_step_and_a_line_that_was_cut_off_are_dropped(tmp_path):
+def test_lines_after_the_step_and_an_incomplete_line_are_dropped(tmp_path):
     file = tmp_path / "metrics.jsonl"
     file.write_text('{"step": 1}\n{"step": 2, "eval_loss": 1.0}\n{"step": 3}\n{"step": 4, "lo')
-    journal = MetricsFile(file, 2)
-    assert journal.has(2, "eval_") and not journal.has(1, "eval_") and not journal.has(3, "eval_")
-    assert len(file.read_text()) > 60  # nothing is changed yet
-    journal.begin()
-    journal.write({"step": 3})
+    metrics = MetricsFile(file, 2)
+    assert metrics.has(2, "eval_") and not metrics.has(1, "eval_") and not metrics.has(3, "eval_")
+    assert len(file.read_text()) > 60  # not truncated yet
+    metrics.begin()
+    metrics.write({"step": 3})
     assert steps(file) == [1, 2, 3] and [f.name for f in tmp_path.iterdir()] == ["metrics.jsonl"]
 
 
 def test_a_new_file_begins_empty(tmp_path):
-    journal = MetricsFile(tmp_path / "metrics.jsonl", 0)
-    journal.begin()
-    journal.write({"step": 1})
+    metrics = MetricsFile(tmp_path / "metrics.jsonl", 0)
+    metrics.begin()
+    metrics.write({"step": 1})
     assert steps(tmp_path / "metrics.jsonl") == [1]
 
 
-def test_what_a_full_disk_did_not_take_is_written_with_the_next_line(tmp_path, capsys):
-    journal = MetricsFile(tmp_path / "metrics.jsonl", 0)
-    journal.begin()
-    real, journal.file = journal.file, Path("/dev/full")
-    journal.write({"step": 1})
-    journal.write({"step": 2})
+def test_lines_that_did_not_fit_on_a_full_disk_are_written_with_the_next(tmp_path, capsys):
+    metrics = MetricsFile(tmp_path / "metrics.jsonl", 0)
+    metrics.begin()
+    real, metrics.file = metrics.file, Path("/dev/full")
+    metrics.write({"step": 1})
+    metrics.write({"step": 2})
     assert capsys.readouterr().err.count("No space left on device; it will be tried again") == 2
-    journal.file = real
-    journal.write({"step": 3})
+    metrics.file = real
+    metrics.write({"step": 3})
     assert steps(tmp_path / "metrics.jsonl") == [1, 2, 3]

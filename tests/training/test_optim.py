@@ -1,9 +1,8 @@
-"""rm.training.optim: the learning rate as a function of the step, and who decays."""
-
-import dataclasses
+"""rm.training.optim: the learning rate as a function of the step, and what AdamW is given."""
 
 import pytest
 import torch
+import transformers
 
 from rm.training.optim import OptimSettings, adamw, learning_rate, set_learning_rate
 
@@ -23,23 +22,51 @@ def test_decay_falls_from_the_peak_to_nearly_zero(kind):
     assert found[0] == 1.0 and 0 < found[-1] < 0.11 and sorted(found, reverse=True) == found
 
 
-def test_linear_decay_is_transformers_own():
-    from transformers import get_linear_schedule_with_warmup
-
-    made = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
-    theirs = get_linear_schedule_with_warmup(made, 0, 10)
-    for ours in rates(warmup_ratio=0.0):
-        assert ours == pytest.approx(theirs.get_last_lr()[0])
-        made.step()
-        theirs.step()
+@pytest.mark.parametrize("warmup_ratio", [0.0, 0.25, 0.95])
+@pytest.mark.parametrize("kind", ["linear", "cosine"])
+def test_schedules_equal_those_of_transformers_over_a_whole_run(kind, warmup_ratio):
+    """With W steps of warmup, step s of transformers has the rate s / W, so that step 0 trains at a rate of zero. Ours
+    has (s + 1) / W: during warmup it is one step ahead. Both decay from the peak in step W.
+    """
+    steps = 20
+    warmup = round(warmup_ratio * steps)
+    schedule = {
+        "linear": transformers.get_linear_schedule_with_warmup,
+        "cosine": transformers.get_cosine_schedule_with_warmup,
+    }
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    scheduler = schedule[kind](optimizer, warmup, steps)
+    theirs = []
+    for _ in range(steps):
+        theirs.append(scheduler.get_last_lr()[0])
+        optimizer.step()
+        scheduler.step()
+    ours = rates(steps, warmup_ratio=warmup_ratio, lr_scheduler_type=kind)
+    assert ours[:warmup] == pytest.approx(theirs[1 : warmup + 1])
+    assert ours[warmup:] == pytest.approx(theirs[warmup:])
 
 
 def test_only_matrices_decay_and_frozen_parameters_are_left_out():
     model = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.LayerNorm(3), torch.nn.Linear(3, 3))
     model[2].requires_grad_(False)
-    decayed, plain = adamw(model, OptimSettings(weight_decay=0.1)).param_groups
+    decayed, others = adamw(model, OptimSettings(weight_decay=0.1)).param_groups
     assert [p.shape for p in decayed["params"]] == [(3, 3)] and decayed["weight_decay"] == 0.1
-    assert [p.shape for p in plain["params"]] == [(3,)] * 3 and plain["weight_decay"] == 0.0
+    assert [p.shape for p in others["params"]] == [(3,)] * 3 and others["weight_decay"] == 0.0
+
+
+def test_betas_and_epsilon_reach_adamw():
+    """A few updates equal the formula of AdamW (arXiv 1711.05101, algorithm 2) with these values."""
+    settings = OptimSettings(learning_rate=0.1, adam_beta1=0.6, adam_beta2=0.7, adam_epsilon=0.5)
+    layer = torch.nn.Linear(2, 2, bias=False)
+    expected, mean, square = layer.weight.detach().double(), 0, 0
+    optimizer = adamw(layer, settings)
+    for step in range(1, 4):
+        gradient = torch.full((2, 2), 0.3 * step)
+        layer.weight.grad = gradient
+        optimizer.step()
+        mean, square = 0.6 * mean + 0.4 * gradient.double(), 0.7 * square + 0.3 * gradient.double() ** 2
+        expected = expected - 0.1 * (mean / (1 - 0.6**step)) / ((square / (1 - 0.7**step)).sqrt() + 0.5)
+    torch.testing.assert_close(layer.weight.detach().double(), expected, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -48,11 +75,14 @@ def test_only_matrices_decay_and_frozen_parameters_are_left_out():
         ({"learning_rate": 0.0}, "--learning_rate must be positive, got 0.0"),
         ({"warmup_ratio": 1.5}, "from 0 to 1, got 1.5"),
         ({"max_grad_norm": -1.0}, "--max_grad_norm must not be negative"),
+        ({"adam_beta1": 1.0}, "--adam_beta1 must be at least 0 and below 1, got 1.0"),
+        ({"adam_beta2": -0.1}, "--adam_beta2 must be at least 0 and below 1, got -0.1"),
+        ({"adam_epsilon": 0.0}, "--adam_epsilon must be positive, got 0.0"),
     ],
 )
 def test_values_that_make_no_sense_are_refused(wrong, message):
     with pytest.raises(ValueError, match=message):
-        dataclasses.replace(OptimSettings(), **wrong).check()
+        OptimSettings(**wrong)
 
 
 def test_an_adapters_b_may_learn_faster_than_its_a():

@@ -1,31 +1,37 @@
-"""rm.training.run_log: what a run writes, and that it stops at a loss that is not finite."""
+"""rm.training.run_log: what a run writes, and that it stops at a loss or a gradient that is not finite."""
 
 import json
 
 import pytest
 import torch
 
+from rm.data.batch import StepBatches
 from rm.distributed import process_group as dist
 from rm.training import run_log
 from tests.ranks import run_ranks
 
+BATCHES = StepBatches(micro_batches=[], num_examples=6, num_labels=0, num_tokens=100, seed=0)
 
-def sums(loss: float, count: int, norm: float = 1.0) -> dict:
-    values = {"loss": loss, "accuracy": count / 2, "margin": 0.25 * count, "count": float(count), "grad_norm": norm}
+
+def sums(loss: float, count: int) -> dict:
+    values = {"loss": loss, "accuracy": count / 2, "margin": 0.25 * count, "count": float(count)}
     return {name: torch.tensor(value) for name, value in values.items()}
 
 
-def run(tmp_path, losses, **settings):
-    made = run_log.RunSettings(output_dir=str(tmp_path / "run"), **settings)
-    with run_log.RunLog(made, steps=len(losses), steps_per_epoch=4, facts={"data": {"a.jsonl": "hash"}}) as record:
-        for step, loss in enumerate(losses, 1):
-            record.train(step, sums(loss, 2 + 2 * dist.rank()), 1e-3, examples=6, tokens=100, unit="pairs")
-            if record.evaluates(step):
-                record.evaluation(step, {"loss": 0.5})
+def run(tmp_path, losses, norms=None, **settings):
+    """The lines of metrics of a run with these summed losses, and gradient norms of 1 or of `norms`."""
+    norms = norms or [1.0] * len(losses)
+    settings = run_log.RunSettings(output_dir=str(tmp_path / "run"), **settings)
+    facts = {"data": {"a.jsonl": "hash"}}
+    with run_log.RunLog(settings, settings, steps=len(losses), steps_per_epoch=4, facts=facts) as log:
+        for step, (loss, norm) in enumerate(zip(losses, norms, strict=True), 1):
+            log.log_step(step, sums(loss, 2 + 2 * dist.rank()), torch.tensor(norm), 1e-3, BATCHES, "pairs")
+            if log.evaluation_due(step):
+                log.log_evaluation(step, {"loss": 0.5})
     return [json.loads(line) for line in open(tmp_path / "run" / "metrics.jsonl")]
 
 
-def test_a_line_every_logging_steps_and_at_the_end_with_means_over_the_steps_between(tmp_path):
+def test_a_line_every_logging_steps_and_at_the_end_has_means_over_its_steps(tmp_path):
     lines = run_ranks(1, lambda: run(tmp_path, [2.0, 4.0, 6.0, 8.0, 10.0], logging_steps=2))[0]
     train = [line for line in lines if "loss" in line]
     assert [(line["step"], line["epoch"], line["loss"]) for line in train] == [
@@ -46,17 +52,25 @@ def test_a_line_every_logging_steps_and_at_the_end_with_means_over_the_steps_bet
 
 
 def test_means_are_over_all_ranks_weighted_by_their_counts(tmp_path):
-    # rank 0 counts 2 and rank 1 counts 4 pairs a step, both with a summed loss of 3: a mean of means would say 1.125
+    # Rank 0 counts 2 and rank 1 counts 4 pairs a step, both with a summed loss of 3: a mean of means would be 1.125.
     lines = run_ranks(2, lambda: run(tmp_path, [3.0], logging_steps=1))[0]
     assert lines[0]["loss"] == 1.0 and lines[0]["grad_norm"] == 1.0
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(tmp_path):
-    with pytest.raises(RuntimeError, match="ValueError: step 2: the loss is nan.* nothing was saved"):
+    with pytest.raises(RuntimeError, match="ValueError: step 2: the loss is nan.* stops without saving anything"):
         run_ranks(1, lambda: run(tmp_path, [2.0, float("nan"), 2.0, 2.0], logging_steps=4))
 
 
-def test_run_json_repeats_the_run_and_says_what_it_was(tmp_path):
+def test_a_gradient_that_is_not_finite_stops_the_run_and_names_the_step(tmp_path):
+    norms = [1.0, 1.0, float("inf"), 1.0]
+    with pytest.raises(
+        RuntimeError, match="ValueError: step 3: the loss is 1.0, the gradient norm inf; the update was"
+    ):
+        run_ranks(1, lambda: run(tmp_path, [2.0] * 4, norms, logging_steps=4))
+
+
+def test_run_json_holds_the_settings_and_describes_the_run(tmp_path):
     run_ranks(1, lambda: run(tmp_path, [1.0], seed=7))
     saved = json.loads((tmp_path / "run" / "run.json").read_text())
     assert saved["settings"]["seed"] == 7 and saved["data"] == {"a.jsonl": "hash"}

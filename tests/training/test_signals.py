@@ -1,5 +1,5 @@
-"""rm.training.signals: signals are heard whatever the main thread does, a run that hangs says where, and nobody is
-left behind.
+"""rm.training.signals: a signal is noticed whatever the main thread does, a run that hangs prints its stacks, and no
+process outlives its launcher.
 """
 
 import os
@@ -17,8 +17,8 @@ from rm.training.signals import STALLED, Watchdog
 HANGS = """
 import threading, time
 from rm.training.signals import Watchdog
-with Watchdog(stall_timeout={stall}) as watch:
-    watch.beat()
+with Watchdog(stall_timeout={stall}) as watchdog:
+    watchdog.heartbeat()
     print("ready", flush=True)
     {body}
 """
@@ -26,39 +26,39 @@ with Watchdog(stall_timeout={stall}) as watch:
 
 def process(body: str, stall: float = 0, **streams) -> subprocess.Popen:
     code = HANGS.format(body=body, stall=stall)
-    made = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, **streams)
-    assert made.stdout.readline() == "ready\n"
-    return made
+    started = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, **streams)
+    assert started.stdout.readline() == "ready\n"
+    return started
 
 
-def test_a_signal_is_heard_while_the_main_thread_waits_and_may_come_often():
-    with Watchdog(stall_timeout=0) as watch:
-        assert watch.asked is None
+def test_a_signal_is_noticed_while_the_main_thread_waits_and_may_be_repeated():
+    with Watchdog(stall_timeout=0) as watchdog:
+        assert watchdog.stop_signal is None
         for _ in range(3):
             os.kill(os.getpid(), signal.SIGUSR1)
         os.kill(os.getpid(), signal.SIGTERM)
         until = time.monotonic() + 5
-        while watch.asked is None and time.monotonic() < until:
+        while watchdog.stop_signal is None and time.monotonic() < until:
             time.sleep(0.01)
-        assert (watch.asked, watch.number) == ("SIGUSR1", signal.SIGUSR1)
+        assert (watchdog.stop_signal, watchdog.signal_number) == ("SIGUSR1", signal.SIGUSR1)
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
-def test_a_run_that_hangs_shows_its_stacks_and_ends():
+def test_a_run_that_hangs_prints_its_stacks_and_ends():
     hung = process("threading.Event().wait()", stall=0.4, stderr=subprocess.PIPE)
-    _, said = hung.communicate(timeout=20)
+    _, printed = hung.communicate(timeout=20)
     assert hung.returncode == STALLED
-    assert "[rank 0] no progress for" in said and "--stall_timeout 0.4" in said
-    assert "most recent call first" in said and "threading.py" in said and "_look" in said
+    assert "[rank 0] no progress for" in printed and "--stall_timeout 0.4" in printed
+    assert "most recent call first" in printed and "threading.py" in printed and "_check_progress" in printed
 
 
-def test_the_first_step_may_take_longer_and_every_beat_begins_anew():
-    slow = process("[(time.sleep(0.2), watch.beat()) for i in range(9)]", stall=1.5)
+def test_the_first_step_may_take_longer_and_a_heartbeat_restarts_the_timeout():
+    slow = process("[(time.sleep(0.2), watchdog.heartbeat()) for i in range(9)]", stall=1.5)
     assert slow.wait(timeout=20) == 0
     waiting = Watchdog(stall_timeout=10)
-    assert waiting.patience > 1
-    waiting.beat()
-    assert waiting.patience == 1
+    assert waiting.timeout_scale > 1
+    waiting.heartbeat()
+    assert waiting.timeout_scale == 1
 
 
 def test_a_process_that_was_suspended_has_not_stalled():
@@ -72,7 +72,7 @@ def test_a_process_that_was_suspended_has_not_stalled():
     assert run.wait(timeout=20) == 0
 
 
-def test_at_a_terminal_a_second_ctrl_c_ends_it_at_once_but_not_a_signal_that_came_twice():
+def test_a_second_ctrl_c_ends_a_run_at_once_but_not_one_that_came_twice():
     ours, theirs = pty.openpty()
     run = process("threading.Event().wait(20)", stderr=theirs)
     for _ in range(2):  # as torchrun and the terminal do, both at one Ctrl-C
@@ -81,19 +81,19 @@ def test_at_a_terminal_a_second_ctrl_c_ends_it_at_once_but_not_a_signal_that_cam
     assert run.poll() is None
     run.send_signal(signal.SIGINT)
     assert run.wait(timeout=5) == 128 + signal.SIGINT
-    said = os.read(ours, 4096).decode()
-    assert "SIGINT: saving after this step" in said and "left at once" in said
+    printed = os.read(ours, 4096).decode()
+    assert "SIGINT: saving after this step" in printed and "left at once" in printed
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="asks Linux")
-def test_a_process_whose_launcher_is_killed_does_not_live_on(monkeypatch):
+@pytest.mark.skipif(sys.platform != "linux", reason="a feature of Linux")
+def test_a_process_does_not_outlive_a_launcher_that_is_killed(monkeypatch):
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "test")
     reader, writer = os.pipe()
     launcher = os.fork()
     if launcher == 0:
-        launcher_of_it = os.getpid()
+        launcher_id = os.getpid()
         if os.fork() == 0:
-            monkeypatch.setattr("rm.LAUNCHER", launcher_of_it)
+            monkeypatch.setattr("rm.LAUNCHER", launcher_id)
             dist._end_with_the_launcher()
             os.write(writer, b"ready")
             time.sleep(30)
@@ -104,15 +104,17 @@ def test_a_process_whose_launcher_is_killed_does_not_live_on(monkeypatch):
     os.kill(launcher, signal.SIGKILL)
     os.waitpid(launcher, 0)
     began = time.monotonic()
-    assert os.read(reader, 5) == b"" and time.monotonic() - began < 5  # its end of the pipe is closed: it is gone
+    assert (
+        os.read(reader, 5) == b"" and time.monotonic() - began < 5
+    )  # the process has ended, which closes its end of the pipe
     os.close(reader)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="asks Linux")
-def test_a_process_whose_launcher_died_while_it_began_ends(tmp_path):
+@pytest.mark.skipif(sys.platform != "linux", reason="a feature of Linux")
+def test_a_process_whose_launcher_died_during_its_start_ends(tmp_path):
     code = """
 import os, time, rm
-from rm import dist
+from rm.distributed import process_group as dist
 open("began", "w")
 while os.getppid() == rm.LAUNCHER:
     time.sleep(0.01)

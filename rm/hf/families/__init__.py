@@ -1,6 +1,6 @@
-"""The model families: `model_type` in config.json -> what `rm.hf.weights` has to know.
+"""The model families: `model_type` in config.json -> what `rm.hf.weights` has to know of it.
 
-A new family is a file of its own and a line in the registry.
+A new family is a file of its own and an entry in `FAMILIES`.
 """
 
 from rm.hf.families import gemma, gemma3, gpt2, gpt_neo, gpt_neox, llama, mistral, phi3, qwen2, qwen3
@@ -21,7 +21,7 @@ FAMILIES: dict[str, Family] = {
 
 
 def find(hf: dict) -> Family:
-    """The family of a config.json."""
+    """The family of a config.json; ValueError if it is not supported."""
     model_type = hf.get("model_type")
     if model_type not in FAMILIES:
         raise ValueError(f"model_type {model_type!r} is not supported, only {', '.join(sorted(FAMILIES))}")

@@ -1,5 +1,5 @@
-"""Gemma, the first: a LLaMA with GeGLU, norms that store their distance from one, and embeddings scaled by the root of
-the width. `model_type` "gemma".
+"""Gemma 1: a LLaMA with GeGLU, zero-centred RMSNorm, (1 + weight), and embeddings multiplied by the square root of the
+hidden size. `model_type` "gemma".
 """
 
 from dataclasses import replace
@@ -12,15 +12,16 @@ DEFAULTS = {"head_dim": 256, "num_key_value_heads": 16, "max_position_embeddings
 
 
 def config(hf: dict) -> ModelConfig:
-    only(hf, "hidden_act", "gelu_pytorch_tanh", "gelu")  # its first releases wrote gelu and meant the other
+    # The first releases say "gelu" in config.json, but were trained with the tanh approximation.
+    only(hf, "hidden_act", "gelu_pytorch_tanh", "gelu")
     return like_gemma(DEFAULTS | hf)
 
 
 def like_gemma(hf: dict) -> ModelConfig:
-    """What all Gemmas have in common."""
+    """What all Gemma versions have in common."""
     only(hf, "use_bidirectional_attention", False, None)
-    read = llama.config(hf | {"hidden_act": "gelu_pytorch_tanh"})
-    return replace(read, norm="rms_offset", embed_scale=read.dim**0.5)
+    like_llama = llama.config(hf | {"hidden_act": "gelu_pytorch_tanh"})
+    return replace(like_llama, norm="rms_offset", embed_scale=like_llama.dim**0.5)
 
 
 FAMILY = replace(

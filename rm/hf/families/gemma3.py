@@ -1,7 +1,7 @@
-"""Gemma 3 without images: a Gemma with norms before and behind attention and MLP, norms on q and k, and five layers
-with a window, which rotate faster, to each without. `model_type` "gemma3_text".
+"""Gemma 3, text only: a Gemma with norms before and after attention and MLP, norms on q and k, and five layers with a
+sliding window, and a smaller rope base, to each layer with full attention. `model_type` "gemma3_text".
 
-Gemma 2 is not implemented: it caps attention's logits, which no fused attention kernel of torch does.
+Gemma 2 is not implemented: it caps the attention logits, which no fused attention kernel of torch does.
 """
 
 from dataclasses import replace
@@ -20,28 +20,32 @@ def config(hf: dict) -> ModelConfig:
     only(hf, "hidden_activation", "gelu_pytorch_tanh")
     hf = DEFAULTS | hf
     layers, head_dim = hf["num_hidden_layers"], hf["head_dim"]
-    period = hf.get("sliding_window_pattern") or 6
-    kinds = hf.get("layer_types") or [
-        "full_attention" if i % period == 0 else "sliding_attention" for i in range(1, layers + 1)
-    ]
-    sees = hf.get("sliding_window", 4096)
+    layer_types = hf.get("layer_types") or _layer_types(layers, period=hf.get("sliding_window_pattern") or 6)
+    window = hf.get("sliding_window", 4096)
 
-    scalings = {"rope_scaling": None, "rope_parameters": None}
-    asked = hf.get("rope_parameters") or {}
-    whole = {"rope_parameters": (hf.get("rope_scaling") or {}) | (asked.get("full_attention") or {})}
-    near = {"rope_parameters": asked.get("sliding_attention"), "rope_theta": hf.get("rope_local_base_freq")}
-    turning = {
-        "full_attention": rope(hf | scalings | whole, head_dim, theta=1e6),
-        "sliding_attention": rope(hf | scalings | near, head_dim, theta=1e4),
+    # transformers 4 writes rope_theta and rope_scaling for full attention and rope_local_base_freq for sliding
+    # attention, transformers 5 writes rope_parameters with an entry for each.
+    no_rope = {"rope_scaling": None, "rope_parameters": None}
+    by_type = hf.get("rope_parameters") or {}
+    full = {"rope_parameters": (hf.get("rope_scaling") or {}) | (by_type.get("full_attention") or {})}
+    sliding = {"rope_parameters": by_type.get("sliding_attention"), "rope_theta": hf.get("rope_local_base_freq")}
+    ropes = {
+        "full_attention": rope(hf | no_rope | full, head_dim, theta=1e6),
+        "sliding_attention": rope(hf | no_rope | sliding, head_dim, theta=1e4),
     }
     return replace(
-        gemma.like_gemma(hf | scalings),
+        gemma.like_gemma(hf | no_rope),
         block="sandwich",
         qk_norm=True,
         attn_scale=hf.get("query_pre_attn_scalar", 256) ** -0.5,
-        windows=windows({"layer_types": kinds, "sliding_window": sees}, layers),
-        ropes=tuple(turning[kind] for kind in kinds),
+        windows=windows({"layer_types": layer_types, "sliding_window": window}, layers),
+        ropes=tuple(ropes[layer_type] for layer_type in layer_types),
     )
+
+
+def _layer_types(layers: int, period: int) -> list[str]:
+    """Full attention in every layer whose number, counted from 1, is a multiple of `period`."""
+    return ["full_attention" if i % period == 0 else "sliding_attention" for i in range(1, layers + 1)]
 
 
 FAMILY = replace(

@@ -1,20 +1,22 @@
-"""GPT-2: learned positions; on disk, q, k and v are one tensor and every matrix lies on its side. `model_type` "gpt2".
+"""GPT-2: learned positions; the checkpoint has one fused tensor for q, k and v. `model_type` "gpt2".
 
-Defaults are those of transformers. Dropout settings are deliberately not read: the base model runs without
-dropout here, in training too.
+Its linear layers are Conv1D in transformers: weights stored transposed, (in, out).
+
+Defaults are those of transformers. Dropout settings are deliberately not read: the base model runs without dropout
+here, in training too.
 """
 
 from rm.hf.families.layout import QKV, Layout
-from rm.hf.families.rules import Family, divides, only
+from rm.hf.families.rules import Family, only, quotient
 from rm.model.transformer import ModelConfig
 
 
 def config(hf: dict) -> ModelConfig:
-    only(hf, "activation_function", "gelu_new", "gelu_pytorch_tanh")  # two names of one function
+    only(hf, "activation_function", "gelu_new", "gelu_pytorch_tanh")  # two names of the same function
     only(hf, "scale_attn_weights", True)
     only(hf, "scale_attn_by_inverse_layer_idx", False)
     only(hf, "add_cross_attention", False)
-    head_dim = divides(hf, "n_embd", "n_head")
+    head_dim = quotient(hf, "n_embd", "n_head")
 
     return ModelConfig(
         vocab_size=hf["vocab_size"],

@@ -1,15 +1,15 @@
-"""GPT-Neo: learned positions, every other layer sees a window, q.k is not scaled. `model_type` "gpt_neo".
+"""GPT-Neo: learned positions, a sliding window in every other layer, no scaling of q.k. `model_type` "gpt_neo".
 
-Defaults are those of transformers. Dropout settings are deliberately not read: the base model runs without
-dropout here, in training too.
+Defaults are those of transformers. Dropout settings are deliberately not read: the base model runs without dropout
+here, in training too.
 """
 
-from rm.hf.families.rules import Family, divides, only
+from rm.hf.families.rules import Family, only, quotient
 from rm.model.transformer import ModelConfig
 
 
 def config(hf: dict) -> ModelConfig:
-    only(hf, "activation_function", "gelu_new", "gelu_pytorch_tanh")  # two names of one function
+    only(hf, "activation_function", "gelu_new", "gelu_pytorch_tanh")  # two names of the same function
 
     return ModelConfig(
         vocab_size=hf["vocab_size"],
@@ -17,7 +17,7 @@ def config(hf: dict) -> ModelConfig:
         n_layers=hf["num_layers"],
         n_heads=hf["num_heads"],
         n_kv_heads=hf["num_heads"],
-        head_dim=divides(hf, "hidden_size", "num_heads"),
+        head_dim=quotient(hf, "hidden_size", "num_heads"),
         hidden_dim=hf.get("intermediate_size") or 4 * hf["hidden_size"],
         norm="layer",
         norm_eps=hf.get("layer_norm_epsilon", 1e-5),
@@ -35,18 +35,17 @@ def config(hf: dict) -> ModelConfig:
 
 
 def windows(hf: dict) -> tuple[int, ...]:
-    """`attention_types` [[["global", "local"], 6]] -> what each layer sees: 0, 256, 0, 256, ..."""
-    kinds = [
-        kind for pattern, times in hf.get("attention_types") or [[["global", "local"], 12]] for kind in pattern * times
-    ]
-    sees = {"global": 0, "local": hf.get("window_size", 256)}
-    if not sees.keys() >= set(kinds):
-        raise ValueError(
-            f"attention_types {sorted(set(kinds) - sees.keys())} are not implemented, only global and local"
-        )
-    if len(kinds) != hf["num_layers"]:
-        raise ValueError(f"attention_types describe {len(kinds)} layers, num_layers says {hf['num_layers']}")
-    return tuple(sees[kind] for kind in kinds)
+    """The window of each layer, in tokens, 0 = full: `attention_types` [[["global", "local"], 6]] -> 0, 256, 0, ..."""
+    layer_types = []
+    for pattern, times in hf.get("attention_types") or [[["global", "local"], 12]]:
+        layer_types += pattern * times
+    window_of_type = {"global": 0, "local": hf.get("window_size", 256)}
+    unknown = sorted(set(layer_types) - window_of_type.keys())
+    if unknown:
+        raise ValueError(f"attention_types {unknown} are not implemented, only global and local")
+    if len(layer_types) != hf["num_layers"]:
+        raise ValueError(f"attention_types describe {len(layer_types)} layers, num_layers is {hf['num_layers']}")
+    return tuple(window_of_type[layer_type] for layer_type in layer_types)
 
 
 FAMILY = Family(

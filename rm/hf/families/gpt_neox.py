@@ -1,24 +1,25 @@
-"""GPT-NeoX and Pythia: attention beside the MLP, a quarter of each head rotates; on disk, q, k and v are one tensor in
-which they take turns head by head. `model_type` "gpt_neox".
+"""GPT-NeoX and Pythia: attention parallel to the MLP, rotary positions on a quarter of a head. `model_type` "gpt_neox".
 
-Defaults are those of transformers. Dropout settings are deliberately not read: the base model runs without
-dropout here, in training too.
+The checkpoint has one fused tensor for q, k and v, interleaved by head.
+
+Defaults are those of transformers. Dropout settings are deliberately not read: the base model runs without dropout
+here, in training too.
 """
 
 from rm.hf.families.layout import QKV, Layout
 from rm.hf.families.rope import rope
-from rm.hf.families.rules import Family, divides, only
+from rm.hf.families.rules import Family, only, quotient
 from rm.model.transformer import ModelConfig
 
-# The last three are one function, up to the digits of a constant.
+# The last three are the same function; transformers writes its constant with more or fewer digits.
 MLPS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_fast": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh"}
 
 
 def config(hf: dict) -> ModelConfig:
     only(hf, "hidden_act", *MLPS)
-    head_dim = divides(hf, "hidden_size", "num_attention_heads")
+    head_dim = quotient(hf, "hidden_size", "num_attention_heads")
     layers = hf["num_hidden_layers"]
-    turning = rope(hf, head_dim, theta=hf.get("rotary_emb_base", 10000.0), partial=hf.get("rotary_pct", 0.25))
+    layer_rope = rope(hf, head_dim, theta=hf.get("rotary_emb_base", 10000.0), partial=hf.get("rotary_pct", 0.25))
 
     return ModelConfig(
         vocab_size=hf["vocab_size"],
@@ -33,7 +34,7 @@ def config(hf: dict) -> ModelConfig:
         mlp=MLPS[hf.get("hidden_act", "gelu")],
         positions="rope",
         max_positions=hf.get("max_position_embeddings", 2048),
-        ropes=(turning,) * layers,
+        ropes=(layer_rope,) * layers,
         qkv_bias=hf.get("attention_bias", True),
         out_bias=hf.get("attention_bias", True),
         mlp_bias=True,
@@ -56,7 +57,7 @@ FAMILY = Family(
         "gpt_neox.layers.{}.mlp.dense_4h_to_h": "layers.{}.mlp.down_proj",
         "gpt_neox.final_layer_norm": "norm",
         "embed_out": "lm_head",
-        "lm_head": "lm_head",  # in the memory of transformers 5, and in what is saved from there
+        "lm_head": "lm_head",  # its name in state dicts of transformers 5, and in checkpoints saved from those
     },
     prefix="gpt_neox.",
     ignored=frozenset(

@@ -1,8 +1,8 @@
-"""How a tensor in a file holds tensors of ours, when it is not simply one of them.
+"""How one tensor of a Hugging Face checkpoint holds one or more parameters of our model.
 
-Ours are separate in every family, so that adapters and optimizers can name them; on disk q, k and v may be one tensor,
-and a matrix may lie on its side. A `Layout` is that difference as data. Its one piece of arithmetic, `spans`, serves
-reading and writing, so that the two cannot disagree.
+Our model has separate q, k and v projections in every family, so that adapters and optimizers can name them. A
+checkpoint may store them as one fused tensor, and may store matrices transposed. A `Layout` describes that difference
+as data. Reading and writing use the same arithmetic, `Layout.spans`, so that the two cannot disagree.
 """
 
 from collections.abc import Iterator
@@ -17,12 +17,13 @@ QKV = ("layers.{}.attn.q_proj", "layers.{}.attn.k_proj", "layers.{}.attn.v_proj"
 
 @dataclass(frozen=True)
 class Layout:
-    """A module of theirs, as a table of modules spells it where one name is not enough.
+    """What a module of the checkpoint holds; the value in a family's table of modules where a name is not enough.
 
     Attributes:
-        parts: our modules that it holds, {} for the layer's number; their rows lie one after the other.
-        by_head: instead, their rows are dealt out: those of the first kv head's q, k and v, those of the second's, ...
-        transposed: matrices are stored as (in, out), where `nn.Linear` has (out, in).
+        parts: the modules of our model that it holds, {} for the layer index. Their rows are stacked in this order.
+        by_head: rows are interleaved by kv head instead: the rows of q, k and v of the first kv head, then those of the
+            second, and so on.
+        transposed: matrices are stored as (in, out), whereas `nn.Linear` has (out, in).
     """
 
     parts: tuple[str, ...]
@@ -30,39 +31,58 @@ class Layout:
     transposed: bool = False
 
     def shape(self, shapes: list[Shape]) -> Shape:
-        """Theirs, of ours."""
+        """The checkpoint tensor's shape, assembled from those of our parameters."""
         stacked = sum(shape[0] for shape in shapes), *shapes[0][1:]
         return stacked[::-1] if self.transposed else stacked
 
     def read(
-        self, stored, part: int, where: tuple[slice, ...], shapes: list[Shape], kv_heads: int
+        self, stored, part: int, block: tuple[slice, ...], shapes: list[Shape], kv_heads: int
     ) -> Iterator[tuple[slice, Tensor]]:
-        """A block of our tensor number `part`, out of theirs: (rows within the block, their values), and so on.
+        """Read a block of one of our parameters out of the checkpoint tensor.
 
         Args:
-            stored: theirs; slicing it reads no more than the slice.
-            where: the block: a slice for each dimension of ours.
-            shapes: of all that is ours in it.
+            stored: the checkpoint tensor, or a safetensors slice of it; indexing reads no more than what is indexed.
+            part: index of our parameter in `parts`.
+            block: the block, as a slice for each dimension of our parameter.
+            shapes: the shapes of all our parameters in the checkpoint tensor.
+            kv_heads: number of kv heads.
+
+        Yields:
+            (rows counted from the start of the block, their values), until the block is complete.
         """
-        for ours, theirs in self.spans(part, where[0], shapes, kv_heads):
-            index = theirs, *where[1:]
-            yield ours, stored[index[::-1]].T if self.transposed and len(index) > 1 else stored[index]
+        for block_rows, stored_rows in self.spans(part, block[0], shapes, kv_heads):
+            index = stored_rows, *block[1:]
+            if self.transposed and len(index) > 1:  # biases have one dimension and are stored as they are
+                yield block_rows, stored[index[::-1]].T
+            else:
+                yield block_rows, stored[index]
 
     def join(self, parts: list[Tensor], kv_heads: int) -> Tensor:
-        """Theirs, of ours."""
+        """The checkpoint tensor, assembled from our parameters."""
         shapes = [tuple(part.shape) for part in parts]
         out = parts[0].new_empty(sum(len(part) for part in parts), *shapes[0][1:])
-        for number, part in enumerate(parts):
-            for ours, theirs in self.spans(number, slice(0, len(part)), shapes, kv_heads):
-                out[theirs] = part[ours]
+        for i, part in enumerate(parts):
+            for part_rows, stored_rows in self.spans(i, slice(0, len(part)), shapes, kv_heads):
+                out[stored_rows] = part[part_rows]
         return out.T if self.transposed and out.ndim > 1 else out
 
     def spans(self, part: int, rows: slice, shapes: list[Shape], kv_heads: int) -> Iterator[tuple[slice, slice]]:
-        """Where rows of our tensor number `part` lie: (counted from `rows.start`, counted in theirs), and so on."""
+        """Where the given rows of one of our parameters are in the checkpoint tensor (before it is transposed).
+
+        Args:
+            part: index of our parameter in `parts`.
+
+        Yields:
+            (rows counted from `rows.start`, rows of the checkpoint tensor) for each contiguous run of rows.
+        """
+        # Stacked parts are the special case of one group that holds everything.
         groups = kv_heads if self.by_head else 1
-        sizes = [shape[0] // groups for shape in shapes]  # rows of a group, tensor by tensor
+        sizes = [shape[0] // groups for shape in shapes]  # rows of one group, for each part
         size, start = sizes[part], sum(sizes[:part])
-        for group in range(rows.start // size, -(-rows.stop // size)):
+        first_group, end_group = rows.start // size, -(-rows.stop // size)  # -(-a // b) rounds up
+        for group in range(first_group, end_group):
             low, high = max(rows.start, group * size), min(rows.stop, (group + 1) * size)
+            # Row i of the part is row i + shift of the checkpoint tensor: before it are the other parts' rows of all
+            # earlier groups, and the earlier parts' rows of this group.
             shift = group * (sum(sizes) - size) + start
             yield slice(low - rows.start, high - rows.start), slice(low + shift, high + shift)

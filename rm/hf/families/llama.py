@@ -1,22 +1,22 @@
-"""LLaMA 1 to 3 and what is built like them (TinyLlama, SmolLM2, Vicuna, ...): `model_type` "llama".
+"""LLaMA 1 to 3 and models of the same architecture (TinyLlama, SmolLM2, Vicuna, ...). `model_type` "llama".
 
-Defaults are those of transformers. Dropout settings are deliberately not read: the base model runs without
-dropout here, in training too.
+Defaults are those of transformers. Dropout settings are deliberately not read: the base model runs without dropout
+here, in training too.
 """
 
 from rm.hf.families.rope import rope
-from rm.hf.families.rules import Family, divides, only
+from rm.hf.families.rules import Family, only, quotient
 from rm.model.transformer import ModelConfig
 
 MLPS = {"silu": "swiglu", "gelu_pytorch_tanh": "geglu_tanh"}
 
 
 def config(hf: dict, partial: float | None = None) -> ModelConfig:
-    """Of LLaMA and, with what they differ in replaced, of families like it; `partial` as in `rope`."""
+    """The config of a LLaMA; similar families replace the fields in which they differ. For `partial` see `rope`."""
     only(hf, "hidden_act", *MLPS)
     hf = hf | {"num_key_value_heads": hf.get("num_key_value_heads") or hf["num_attention_heads"]}
-    divides(hf, "num_attention_heads", "num_key_value_heads")
-    head_dim = hf.get("head_dim") or divides(hf, "hidden_size", "num_attention_heads")
+    quotient(hf, "num_attention_heads", "num_key_value_heads")
+    head_dim = hf.get("head_dim") or quotient(hf, "hidden_size", "num_attention_heads")
     layers = hf["num_hidden_layers"]
 
     return ModelConfig(

@@ -1,4 +1,4 @@
-"""Mistral: a LLaMA whose layers see a window, all of them or (from version 0.2 on) none. `model_type` "mistral"."""
+"""Mistral: a LLaMA with a sliding window in all layers or, from version 0.2 on, in none. `model_type` "mistral"."""
 
 from dataclasses import replace
 
@@ -8,9 +8,9 @@ from rm.model.transformer import ModelConfig
 
 
 def config(hf: dict) -> ModelConfig:
-    only(hf, "layer_types", None)  # another model_type's, in transformers
-    read = llama.config({"num_key_value_heads": 8, "max_position_embeddings": 131072} | hf)
-    return replace(read, windows=(hf.get("sliding_window", 4096) or 0,) * read.n_layers)
+    only(hf, "layer_types", None)  # in transformers, models with it have another model_type
+    like_llama = llama.config({"num_key_value_heads": 8, "max_position_embeddings": 131072} | hf)
+    return replace(like_llama, windows=(hf.get("sliding_window", 4096) or 0,) * like_llama.n_layers)
 
 
 FAMILY = replace(

@@ -1,4 +1,4 @@
-"""Qwen 2 and 2.5: a LLaMA with a bias on q, k and v, and perhaps windows in its upper layers. `model_type` "qwen2"."""
+"""Qwen 2 and 2.5: a LLaMA with a bias on q, k and v, and optional windows in the upper layers. `model_type` "qwen2"."""
 
 from dataclasses import replace
 
@@ -12,12 +12,15 @@ def config(hf: dict) -> ModelConfig:
 
 
 def upper_windows(hf: dict) -> tuple[int, ...]:
-    """By `layer_types`, or else in the layers from `max_window_layers` on; and only if `use_sliding_window` says so."""
+    """The window of each layer, 0 = full attention; all 0 unless `use_sliding_window` is set.
+
+    `layer_types` says which layers have a window; without it, those from `max_window_layers` on.
+    """
     layers = hf["num_hidden_layers"]
-    whole = hf.get("max_window_layers", 28)
-    kinds = ["full_attention" if i < whole else "sliding_attention" for i in range(layers)]
-    sees = hf.get("sliding_window", 4096) if hf.get("use_sliding_window") else 0
-    return windows({"layer_types": hf.get("layer_types") or kinds, "sliding_window": sees}, layers)
+    full_layers = hf.get("max_window_layers", 28)
+    by_depth = ["full_attention" if i < full_layers else "sliding_attention" for i in range(layers)]
+    window = hf.get("sliding_window", 4096) if hf.get("use_sliding_window") else 0
+    return windows({"layer_types": hf.get("layer_types") or by_depth, "sliding_window": window}, layers)
 
 
 FAMILY = replace(

@@ -1,4 +1,4 @@
-"""Qwen 3, dense: a LLaMA with a norm on each head's q and k, and perhaps windows. `model_type` "qwen3"."""
+"""Qwen 3, dense: a LLaMA with an RMSNorm on each head's q and k, and optional windows. `model_type` "qwen3"."""
 
 from dataclasses import replace
 

@@ -1,7 +1,9 @@
-"""config.json -> rotary frequencies, in fp32 and by the formulas of transformers, to the last bit.
+"""config.json -> rotary frequencies, in fp32, by the formulas of transformers and bit-identical to its results.
 
-transformers 4 writes `rope_theta` and `rope_scaling`, transformers 5 writes both into `rope_parameters`. Numbers are
-made on the CPU, whatever device a model is being built on.
+transformers 4 writes `rope_theta` and `rope_scaling`, transformers 5 writes both into `rope_parameters`. Frequencies
+are computed on the CPU, whatever device a model is being built on.
+
+Shapes: E the dimensions of a head that are rotated.
 """
 
 import math
@@ -13,80 +15,94 @@ from rm.model.transformer import Rope
 
 
 def rope(hf: dict, head_dim: int, theta: float = 10000.0, partial: float | None = None) -> Rope:
-    """The rotary positions that a config.json asks for.
+    """The rotary position embedding that a config.json describes.
 
     Args:
-        theta: the base of the frequencies, where the file is silent.
-        partial: which part of a head turns, where the file is silent; None: this family turns whole heads only.
+        theta: base of the frequencies, where the file does not set `rope_theta`.
+        partial: fraction of a head's dimensions that is rotated, where the file does not set `partial_rotary_factor`;
+            None: this family implements the rotation of whole heads only.
+
+    Raises:
+        ValueError: for a kind of scaling or a fraction that is not implemented, or a parameter that is missing.
     """
-    asked = _asked(hf)
-    kind = asked.get("rope_type") or asked.get("type") or "default"
-    if kind not in SCALED:
-        raise ValueError(f"rope_scaling of type {kind!r} is not implemented, only {', '.join(SCALED)}")
-    share = asked.get("partial_rotary_factor", partial or 1.0)
-    turned = int(head_dim * share)
-    if partial is None and turned != head_dim:
-        raise ValueError(f"partial_rotary_factor {share} is not implemented for this family, only 1.0")
-    if turned % 2 or not 0 < turned <= head_dim:
-        raise ValueError(f"{turned} of head_dim {head_dim} would rotate: rotary positions turn pairs")
-    theta = float(asked.get("rope_theta", theta))
-    period = theta ** (torch.arange(0, turned, 2, dtype=torch.float32, device="cpu") / turned)  # (E/2,)
+    parameters = _parameters(hf)
+    rope_type = parameters.get("rope_type") or parameters.get("type") or "default"
+    if rope_type not in FREQUENCIES:
+        raise ValueError(f"rope_scaling of type {rope_type!r} is not implemented, only {', '.join(FREQUENCIES)}")
+    fraction = parameters.get("partial_rotary_factor", partial or 1.0)
+    rotated = int(head_dim * fraction)
+    if partial is None and rotated != head_dim:
+        raise ValueError(f"partial_rotary_factor {fraction} is not implemented for this family, only 1.0")
+    if rotated % 2 or not 0 < rotated <= head_dim:
+        raise ValueError(
+            f"rotary positions would rotate {rotated} dimensions of each head (head_dim {head_dim}), but they rotate "
+            "pairs of dimensions: it must be an even number from 2 to head_dim"
+        )
+    theta = float(parameters.get("rope_theta", theta))
+    period = theta ** (torch.arange(0, rotated, 2, dtype=torch.float32, device="cpu") / rotated)  # (E/2,)
     try:
-        frequencies, scale = SCALED[kind](period, theta, asked)
+        frequencies, scale = FREQUENCIES[rope_type](period, theta, parameters)
     except KeyError as error:
-        raise ValueError(f"rope_scaling of type {kind!r} lacks {error}") from error
+        raise ValueError(f"rope_scaling of type {rope_type!r} lacks {error}") from error
     return Rope(tuple(frequencies.tolist()), scale)
 
 
-def _asked(hf: dict) -> dict:
-    """All that a file says of rope, in one dictionary; null is silence."""
-    outside = {name: hf.get(name) for name in ("rope_theta", "partial_rotary_factor")}
+def _parameters(hf: dict) -> dict:
+    """All rope parameters of a config.json in one dictionary, without those that are null."""
+    top_level = {name: hf.get(name) for name in ("rope_theta", "partial_rotary_factor")}
     length = {"original_max_position_embeddings": hf.get("max_position_embeddings")}
-    asked = length | outside | (hf.get("rope_scaling") or {}) | (hf.get("rope_parameters") or {})
-    return {name: value for name, value in asked.items() if value is not None}
+    parameters = length | top_level | (hf.get("rope_scaling") or {}) | (hf.get("rope_parameters") or {})
+    return {name: value for name, value in parameters.items() if value is not None}
 
 
-# Each: periods (E/2,), base and what is asked -> frequencies (E/2,), and a factor for cosine and sine.
+# Each of the following takes the periods of unscaled rope, (E/2,), in positions per radian, their base theta and the
+# rope parameters, and returns the frequencies, (E/2,), in radians per position, and a factor on cosine and sine.
 
 
-def _default(period: Tensor, theta: float, asked: dict) -> tuple[Tensor, float]:
+def _default(period: Tensor, theta: float, parameters: dict) -> tuple[Tensor, float]:
     return 1.0 / period, 1.0
 
 
-def _linear(period: Tensor, theta: float, asked: dict) -> tuple[Tensor, float]:
-    """Positions interpolated (arXiv 2306.15595)."""
-    return 1.0 / period / asked["factor"], 1.0
+def _linear(period: Tensor, theta: float, parameters: dict) -> tuple[Tensor, float]:
+    """Position interpolation (arXiv 2306.15595)."""
+    return 1.0 / period / parameters["factor"], 1.0
 
 
-def _llama3(period: Tensor, theta: float, asked: dict) -> tuple[Tensor, float]:
-    """Llama 3.1: slow turns interpolated, fast ones kept, those between blended."""
-    factor, low, high = asked["factor"], asked["low_freq_factor"], asked["high_freq_factor"]
-    length = asked["original_max_position_embeddings"]
-    kept = 1.0 / period
-    wavelength = 2 * math.pi / kept
-    share = (length / wavelength - low) / (high - low)
-    blended = (1 - share) * kept / factor + share * kept
-    slow_or_blended = torch.where(wavelength > length / low, kept / factor, blended)
-    return torch.where(wavelength < length / high, kept, slow_or_blended), 1.0
+def _llama3(period: Tensor, theta: float, parameters: dict) -> tuple[Tensor, float]:
+    """Llama 3.1: low frequencies are interpolated, high ones kept, those between blended."""
+    factor, low, high = parameters["factor"], parameters["low_freq_factor"], parameters["high_freq_factor"]
+    length = parameters["original_max_position_embeddings"]
+    unscaled = 1.0 / period
+    wavelength = 2 * math.pi / unscaled
+    weight = (length / wavelength - low) / (high - low)
+    blended = (1 - weight) * unscaled / factor + weight * unscaled
+    low_or_blended = torch.where(wavelength > length / low, unscaled / factor, blended)
+    return torch.where(wavelength < length / high, unscaled, low_or_blended), 1.0
 
 
-def _yarn(period: Tensor, theta: float, asked: dict) -> tuple[Tensor, float]:
-    """YaRN (arXiv 2309.00071): from kept to interpolated turns on a ramp; what is turned is also scaled."""
-    if asked.get("mscale") or asked.get("mscale_all_dim"):
+def _yarn(period: Tensor, theta: float, parameters: dict) -> tuple[Tensor, float]:
+    """YaRN (arXiv 2309.00071): a linear ramp over the dimensions from unscaled to interpolated frequencies.
+
+    Cosine and sine are scaled as well.
+    """
+    if parameters.get("mscale") or parameters.get("mscale_all_dim"):
         raise ValueError("rope_scaling of type 'yarn' with mscale is not implemented")
-    factor, length, pairs = asked["factor"], asked["original_max_position_embeddings"], len(period)
+    factor, length, pairs = parameters["factor"], parameters["original_max_position_embeddings"], len(period)
 
-    def pair_turning(times: float) -> float:
-        """Number of the pair of dimensions that turns so often over the original length."""
-        return 2 * pairs * math.log(length / (times * 2 * math.pi)) / (2 * math.log(theta))
+    def pair_of(rotations: float) -> float:
+        """Index, not rounded, of the pair of dimensions that makes so many rotations over the original length."""
+        return 2 * pairs * math.log(length / (rotations * 2 * math.pi)) / (2 * math.log(theta))
 
-    low, high = pair_turning(asked.get("beta_fast") or 32), pair_turning(asked.get("beta_slow") or 1)
-    if asked.get("truncate", True):
+    low, high = pair_of(parameters.get("beta_fast") or 32), pair_of(parameters.get("beta_slow") or 1)
+    if parameters.get("truncate", True):
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, 2 * pairs - 1)
-    kept = 1 - ((torch.arange(pairs, dtype=torch.float32, device="cpu") - low) / (high - low or 0.001)).clamp(0, 1)
-    scale = asked.get("attention_factor") or (0.1 * math.log(factor) + 1.0 if factor > 1 else 1.0)
-    return 1.0 / (factor * period) * (1 - kept) + 1.0 / period * kept, scale
+    width = high - low or 0.001  # as in transformers, so that nothing is divided by zero
+    weight = 1 - ((torch.arange(pairs, dtype=torch.float32, device="cpu") - low) / width).clamp(0, 1)  # of unscaled
+    scale = parameters.get("attention_factor")
+    if not scale:
+        scale = 0.1 * math.log(factor) + 1.0 if factor > 1 else 1.0
+    return 1.0 / (factor * period) * (1 - weight) + 1.0 / period * weight, scale
 
 
-SCALED = {"default": _default, "linear": _linear, "llama3": _llama3, "yarn": _yarn}
+FREQUENCIES = {"default": _default, "linear": _linear, "llama3": _llama3, "yarn": _yarn}

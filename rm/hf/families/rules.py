@@ -1,7 +1,9 @@
-"""What a family says about itself: how to read its config.json, its names of tensors, its classes.
+"""What a model family consists of: how to read its config.json, its tensor names, its class names in transformers.
 
-A family is data. Its table of module names is read in both directions, by loading and by saving, so that the
-two cannot disagree.
+A family is data. Loading and saving read the same table of module names, so that the two cannot disagree.
+
+A checkpoint name (`hf_name`) is a tensor's name in a Hugging Face checkpoint, model.layers.7.self_attn.q_proj.weight;
+a parameter name (`name`) is that of a parameter of our model, layers.7.attn.q_proj.weight.
 """
 
 import re
@@ -12,8 +14,8 @@ from functools import cached_property
 from rm.hf.families.layout import Layout
 from rm.model.transformer import ModelConfig
 
-LAYER_NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
-# What reward models call their head: transformers, OpenRLHF (of old), TRL.
+LAYER_INDEX = re.compile(r"(?<=\.)\d+(?=\.)")
+# Names of a reward model's head: transformers (score), OpenRLHF's former name (value_head), TRL (v_head).
 HEADS = {"score": "score", "value_head": "score", "v_head": "score", "v_head.summary": "score"}
 
 
@@ -22,12 +24,14 @@ class Family:
     """What `rm.hf.weights` has to know of a family.
 
     Attributes:
-        config: reads a config.json; ValueError for a setting that the model does not implement.
-        modules: their module -> ours, or a Layout of ours, {} for the layer's number. A tensor keeps its leaf, weight
-            or bias. Where several of theirs stand for one of ours, the first is what we write.
-        prefix: what their models with a head put before the names of those without.
-        ignored: their tensors that are not weights: masks and tables that old versions saved along.
-        classes: "lm" or "reward" -> their class, for those who open what we save.
+        config: reads a config.json; raises ValueError for a setting that the model does not implement.
+        modules: checkpoint module -> module of our model, or a `Layout` of several; {} stands for the layer index. A
+            tensor keeps its last component, weight or bias. Where several checkpoint modules map to one of ours, the
+            first is the one that is written.
+        prefix: what a checkpoint of a model with a head has before the names of the base model, such as "model.".
+        ignored: checkpoint tensors that are saved buffers, not weights (attention masks, rotary tables); old versions
+            of transformers wrote them.
+        classes: "lm" or "reward" -> class name in transformers, written to config.json as `architectures`.
     """
 
     config: Callable[[dict], ModelConfig]
@@ -36,69 +40,80 @@ class Family:
     ignored: frozenset[str]
     classes: dict[str, str]
 
-    def ours(self, name: str) -> list[str]:
-        """Our names of what their tensor holds, in order; none if it has no place here."""
-        module, leaf, number = self._parse(name)
-        return [f"{part.format(number)}.{leaf}" for part in self._layouts.get(module, Layout(())).parts]
+    def parameter_names(self, hf_name: str) -> list[str]:
+        """Names of our parameters that a checkpoint tensor holds, in order; empty if the family has no such tensor."""
+        module, leaf, index = self._parse(hf_name)
+        if module not in self._layouts:
+            return []
+        return [f"{part.format(index)}.{leaf}" for part in self._layouts[module].parts]
 
-    def theirs(self, name: str) -> str:
-        """Their name of the tensor that ours is, or is a part of."""
-        module, leaf, number = _split(name)
-        return f"{self._back[module].format(number)}.{leaf}"
+    def checkpoint_name(self, name: str) -> str:
+        """Name of the checkpoint tensor that holds one of our parameters, alone or with others."""
+        module, leaf, index = _split(name)
+        return f"{self._checkpoint_modules[module].format(index)}.{leaf}"
 
-    def layout(self, name: str) -> Layout:
-        """How their tensor holds ours."""
-        return self._layouts[self._parse(name)[0]]
+    def layout(self, hf_name: str) -> Layout:
+        """How a checkpoint tensor holds our parameters."""
+        module, _, _ = self._parse(hf_name)
+        return self._layouts[module]
 
-    def ignores(self, name: str) -> bool:
-        """Whether their tensor is none of the weights."""
-        module, leaf, _ = self._parse(name)
+    def is_ignored(self, hf_name: str) -> bool:
+        """Whether a checkpoint tensor is a saved buffer to skip."""
+        module, leaf, _ = self._parse(hf_name)
         return f"{module}.{leaf}" in self.ignored
 
     @cached_property
     def _layouts(self) -> dict[str, Layout]:
-        table = self.modules | HEADS
-        return {theirs: Layout((ours,)) if isinstance(ours, str) else ours for theirs, ours in table.items()}
+        """Checkpoint module -> layout."""
+        layouts = {}
+        for hf_module, entry in (self.modules | HEADS).items():
+            layouts[hf_module] = entry if isinstance(entry, Layout) else Layout((entry,))
+        return layouts
 
     @cached_property
-    def _back(self) -> dict[str, str]:
-        """Our module -> theirs."""
-        return {part: theirs for theirs, layout in reversed(self._layouts.items()) for part in layout.parts}
+    def _checkpoint_modules(self) -> dict[str, str]:
+        """Module of our model -> checkpoint module."""
+        modules = {}
+        for hf_module, layout in self._layouts.items():
+            for part in layout.parts:
+                modules.setdefault(part, hf_module)  # the first checkpoint module is the one that is written
+        return modules
 
-    def _parse(self, name: str) -> tuple[str, str, str]:
-        """`_split` of their tensor, with the prefix that a model saved without its head has not."""
-        module, leaf, number = _split(name)
+    def _parse(self, hf_name: str) -> tuple[str, str, str]:
+        """`_split` of a checkpoint name, with the prefix that it lacks in a checkpoint of a model without a head."""
+        module, leaf, index = _split(hf_name)
         known = module in self._layouts or f"{module}.{leaf}" in self.ignored
-        return module if known else self.prefix + module, leaf, number
+        return module if known else self.prefix + module, leaf, index
 
 
 def _split(name: str) -> tuple[str, str, str]:
-    """layers.7.norm.weight -> layers.{}.norm, weight, 7."""
-    number = LAYER_NUMBER.search(name)
-    module, _, leaf = LAYER_NUMBER.sub("{}", name, count=1).rpartition(".")
-    return module, leaf, number[0] if number else ""
+    """Split a tensor name: layers.7.norm.weight -> (layers.{}.norm, weight, 7); without a layer, the last is ""."""
+    index = LAYER_INDEX.search(name)
+    module, _, leaf = LAYER_INDEX.sub("{}", name, count=1).rpartition(".")
+    return module, leaf, index[0] if index else ""
 
 
 def only(hf: dict, setting: str, *implemented) -> None:
-    """Refuse a setting that the model does not implement. The first implemented value is the default."""
-    got = hf.get(setting, implemented[0])
-    if got not in implemented:
-        raise ValueError(f"{setting} {got!r} is not implemented, only {' or '.join(map(repr, implemented))}")
+    """Raise ValueError for a value that the model does not implement. The first of `implemented` is the default."""
+    value = hf.get(setting, implemented[0])
+    if value not in implemented:
+        raise ValueError(f"{setting} {value!r} is not implemented, only {' or '.join(map(repr, implemented))}")
 
 
-def divides(hf: dict, whole: str, parts: str) -> int:
-    """hf[whole] / hf[parts], which has to come out even."""
-    if hf[whole] % hf[parts]:
-        raise ValueError(f"{whole} {hf[whole]} is not a multiple of {parts} {hf[parts]}")
-    return hf[whole] // hf[parts]
+def quotient(hf: dict, dividend: str, divisor: str) -> int:
+    """hf[dividend] / hf[divisor]; ValueError if it is not an integer."""
+    if hf[dividend] % hf[divisor]:
+        raise ValueError(f"{dividend} {hf[dividend]} is not a multiple of {divisor} {hf[divisor]}")
+    return hf[dividend] // hf[divisor]
 
 
 def windows(hf: dict, layers: int) -> tuple[int, ...]:
-    """How far each layer sees, by `layer_types` and `sliding_window`; 0 = everything."""
-    kinds = hf.get("layer_types") or ["full_attention"] * layers
-    sees = {"full_attention": 0, "sliding_attention": hf.get("sliding_window") or 0}
-    if unknown := sorted(set(kinds) - sees.keys()):
-        raise ValueError(f"layer_types {unknown} are not implemented, only {' and '.join(sees)}")
-    if len(kinds) != layers:
-        raise ValueError(f"layer_types describe {len(kinds)} layers, num_hidden_layers says {layers}")
-    return tuple(sees[kind] for kind in kinds)
+    """The sliding window of each layer, in tokens, from `layer_types` and `sliding_window`; 0 = full attention."""
+    layer_types = hf.get("layer_types") or ["full_attention"] * layers
+    window_of_type = {"full_attention": 0, "sliding_attention": hf.get("sliding_window") or 0}
+    unknown = sorted(set(layer_types) - window_of_type.keys())
+    if unknown:
+        raise ValueError(f"layer_types {unknown} are not implemented, only {' and '.join(window_of_type)}")
+    if len(layer_types) != layers:
+        raise ValueError(f"layer_types describe {len(layer_types)} layers, num_hidden_layers is {layers}")
+    return tuple(window_of_type[layer_type] for layer_type in layer_types)

@@ -1,0 +1,49 @@
+"""Every private name of torch that this package uses, in one place, imported only where it is needed.
+
+A torch release may rename them. Then the feature that needs one fails with a message that names it, and nothing else
+does: it is imported inside functions, or by `rm.plan.memory`, which only a plan imports.
+"""
+
+import importlib
+
+import torch
+from torch.distributed.fsdp import FSDPModule
+
+_WHERE = {  # name -> (module, what needs it)
+    "FakeStore": ("torch.testing._internal.distributed.fake_pg", "--plan true"),
+    "FakeTensorMode": ("torch._subclasses.fake_tensor", "--plan true"),
+    "FSDPMemTracker": ("torch.distributed._tools.fsdp2_mem_tracker", "--plan true"),
+    "MemTracker": ("torch.distributed._tools.mem_tracker", "--plan true"),
+    "TorchDispatchMode": ("torch.utils._python_dispatch", "--plan true"),
+    "compute_local_shape_and_global_offset": ("torch.distributed.tensor._utils", "a sharded model"),
+}
+
+
+def __getattr__(name: str):
+    if name not in _WHERE:
+        raise AttributeError(f"{__name__} has no attribute {name}")
+    module, feature = _WHERE[name]
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise _missing(f"{module}.{name}", feature) from error
+
+
+def reset_mixed_precision_dtypes(module: FSDPModule) -> None:
+    """Have an FSDP2 unit settle anew in which dtype it gathers parameters and reduces gradients."""
+    try:
+        state = module._get_fsdp_state()
+        if hasattr(state, "_fsdp_param_groups"):  # since torch 2.13 a unit may have several groups
+            groups = state._fsdp_param_groups
+        else:
+            groups = [state._fsdp_param_group] if state._fsdp_param_group else []
+        for group in groups:
+            group._init_mp_dtypes()
+    except AttributeError as error:
+        raise _missing("FSDPModule._get_fsdp_state", "--use_lisa true on a sharded model") from error
+
+
+def _missing(name: str, feature: str) -> ValueError:
+    return ValueError(
+        f"torch {torch.__version__} has no {name}, which {feature} needs; use a torch release that setup.py allows"
+    )

@@ -1,0 +1,69 @@
+"""Settings of `--plan true`, and the plan's file: everything that a training needs of it without computing one."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from rm.config import SettingsGroup, changed, require_positive, setting
+from rm.distributed import process_group as dist
+from rm.files import read_json
+from rm.training.settings import TrainingSettings
+
+FILE = "plan.json"
+GIB = 2**30
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanSettings(SettingsGroup):
+    """Plan"""
+
+    plan: bool = setting(
+        False, "print what this run would need and take, and stop: no GPU is used, no weights are read", may_change=True
+    )
+    world_size: int | None = setting(
+        None, "processes to plan for, one for each GPU; none: as many as were started", may_change=True
+    )
+    device_memory_gb: float = setting(80.0, "memory of a GPU in GiB", may_change=True)
+    device_tflops: float = setting(
+        312.0, "peak bfloat16 throughput of a GPU in 10^12 operations per second: A100 312, H100 989", may_change=True
+    )
+    device_utilization: float = setting(
+        0.4, "expected MFU: the share of that peak which training reaches", may_change=True
+    )
+
+    def check(self) -> None:
+        require_positive(
+            device_memory_gb=self.device_memory_gb,
+            device_tflops=self.device_tflops,
+            device_utilization=self.device_utilization,
+            world_size=self.world_size,
+        )
+        if self.device_utilization > 1:
+            raise ValueError(f"--device_utilization is a share, at most 1, got {self.device_utilization}")
+
+
+def compare_with_plan(settings: TrainingSettings) -> None:
+    """At the end of a run: print the peak memory of rank 0 and, where there is a plan, what it had predicted."""
+    file, peak = Path(settings.run.output_dir) / FILE, dist.peak_memory()
+    what = "allocated" if dist.device().type == "cuda" else "resident, including Python and libraries"
+    message = f"memory: {peak / GIB:.2f} GiB at the peak ({what})"
+    if file.is_file():
+        plan = read_json(file)
+        differing = _differing(plan, settings)
+        message += f", planned {plan['peak'] / GIB:.2f}"
+        if differing:
+            message += f" with another {', '.join(differing)}"
+        else:
+            message += f": {peak / plan['peak'] - 1:+.1%}"
+    dist.say(message)
+
+
+def _differing(plan: dict, settings: TrainingSettings) -> list[str]:
+    """The settings that change what a run needs, and that differ between the plan and the run."""
+    names = list(changed(settings, plan["settings"]))
+    used = {
+        "max_tokens": settings.packing.max_tokens,
+        "gradient_checkpointing": settings.memory.gradient_checkpointing,
+        "world_size": dist.world_size(),
+    }
+    planned = plan["settings"] | {"world_size": plan["processes"]}
+    return names + [name for name, value in used.items() if planned[name] != value]

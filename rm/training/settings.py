@@ -1,0 +1,41 @@
+"""The settings that both training scripts have; each script adds its own."""
+
+from dataclasses import dataclass
+
+from rm.config import SettingsGroup
+from rm.data.batch import BatchSettings, PackingSettings
+from rm.data.dataset import DataSettings, MixtureSettings, TextSettings, check_mixture
+from rm.data.split import SplitSettings
+from rm.distributed.sharding import MemorySettings, ParallelSettings, check_compile
+from rm.hf.build import ModelSettings
+from rm.model.lisa import LisaSettings
+from rm.model.lora import LoraSettings
+from rm.training.optim import OptimSettings
+from rm.training.resume import CheckpointSettings
+from rm.training.run_log import RunSettings
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingSettings(SettingsGroup):
+    """Training"""
+
+    model: ModelSettings
+    data: DataSettings
+    run: RunSettings
+    mixture: MixtureSettings
+    text: TextSettings
+    split: SplitSettings
+    batch: BatchSettings
+    packing: PackingSettings
+    optim: OptimSettings
+    lora: LoraSettings
+    lisa: LisaSettings
+    parallel: ParallelSettings
+    memory: MemorySettings
+    checkpoint: CheckpointSettings
+
+    def check(self) -> None:
+        check_mixture(self.data, self.mixture)
+        check_compile(self.parallel, self.memory)
+        if self.lisa.use_lisa and self.lora.use_lora:
+            raise ValueError("--use_lora and --use_lisa exclude each other: LoRA trains in every layer; give one")

@@ -1,0 +1,48 @@
+"""rm.cli: the exit status of a command, and when torchrun may start it again."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from rm import cli
+
+
+@pytest.mark.parametrize(
+    ("error", "restarts", "ends_torchrun"),
+    [
+        (ValueError("a wrong flag"), "3", True),
+        (ValueError("a wrong flag"), "0", False),
+        (OSError("no disk"), "3", False),
+        (SystemExit(2), "3", True),  # from argparse: an unknown flag
+        (SystemExit(0), "3", False),
+    ],
+)
+def test_torchrun_does_not_restart_a_users_mistake(error, restarts, ends_torchrun, monkeypatch):
+    kills, exits = [], []
+    monkeypatch.setattr(os, "kill", lambda *call: kills.append(call))
+    monkeypatch.setattr(os, "_exit", exits.append)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", restarts)
+    with pytest.raises(SystemExit), cli.one_line_errors():
+        raise error
+    assert kills == [(os.getppid(), signal.SIGTERM)] * ends_torchrun
+    assert exits == [0 if error.args == (0,) else 2]
+
+
+@pytest.mark.parametrize("launcher", ["torchrun", "python"])
+def test_under_torchrun_an_abort_in_pythons_shutdown_does_not_fail_a_run(launcher):
+    code = """
+import atexit, os
+from rm import cli
+from rm.distributed import process_group as dist
+atexit.register(os.abort)
+with cli.one_line_errors(), dist.session(0):
+    print("done")
+"""
+    environment = os.environ | ({"TORCHELASTIC_RUN_ID": "1"} if launcher == "torchrun" else {})
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.stdout == "done\n"
+    assert done.returncode == (0 if launcher == "torchrun" else -signal.SIGABRT)
