@@ -24,9 +24,8 @@ from rm.distributed import process_group as dist
 from rm.distributed.sharding import full_tensor
 from rm.hf import build, hub
 from rm.model import lisa, losses
-from rm.model.heads import RewardModel, Sums
+from rm.model.heads import Model, RewardModel, Sums
 from rm.model.losses import LossSettings
-from rm.model.transformer import Transformer
 from rm.plan.settings import PlanSettings, compare_with_plan
 from rm.report.training import write_report
 from rm.scoring import contract, reward_set
@@ -50,7 +49,7 @@ class Settings(TrainingSettings):
 
 
 def train_step(
-    model: Transformer, optimizer: torch.optim.Optimizer, batches: StepBatches, max_grad_norm: float
+    model: Model, optimizer: torch.optim.Optimizer, batches: StepBatches, max_grad_norm: float
 ) -> tuple[Sums, Tensor]:
     """One optimizer step, in which the host never waits for the device.
 

@@ -24,8 +24,7 @@ from rm.distributed import process_group as dist
 from rm.distributed.sharding import full_tensor
 from rm.hf import build, hub
 from rm.model import lisa
-from rm.model.heads import LanguageModel, Sums
-from rm.model.transformer import Transformer
+from rm.model.heads import LanguageModel, Model, Sums
 from rm.plan.settings import PlanSettings, compare_with_plan
 from rm.report.training import write_report
 from rm.training import optim, resume
@@ -45,7 +44,7 @@ class Settings(TrainingSettings):
 
 
 def train_step(
-    model: Transformer, optimizer: torch.optim.Optimizer, batches: StepBatches, max_grad_norm: float
+    model: Model, optimizer: torch.optim.Optimizer, batches: StepBatches, max_grad_norm: float
 ) -> tuple[Sums, Tensor]:
     """One optimizer step, in which the host never waits for the device.
 

@@ -18,6 +18,8 @@ A script composes groups, and may change a default:
         model: ModelSettings
         optim: OptimSettings = defaults(learning_rate=2e-5)
 
+        average_decay: float = setting(0.99, "a setting of the script itself")
+
     settings = parse(Settings, __doc__)          # --learning_rate 3e-5
     settings.optim.learning_rate                 # 3e-5
 
@@ -142,7 +144,8 @@ def _flag(field: dataclasses.Field, hint, group: str | None, title: str, default
         hint = next(arm for arm in typing.get_args(hint) if arm is not type(None))
     many = typing.get_origin(hint) is tuple
     item = typing.get_args(hint)[0] if many else hint
-    return Flag(field.name, group, title, item, many, optional, default, **field.metadata)
+    declared = {"help": "no description", "choices": (), "may_change": False, "hub": None} | field.metadata
+    return Flag(field.name, group, title, item, many, optional, default, **declared)
 
 
 def _title(group: type[SettingsGroup]) -> str:
@@ -183,20 +186,20 @@ def updated(settings: Settings, **changes) -> Settings:
     return compose(type(settings), **flatten(settings) | changes)
 
 
-def fixed(settings: SettingsGroup) -> dict:
+def fixed_settings(settings: SettingsGroup) -> dict:
     """The settings that may not change while a training lasts, as JSON has them (lists instead of tuples)."""
     may_change = {name for name, flag in flags(type(settings)).items() if flag.may_change}
     return json.loads(json.dumps({name: v for name, v in flatten(settings).items() if name not in may_change}))
 
 
-def changed(settings: SettingsGroup, before: dict) -> dict[str, tuple]:
+def changed_settings(settings: SettingsGroup, before: dict) -> dict[str, tuple]:
     """The settings that differ from those of another run, as its run.json has them: name -> (before, now).
 
     Only settings that may not change are compared. One that `before` does not know had its default then.
     """
     known = {name: flag.default for name, flag in flags(type(settings)).items() if not flag.required}
     before = json.loads(json.dumps(known)) | before
-    return {name: (before.get(name), now) for name, now in fixed(settings).items() if before.get(name) != now}
+    return {name: (before.get(name), now) for name, now in fixed_settings(settings).items() if before.get(name) != now}
 
 
 def parse(cls: type[Settings], doc: str, argv: list[str] | None = None) -> Settings:

@@ -13,7 +13,7 @@ from rm import export
 from rm.config import (
     REQUIRED,
     SettingsGroup,
-    changed,
+    changed_settings,
     compose,
     defaults,
     flags,
@@ -175,10 +175,28 @@ def test_flat_names_are_unique_and_go_both_ways():
 def test_a_run_may_go_on_only_with_the_settings_that_may_change():
     settings = read("--paths", "x", "--limit", "4")
     saved = json.loads(json.dumps(flatten(settings)))
-    assert changed(updated(settings, limit=9), saved) == {}
-    assert changed(updated(settings, rate=1.0, paths=("y",)), saved) == {"rate": (0.25, 1.0), "paths": (["x"], ["y"])}
+    assert changed_settings(updated(settings, limit=9), saved) == {}
+    assert changed_settings(updated(settings, rate=1.0, paths=("y",)), saved) == {
+        "rate": (0.25, 1.0),
+        "paths": (["x"], ["y"]),
+    }
     del saved["how_many"]  # as an earlier version wrote it: it had the default
-    assert changed(settings, saved) == {}
+    assert changed_settings(settings, saved) == {}
+
+
+def test_a_script_may_have_settings_of_its_own(capsys):
+    @dataclass(frozen=True, kw_only=True)
+    class Own(SettingsGroup):
+        """A changed loop"""
+
+        numbers: Numbers
+        decay: float = setting(0.99, "of the average")
+        plain: int = 3
+
+    got = parse(Own, "", ["--plain", "4", "--decay", "0.5", "--how_many", "2"])
+    assert (got.plain, got.decay, got.numbers.how_many) == (4, 0.5, 2)
+    text = help_of(Own, capsys)
+    assert "A changed loop:" in text and "no description (default: 3)" in text
 
 
 def test_a_saved_run_is_repeated_and_flags_take_precedence(tmp_path):

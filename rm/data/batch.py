@@ -155,7 +155,7 @@ def _tensor(x: np.ndarray) -> Tensor:
 class StepBatches:
     """What one optimizer step computes: this rank's micro-batches, and the counts over all ranks."""
 
-    micro_batches: list[MicroBatch]  # of this rank; as many on every rank
+    micro_batches: list[MicroBatch]  # of this rank; the same number on every rank
     num_examples: int  # over all ranks: what a reward model's loss is divided by
     num_labels: int  # labelled tokens over all ranks: what a language model's loss is divided by
     num_tokens: int  # computed, over all ranks
@@ -256,13 +256,13 @@ def plan_micro_batches(
         costs: (n,) what each costs to compute, in any unit.
     """
     by_cost = np.argsort(-costs, kind="stable").tolist()
-    sizes, prices = lengths.tolist(), costs.tolist()
-    needed = max(1, math.ceil(sum(sizes) / max_tokens))
-    packed = _fill_evenly(by_cost, sizes, prices, max_tokens, math.ceil(needed / world_size) * world_size)
+    length_of, cost_of = lengths.tolist(), costs.tolist()
+    needed = max(1, math.ceil(sum(length_of) / max_tokens))
+    packed = _fill_evenly(by_cost, length_of, cost_of, max_tokens, math.ceil(needed / world_size) * world_size)
     if packed is None:
-        packed = _best_fit_decreasing(sorted(by_cost, key=lambda i: -sizes[i]), sizes, max_tokens)
+        packed = _best_fit_decreasing(sorted(by_cost, key=lambda i: -length_of[i]), length_of, max_tokens)
         packed += [[] for _ in range(-len(packed) % world_size)]  # empty ones: the same number on every rank
-    heaviest_first = sorted(packed, key=lambda indices: -sum(prices[i] for i in indices))
+    heaviest_first = sorted(packed, key=lambda indices: -sum(cost_of[i] for i in indices))
     # In round i the ranks take one micro-batch each, in rank order and then, in the next round, in reverse (a "snake"),
     # so that no rank gets the heaviest of every round.
     plan = [[] for _ in range(world_size)]
@@ -276,22 +276,22 @@ def plan_micro_batches(
 
 
 def _fill_evenly(
-    order: list[int], sizes: list[int], prices: list[float], max_tokens: int, count: int
+    order: list[int], length_of: list[int], cost_of: list[float], max_tokens: int, count: int
 ) -> list[list[int]] | None:
     """`count` micro-batches: costliest example first, each to the cheapest so far (LPT); None if one overflows."""
     packed, used = [[] for _ in range(count)], [0] * count
     cheapest = [(0.0, n) for n in range(count)]  # a heap of (cost so far, micro-batch)
     for i in order:
-        price, n = cheapest[0]
-        used[n] += sizes[i]
+        cost, n = cheapest[0]
+        used[n] += length_of[i]
         if used[n] > max_tokens:
             return None
         packed[n].append(i)
-        heapq.heapreplace(cheapest, (price + prices[i], n))
+        heapq.heapreplace(cheapest, (cost + cost_of[i], n))
     return packed
 
 
-def _best_fit_decreasing(order: list[int], sizes: list[int], max_tokens: int) -> list[list[int]]:
+def _best_fit_decreasing(order: list[int], length_of: list[int], max_tokens: int) -> list[list[int]]:
     """Each example into the fullest micro-batch that still has room for it. `order` is longest first.
 
     The rooms that occur are kept as the bits of one integer, so that the smallest room of at least `size` is its lowest
@@ -300,7 +300,7 @@ def _best_fit_decreasing(order: list[int], sizes: list[int], max_tokens: int) ->
     packed, with_room = [], defaultdict(list)  # with_room[r]: micro-batches with room for r more tokens
     rooms = 0  # bit r is set where with_room[r] is not empty
     for i in order:
-        size = sizes[i]
+        size = length_of[i]
         fitting = rooms >> size
         if fitting:
             lowest_bit = (fitting & -fitting).bit_length() - 1

@@ -176,8 +176,10 @@ class Encoder:
             if self.cut is None:
                 return self._drop(f"longer than --max_length {self.max_length}")
             texts = self._cut_left(texts) if self.cut == "left" else [self._cut_right(text) for text in texts]
+            if texts is None:
+                return self._drop(f"whose replies alone are longer than --max_length {self.max_length}")
             # What made the difference between the texts, or all that carried loss, may have been cut off.
-            if texts is None or self._has_no_signal(sample, texts):
+            if self._has_no_signal(sample, texts):
                 return self._drop(f"with nothing to learn from after truncation to --max_length {self.max_length}")
             self.shortened += 1
         # A single text (SFT) has no other to share a prefix with.

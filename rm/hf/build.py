@@ -28,7 +28,7 @@ from rm.model.lora import LoraSettings
 from rm.model.losses import LossSettings
 from rm.model.transformer import Transformer
 
-MERGE_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.1}  # on rewards of size 1
+MERGE_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.1}  # of a reward or mean loss, times its size above 1
 NO_SCORE = "{folder} is not a reward model: it holds no score.weight. Train one with train_rm.py"
 
 

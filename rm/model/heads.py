@@ -4,7 +4,7 @@ Sums are never means: `loss`, the other metrics, and the `count` that all of the
 whole global batch. So neither the gradient nor a metric depends on micro-batches, ranks or packing.
 
 Shapes: T tokens in a micro-batch, L labelled tokens, N prompts and R replies, K replies of the prompt that has most,
-D width.
+D width, V vocabulary.
 """
 
 from torch import Tensor, nn
@@ -83,8 +83,11 @@ class RewardModel(Transformer):
         return batches.num_examples
 
 
+Model = LanguageModel | RewardModel
+
+
 def _zero_with_grad(hidden: Tensor) -> Tensor:
-    """A loss of zero that is connected to all parameters.
+    """A loss of zero that is connected to the embedding and every layer.
 
     An empty micro-batch has no other loss, and its backward has to issue the same collectives as the other ranks'.
     """

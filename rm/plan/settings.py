@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from rm.config import SettingsGroup, changed, require_positive, setting
+from rm.config import SettingsGroup, changed_settings, require_positive, setting
 from rm.distributed import process_group as dist
 from rm.files import read_json
 from rm.training.settings import TrainingSettings
@@ -59,7 +59,7 @@ def compare_with_plan(settings: TrainingSettings) -> None:
 
 def _differing(plan: dict, settings: TrainingSettings) -> list[str]:
     """The settings that change what a run needs, and that differ between the plan and the run."""
-    names = list(changed(settings, plan["settings"]))
+    names = list(changed_settings(settings, plan["settings"]))
     used = {
         "max_tokens": settings.packing.max_tokens,
         "gradient_checkpointing": settings.memory.gradient_checkpointing,

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from rm.config import SettingsGroup, changed, fixed, require_not_negative, setting
+from rm.config import SettingsGroup, changed_settings, fixed_settings, require_not_negative, setting
 from rm.distributed import checkpoint
 from rm.distributed import process_group as dist
 from rm.distributed.sharding import dtype_name
@@ -68,7 +68,7 @@ def is_finished(
     """
     out = Path(output_dir)
     if settings.resume_from_checkpoint != NONE and (out / "run.json").exists():
-        _refuse(f"--output_dir {out} holds another run", changed(all_settings, _settings_of(out)))
+        _refuse(f"--output_dir {out} holds another run", changed_settings(all_settings, _settings_of(out)))
     else:
         run_log.check_unused(output_dir)
     _check_writable(out)
@@ -148,7 +148,7 @@ def _valid_state(folder: Path, all_settings: SettingsGroup, identity: dict) -> d
 def _identity(model: nn.Module, all_settings: SettingsGroup, base: str, facts: dict) -> dict:
     """What makes a training what it is."""
     return {
-        "settings": fixed(all_settings),
+        "settings": fixed_settings(all_settings),
         "model": weights.fingerprint(base),
         "head": model.head,
         "dtype": dtype_name(model.compute_dtype),
@@ -160,7 +160,7 @@ def _identity(model: nn.Module, all_settings: SettingsGroup, base: str, facts: d
 def _differences(all_settings: SettingsGroup, saved: dict, current: dict) -> dict[str, tuple]:
     others = {name: (saved.get(name), current[name]) for name in current if name != "settings"}
     others = {name: (before, now) for name, (before, now) in others.items() if before != now}
-    return changed(all_settings, saved["settings"]) | others
+    return changed_settings(all_settings, saved["settings"]) | others
 
 
 def _refuse(what: str, differences: dict[str, tuple]) -> None:

@@ -50,8 +50,13 @@ class RunSettings(SettingsGroup):
         trackers.check_installed(self.report_to)
 
 
-def check_unused(output_dir: str, names: tuple[str, ...] = ("run.json", "model")) -> None:
-    """Raise ValueError where a folder has one of these files of another run. Checked on all ranks before any writes."""
+def check_unused(
+    output_dir: str, names: tuple[str, ...] = ("run.json", "model", "report.json", "scores.jsonl")
+) -> None:
+    """Raise ValueError where a folder has one of these files of another run or evaluation.
+
+    Checked on all ranks before any of them writes.
+    """
     existing = [name for name in names if (Path(output_dir) / name).exists()]
     if existing:
         raise ValueError(

@@ -220,8 +220,8 @@ def test_truncation_on_the_left_drops_replies_that_do_not_fit(plain, encode):
     examples, report = encode(Task.PREFERENCE, plain, pairs, 4, cut="left")
     assert examples.record.tolist() == [1]
     assert str(report) == (
-        "2 records of prompt/chosen/rejected (1) and chosen/rejected (1): 1 kept; dropped 1 with nothing to learn "
-        "from after truncation to --max_length 4"
+        "2 records of prompt/chosen/rejected (1) and chosen/rejected (1): 1 kept; dropped 1 whose replies alone "
+        "are longer than --max_length 4"
     )
 
 
