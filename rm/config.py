@@ -31,6 +31,7 @@ import argparse
 import dataclasses
 import difflib
 import json
+import math
 import sys
 import types
 import typing
@@ -64,10 +65,9 @@ class SettingsGroup:
     """
 
     def __post_init__(self):
-        for field in dataclasses.fields(self):
-            choices, value = field.metadata.get("choices"), vars(self)[field.name]
-            if choices and value is not None and value not in choices:
-                raise ValueError(f"--{field.name} must be {_one_of(choices)}, got {value!r}")
+        for flag in flags(type(self)).values():
+            if flag.group is None:  # the groups within have checked their own
+                _check_value(flag, vars(self)[flag.name])
         self.check()
 
     def check(self) -> None:
@@ -75,6 +75,23 @@ class SettingsGroup:
 
 
 Settings = typing.TypeVar("Settings", bound=SettingsGroup)
+
+
+def _check_value(flag: "Flag", value) -> None:
+    """Raise ValueError for a value of another type, an empty string, a number that is not finite, or no choice."""
+    if value is None and flag.optional:
+        return
+    if flag.many != isinstance(value, tuple):
+        raise ValueError(f"--{flag.name} must be {flag.type_name}, got {value!r}")
+    for item in value if flag.many else (value,):
+        if not _has_type(item, flag.type):
+            raise ValueError(f"--{flag.name} must be {flag.type_name}, got {item!r}")
+        if item == "":
+            raise ValueError(f"--{flag.name} is an empty string: give a value, or leave the flag out")
+        if flag.type is float and not math.isfinite(item):
+            raise ValueError(f"--{flag.name} must be a finite number, got {item}")
+        if flag.choices and item not in flag.choices:
+            raise ValueError(f"--{flag.name} must be {_one_of(flag.choices)}, got {item!r}")
 
 
 def require_positive(**values: float | None) -> None:
@@ -110,6 +127,10 @@ class Flag:
     @property
     def required(self) -> bool:
         return self.default is REQUIRED
+
+    @property
+    def type_name(self) -> str:
+        return f"a list of {self.type.__name__}" if self.many else self.type.__name__
 
     @property
     def can_be_unset(self) -> bool:
@@ -238,7 +259,7 @@ def _unknown(word: str, known: dict[str, Flag]) -> str:
     if not word.startswith("--"):
         return f"unexpected argument {word!r}: every setting is written as --name value; see --help"
     name = word.partition("=")[0]
-    nearest = difflib.get_close_matches(name, [f"--{flag}" for flag in known], n=1)
+    nearest = difflib.get_close_matches(name, [f"--{flag}" for flag in known], n=1, cutoff=0.75)
     suggestion = f"did you mean {nearest[0]}? " if nearest else ""
     return f"unknown flag {name}: {suggestion}All flags: --help; names of other trainers' flags: docs/moving.md"
 
@@ -336,7 +357,7 @@ def _read_file(path: str | None, known: dict[str, Flag]) -> dict:
         return {}
     try:
         saved = json.loads(Path(path).read_text())
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"--config {path}: cannot be read as JSON: {error}") from None
     if isinstance(saved, dict):
         saved = saved.get("settings", saved)
@@ -353,11 +374,13 @@ def _from_json(path: str, flag: Flag, value):
         return None
     values = value if flag.many and isinstance(value, list) else [value]
     if flag.many != isinstance(value, list) or not all(_has_type(v, flag.type) for v in values):
-        expected = f"a list of {flag.type.__name__}" if flag.many else flag.type.__name__
-        raise ValueError(f"--config {path}: {flag.name} must be {expected}, got {value!r}")
+        raise ValueError(f"--config {path}: {flag.name} must be {flag.type_name}, got {value!r}")
     if flag.choices and not all(v in flag.choices for v in values):
         raise ValueError(f"--config {path}: {flag.name} must be {_one_of(flag.choices)}, got {value!r}")
-    return tuple(map(flag.type, values)) if flag.many else flag.type(value)
+    try:
+        return tuple(map(flag.type, values)) if flag.many else flag.type(value)
+    except OverflowError:
+        raise ValueError(f"--config {path}: {flag.name} is too large a number") from None
 
 
 def _has_type(value, expected: type) -> bool:

@@ -127,6 +127,17 @@ def test_wrong_values_are_refused_wherever_settings_are_made():
         Numbers(how_many=0)
     with pytest.raises(ValueError, match="--kind must be one of a, b, got 'c'"):
         Words(paths=("x",), kind="c")
+    for wrong, message in (
+        (dict(how_many="7"), "--how_many must be int, got '7'"),
+        (dict(how_many=True), "--how_many must be int, got True"),
+        (dict(how_many=None), "--how_many must be int, got None"),
+        (dict(rate=float("nan")), "--rate must be a finite number, got nan"),
+        (dict(rate=float("inf")), "--rate must be a finite number, got inf"),
+        (dict(paths="x"), "--paths must be a list of str, got 'x'"),
+        (dict(paths=("x", "")), "--paths is an empty string"),
+    ):
+        with pytest.raises(ValueError, match=re.escape(message)):
+            compose(Settings, **dict(paths=("x",)) | wrong)
     with pytest.raises(ValueError, match="--flag goes with"):
         compose(Settings, paths=("x",), flag=True, how_many=101)
     with pytest.raises(ValueError, match="--how_many must be positive"):
@@ -215,6 +226,8 @@ def test_a_saved_run_is_repeated_and_flags_take_precedence(tmp_path):
         ('{"paths": ["x"], "how_many": 2.5}', "how_many must be int, got 2.5"),
         ('{"paths": ["x"], "how_many": true}', "how_many must be int, got True"),
         ('{"paths": ["x"], "kind": "c"}', "kind must be one of a, b, got 'c'"),
+        ('{"paths": ["x"], "rate": 1' + 400 * "0" + "}", "rate is too large a number"),
+        (100_000 * "[", "cannot be read as JSON"),
         ("[1]", "expected an object of settings, got list"),
         ("{", "cannot be read as JSON"),
     ],

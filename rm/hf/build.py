@@ -155,6 +155,7 @@ def save(model: Transformer, folder: Path, base: str, settings: LoraSettings, ex
             language model's mean loss. Where they differ by more than rounding, the adapter is saved and the merged
             model is refused.
     """
+    _check_finite(model)
     if settings.use_lora:
         _, family, hf = weights.read_config(base)
         adapter.save(model, folder / "adapter", base, settings, family)
@@ -163,6 +164,16 @@ def save(model: Transformer, folder: Path, base: str, settings: LoraSettings, ex
         _merge(model, folder, pack(examples, range(min(4, len(examples)))))
     weights.save(model, folder / "model", base, model.compute_dtype)
     dist.say(f"saved {folder / 'model'}")
+
+
+def _check_finite(model: Transformer) -> None:
+    """Raise ValueError where the last update made weights infinite or NaN: no later loss has shown it."""
+    damaged = [name for name, p in model.named_parameters() if not sharding.local(p).isfinite().all()]
+    if dist.any_rank(bool(damaged)):
+        raise ValueError(
+            f"the trained weights are not finite{f' ({damaged[0]}, ...)' if damaged else ''}: they are not exported. "
+            f"Try a lower --learning_rate"
+        )
 
 
 def _merge(model: Transformer, folder: Path, probe: MicroBatch) -> None:

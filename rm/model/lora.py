@@ -36,6 +36,8 @@ class LoraSettings(SettingsGroup):
 
     def check(self) -> None:
         require_positive(lora_r=self.lora_r, lora_alpha=self.lora_alpha)
+        if not self.lora_target_modules:
+            raise ValueError(f"--lora_target_modules names no layer: give some, such as q_proj v_proj, or {ALL_LINEAR}")
         if not 0 <= self.lora_dropout < 1:
             raise ValueError(f"--lora_dropout must be at least 0 and below 1, got {self.lora_dropout}")
         if not self.shard_base and not self.use_lora:

@@ -127,8 +127,11 @@ def _candidates(output_dir: str, settings: CheckpointSettings) -> list[Path]:
     own = checkpoint.list_checkpoints(Path(output_dir) / "checkpoints")[::-1]
     if own or wanted in (AUTO, NONE):
         return own
-    if not Path(wanted).is_dir():
-        raise ValueError(f"--resume_from_checkpoint {wanted}: expected {AUTO}, {NONE} or the folder of a checkpoint")
+    if not (Path(wanted) / "state.json").is_file():
+        raise ValueError(
+            f"--resume_from_checkpoint {wanted}: expected {AUTO}, {NONE} or the folder of a checkpoint, such as "
+            f"runs/rm/checkpoints/step_500"
+        )
     return [Path(wanted)]
 
 

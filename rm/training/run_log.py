@@ -47,6 +47,8 @@ class RunSettings(SettingsGroup):
 
     def check(self) -> None:
         require_positive(logging_steps=self.logging_steps, eval_steps=self.eval_steps)
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"--seed must be at least 0 and below 2^63, got {self.seed}")
         trackers.check_installed(self.report_to)
 
 
