@@ -509,7 +509,7 @@ def test_invalid_settings_are_refused():
         dataset.check_mixture(data, MixtureSettings(dataset_weights=(1.0,)))
     with pytest.raises(ValueError, match="must be positive, got 1.0 0.0"):
         MixtureSettings(dataset_weights=(1.0, 0.0))
-    with pytest.raises(ValueError, match="must be positive"):
+    with pytest.raises(ValueError, match="--dataset_weights must be a finite number, got inf"):
         MixtureSettings(dataset_weights=(1.0, float("inf")))
     with pytest.raises(ValueError, match="exclude each other"):
         TextSettings(chat_template="a", dialogue_format="hh")

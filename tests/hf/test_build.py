@@ -5,6 +5,7 @@ import pytest
 import torch
 import torch.distributed as torch_dist
 
+from rm.distributed import process_group as dist
 from rm.distributed import sharding
 from rm.distributed.sharding import ParallelSettings
 from rm.hf import build
@@ -165,3 +166,20 @@ def test_head_of_reads_what_a_model_or_an_adapter_declares(language_model, rewar
         assert build.head_of(tmp_path / task) is cls
     (tmp_path / "config.json").write_text("{}")
     assert build.head_of(tmp_path) is LanguageModel
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_weights_that_are_not_finite_are_not_exported(language_model, tmp_path, world):
+    """The last update of a run may have made them so: no later loss would show it."""
+
+    def save(rank_with_nan):
+        model = build.load(build.build(RewardModel, language_model, FP32, training=Training()), language_model, seed=0)
+        if dist.rank() == rank_with_nan:
+            with torch.no_grad():
+                sharding.local(model.layers[1].mlp.up_proj.weight)[0, 0] = float("nan")
+        examples = made.pair_examples(made.token_pairs(2))
+        build.save(model, tmp_path / "out", str(language_model), LoraSettings(), examples)
+
+    with pytest.raises(RuntimeError, match="the trained weights are not finite"):
+        run_ranks(world, save, world - 1)
+    assert not (tmp_path / "out").exists()

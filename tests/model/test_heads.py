@@ -103,8 +103,8 @@ def test_a_script_trains_with_the_loss_of_its_settings(tmp_path):
 
     tiny.llama().save_pretrained(tmp_path)
     settings = compose(
-        train_rm.Settings, model_name_or_path=str(tmp_path), dataset_path=(), output_dir="", loss="plackett_luce",
-        center_rewards_coefficient=0.1,
+        train_rm.Settings, model_name_or_path=str(tmp_path), dataset_path=("pairs.json",), output_dir="out",
+        loss="plackett_luce", center_rewards_coefficient=0.1,
     )  # fmt: skip
     batch = pack(made.ranking_examples(*made.token_rankings(4, seed=1)), np.arange(4))
 

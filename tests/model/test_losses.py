@@ -139,7 +139,7 @@ def test_agreement_is_the_mean_over_the_pairs_that_are_no_ties():
     ("wrong", "message"),
     [
         ({"label_smoothing": 0.5}, "--label_smoothing must be at least 0 and below 0.5, got 0.5"),
-        ({"label_smoothing": math.nan}, "--label_smoothing must be at least 0"),
+        ({"label_smoothing": math.nan}, "--label_smoothing must be a finite number, got nan"),
         (
             {"label_smoothing": 0.1, "loss": "plackett_luce"},
             "--label_smoothing is only defined for --loss bradley_terry",

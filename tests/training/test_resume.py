@@ -247,8 +247,9 @@ def test_a_new_folder_may_start_from_another_folders_checkpoint(tmp_path):
     resumed_weights, lines = outcome(other)
     assert_same((resumed_weights, []), (undisturbed(1)[0], []))
     assert [line["step"] for line in lines] == [6, 8, 9, 9]
-    with pytest.raises(RuntimeError, match="expected auto, none or the folder of a checkpoint"):
-        run_ranks(1, main, settings(tmp_path / "third", resume_from_checkpoint="latest"))
+    for wrong in ("latest", str(tmp_path / "out" / "checkpoints")):
+        with pytest.raises(RuntimeError, match="expected auto, none or the folder of a checkpoint"):
+            run_ranks(1, main, settings(tmp_path / "third", resume_from_checkpoint=wrong))
 
 
 def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_read(tmp_path):
