@@ -32,6 +32,8 @@ CASES = [
     ("llama", "llama 3 rope", {"rope_parameters": LLAMA3_ROPE, "head_dim": 32}),
     ("llama", "linear rope", {"rope_parameters": LINEAR_ROPE}),
     ("llama", "yarn rope", {"rope_parameters": YARN_ROPE, "head_dim": 32}),
+    ("llama", "yarn rope, its length at the top level", {"original_max_position_embeddings": 32, "head_dim": 32}
+     | {"rope_parameters": {"rope_type": "yarn", "factor": 4.0, "rope_theta": 1e4}}),
     ("gpt_neo", "untied, narrow", {"tie_word_embeddings": False, "intermediate_size": 40}),
     ("gpt_neo", "other windows", {"attention_types": [[["global"], 1], [["local"], 3]], "window_size": 7}),
     ("mistral", "no window, wide heads", {"sliding_window": None, "head_dim": 24}),

@@ -13,6 +13,7 @@ Shapes: r rank, I and O a layer's inputs and outputs.
 """
 
 import re
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -27,12 +28,43 @@ from rm.files import read_json, write_json
 from rm.hf.families.layout import Layout
 from rm.hf.families.rules import Family
 from rm.hf.safetensors_file import open_safetensors
+from rm.json_keys import Key, check_keys
 from rm.model import lora
 from rm.model.lora import LoraSettings
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 SCORE = "score.weight"  # a reward model's head; our parameter name and the checkpoint name in every family
 PEFT_PREFIX = "base_model.model."  # peft puts it before every name
+KEYS = {  # of adapter_config.json, as peft 0.21 writes it; a key that is not here is refused unless it is off
+    "peft_type": Key(str, only=("LORA",)),
+    "r": Key(int, minimum=1),
+    "lora_alpha": Key(float),
+    "use_rslora": Key(bool),
+    "rank_pattern": Key(dict),
+    "alpha_pattern": Key(dict),
+    "base_model_name_or_path": Key(str),
+    "revision": Key(str),
+    "task_type": Key(str),
+    # Others (pissa, olora, corda, loftq, lora_ga, ...) change the base's weights, too, when peft loads the adapter.
+    "init_lora_weights": Key((bool, str), only=(True, False, "gaussian", "eva", "orthogonal")),
+    "bias": Key(str, only=("none",)),
+    # What is adapted or replaced is read from the tensors; the rest concerns training alone.
+    "target_modules": Key((str, list)),
+    "modules_to_save": Key(list),
+    "exclude_modules": Key((str, list)),
+    "layers_to_transform": Key((int, list)),
+    "layers_pattern": Key((str, list)),
+    "lora_dropout": Key(float),
+    "inference_mode": Key(bool),
+    "fan_in_fan_out": Key(bool),
+    "auto_mapping": Key(dict),
+    "peft_version": Key(str),
+    "eva_config": Key(dict),
+    "loftq_config": Key(dict),
+    "runtime_config": Key(dict),
+    "megatron_core": Key(str),
+    "qalora_group_size": Key(int),
+}
 
 
 def save(model: nn.Module, out: Path, base: str, settings: LoraSettings, family: Family) -> None:
@@ -143,8 +175,13 @@ def _add_product(weight: Tensor, b: Tensor, a: Tensor, scale: float) -> None:
 
 
 @torch.no_grad()
-def add(parameters: dict[str, Tensor], folder: Path, family: Family, kv_heads: int) -> set[str]:
+def add(
+    parameters: dict[str, Tensor], folder: Path, family: Family, kv_heads: int, head_is_embedding: bool
+) -> set[str]:
     """Add the adapter in `folder` to the parameters of its base model, sharded or not.
+
+    Args:
+        head_is_embedding: the model is a language model that ties its head to the embedding.
 
     Returns:
         Names of the parameters that the folder replaces, such as a reward model's score head.
@@ -154,7 +191,7 @@ def add(parameters: dict[str, Tensor], folder: Path, family: Family, kv_heads: i
     """
     scale_of = _read_scales(folder)
     with open_safetensors(folder / TENSORS) as stored:
-        adapted, replaced = _match(parameters, stored.keys(), folder, family)
+        adapted, replaced = _match(parameters, stored.keys(), folder, family, head_is_embedding)
         for module, names in adapted.items():
             a = stored.get_slice(f"{module}.lora_A.weight")
             b = stored.get_slice(f"{module}.lora_B.weight")
@@ -195,7 +232,7 @@ def _add_to_shards(targets: list[Tensor], layout: Layout, kv_heads: int, b, a, s
 
 
 def _match(
-    parameters: dict[str, Tensor], keys: list[str], folder: Path, family: Family
+    parameters: dict[str, Tensor], keys: list[str], folder: Path, family: Family, head_is_embedding: bool
 ) -> tuple[dict[str, list[str]], dict[str, str]]:
     """Match the tensors of an adapter with the parameters of a model.
 
@@ -206,28 +243,43 @@ def _match(
     Raises:
         ValueError: the adapter has tensors that the model has no parameters for.
     """
-    adapted, replaced, unknown = {}, {}, []
+    adapted, replaced, unknown, matrices = {}, {}, [], Counter()
     for key in keys:
-        module, is_low_rank, _ = key.partition(".lora_")
+        module, is_low_rank, which = key.partition(".lora_")
+        if is_low_rank and which not in ("A.weight", "B.weight"):
+            kind = "adapts embeddings" if which.startswith("embedding") else "is more than B A"
+            raise ValueError(f"{folder}: the adapter {kind} ({key}), which is not implemented")
+        if ".token_adapter." in key:
+            raise ValueError(
+                f"{folder}: the adapter trains single tokens' embeddings ({key}), which is not implemented"
+            )
         if is_low_rank:
             hf_name = f"{module.removeprefix(PEFT_PREFIX)}.weight"
         else:
             hf_name = key.removeprefix(PEFT_PREFIX).replace(".modules_to_save", "")
         names = family.parameter_names(hf_name)
+        if head_is_embedding and names in (["embed.weight"], ["lm_head.weight"]):
+            raise ValueError(
+                f"{folder}: the adapter replaces {key}, and its base ties embedding and head, which peft unties: not "
+                f"implemented"
+            )
         in_model = bool(names) and parameters.keys() >= set(names)
         if in_model and is_low_rank:
             adapted[module] = names
+            matrices[module] += 1
         elif in_model and len(names) == 1:
             replaced[names[0]] = key
         elif names == [SCORE]:
             raise ValueError(f"{folder} is a reward model's adapter ({key}), not a language model's")
-        # A language model's head is skipped if the model has none: a reward model, or one with tied embeddings.
+        # A reward model has no use for a language model's head.
         elif names != ["lm_head.weight"]:
             unknown.append(key)
     if unknown:
         raise ValueError(
             f"{folder} belongs to another base: it has {len(unknown)} unknown tensors, such as {unknown[0]}"
         )
+    if incomplete := [module for module, count in matrices.items() if count != 2]:
+        raise ValueError(f"{folder / TENSORS} has only one of A and B for {incomplete[0]}: copy or download it again")
     return adapted, replaced
 
 
@@ -237,25 +289,24 @@ def _read_scales(folder: Path) -> Callable[[str, int], float]:
     Returns:
         A function (module name in the file, rank) -> scale.
     """
-    config = read_json(folder / CONFIG)
-    # Setting -> allowed values, of which the last is the default.
-    implemented = {
-        "peft_type": ("LORA",),
-        "use_dora": (False, None),
-        "bias": ("none", None),
-        "lora_bias": (False, None),
-    }
-    for name, allowed in implemented.items():
-        if config.get(name, allowed[-1]) not in allowed:
-            raise ValueError(f"{folder / CONFIG}: {name} {config[name]!r} is not implemented, only {allowed[0]!r}")
+    file = folder / CONFIG
+    config = read_json(file)
+    check_keys(file, config, KEYS)
+    alphas = {}
+    for pattern, alpha in (config.get("alpha_pattern") or {}).items():
+        if problem := Key(float).problem(alpha):
+            raise ValueError(f"{file}: alpha_pattern {pattern!r}: {alpha!r} {problem}")
+        try:
+            # As peft has it (get_pattern_key): the name's last components, or, behind ^, the name from its beginning.
+            alphas[re.compile(rf"(.*\.)?({pattern})$")] = alpha
+        except re.error as error:
+            raise ValueError(f"{file}: alpha_pattern {pattern!r} is not a regular expression: {error}") from None
+    default_alpha = config["lora_alpha"] if config.get("lora_alpha") is not None else 8
 
     def scale_of(module: str, rank: int) -> float:
-        alpha = config.get("lora_alpha", 8)
-        for pattern, special_alpha in (config.get("alpha_pattern") or {}).items():
-            # As in peft: the first pattern counts that matches the name's last components.
-            if re.fullmatch(rf"(.*\.)?({pattern})", module):
-                alpha = special_alpha
-                break
+        name = module.removeprefix(PEFT_PREFIX)
+        matching = [alpha for pattern, alpha in alphas.items() if pattern.match(name)]
+        alpha = matching[0] if matching else default_alpha  # the first pattern that matches counts
         return alpha / (rank**0.5 if config.get("use_rslora") else rank)
 
     return scale_of

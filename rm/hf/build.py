@@ -18,7 +18,7 @@ from rm.distributed import process_group as dist
 from rm.distributed import sharding
 from rm.distributed.sharding import MemorySettings, ParallelSettings, dtype_name
 from rm.files import read_json
-from rm.hf import adapter, weights
+from rm.hf import adapter, hub, weights
 from rm.hf.folder import copy_tokenizer
 from rm.model import lisa, lora
 from rm.model.attention import choose_kernel
@@ -158,6 +158,8 @@ def save(model: Transformer, folder: Path, base: str, settings: LoraSettings, ex
     _check_finite(model)
     if settings.use_lora:
         _, family, hf = weights.read_config(base)
+        if hub.base_of(base) is not None:
+            base = _write_merged_base(base, folder / "base", model)
         adapter.save(model, folder / "adapter", base, settings, family)
         if dist.is_main():
             copy_tokenizer(folder / "adapter", weights.base_folder(base), hf, model.head)
@@ -174,6 +176,18 @@ def _check_finite(model: Transformer) -> None:
             f"the trained weights are not finite{f' ({damaged[0]}, ...)' if damaged else ''}: they are not exported. "
             f"Try a lower --learning_rate"
         )
+
+
+def _write_merged_base(base: str, folder: Path, model: Transformer) -> str:
+    """Write the model that an adapter's folder stands for, for a new adapter trained on it: its own base.
+
+    peft loads an adapter on a full model only. The values are those that the adapter was trained on.
+    """
+    parallel = ParallelSettings(dtype=dtype_name(model.compute_dtype))
+    merged = load(build(head_of(base), base, parallel), base)
+    weights.save(merged, folder, base, model.compute_dtype)
+    dist.say(f"saved {folder}, the base of the new adapter: {base} is an adapter itself")
+    return str(folder)
 
 
 def _merge(model: Transformer, folder: Path, probe: MicroBatch) -> None:

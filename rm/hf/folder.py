@@ -9,6 +9,7 @@ from rm.data import chat
 from rm.data.tokenizer import Tokenizer
 from rm.distributed.sharding import dtype_name
 from rm.files import read_json, write_json
+from rm.hf.families.rope import legacy_spelling
 
 TOKENIZER_FILES = """tokenizer.json tokenizer.model tokenizer_config.json special_tokens_map.json
     added_tokens.json vocab.json merges.txt chat_template.jinja""".split()
@@ -24,7 +25,7 @@ def describe(folder: Path, source: Path, hf: dict, architecture: str, head: str,
         head: "lm" or "reward".
         dtype: of the weights in `folder`.
     """
-    config = hf | {"architectures": [architecture]}
+    config = hf | legacy_spelling(hf) | {"architectures": [architecture]}
     # transformers 4 writes torch_dtype, transformers 5 dtype: keep the spelling of the source.
     spellings = [name for name in ("torch_dtype", "dtype") if name in hf] or ["dtype"]
     for name in spellings:

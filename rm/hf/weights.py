@@ -118,11 +118,17 @@ def load(model: nn.Module, folder: str | Path) -> set[str]:
     parameters = dict(model.named_parameters())
     base = hub.base_of(folder)
     if base is not None:
+        missing = load(model, base)
         config, family, _ = read_config(base)
-        return load(model, base) - adapter.add(parameters, Path(folder), family, config.n_kv_heads)
+        head_is_embedding = model.head == "lm" and config.tie_embeddings
+        replaced = adapter.add(parameters, Path(folder), family, config.n_kv_heads, head_is_embedding)
+        return missing - replaced
     shapes = {name: tuple(p.shape) for name, p in parameters.items()}
     config, family, _ = read_config(folder)
-    matched = _match(shapes, Path(folder), family)
+    tensors = _stored_tensors(Path(folder))
+    if model.head == "lm" and config.tie_embeddings:
+        _check_tied_head(tensors, family)
+    matched = _match(shapes, tensors, Path(folder), family)
     for file in sorted({tensor.file for tensor in matched}):
         with open_safetensors(file) as opened, torch.no_grad():
             for tensor, names in matched.items():
@@ -148,7 +154,31 @@ def _copy(stored, layout: Layout, parts: list[Tensor], kv_heads: int) -> None:
                 local(parameter)[rows].copy_(values)
 
 
-def _match(shapes: dict[str, tuple[int, ...]], folder: Path, family: Family) -> dict[Stored, list[str]]:
+def _check_tied_head(tensors: list[Stored], family: Family) -> None:
+    """Raise ValueError for an LM head that differs from the embedding that config.json ties it to.
+
+    Merged adapters leave such checkpoints. transformers unties the two then; to drop the head would change the model.
+    """
+    by_name = {tuple(family.parameter_names(tensor.hf_name)): tensor for tensor in tensors}
+    head, embedding = by_name.get(("lm_head.weight",)), by_name.get(("embed.weight",))
+    if head is None or embedding is None:
+        return
+    with open_safetensors(head.file) as head_file, open_safetensors(embedding.file) as embedding_file:
+        head_rows, embedding_rows = head_file.get_slice(head.hf_name), embedding_file.get_slice(embedding.hf_name)
+        equal = head.shape == embedding.shape
+        for start in range(0, head.shape[0] if equal else 0, 4096):  # a vocabulary may have a million rows
+            rows = slice(start, start + 4096)
+            equal = equal and torch.equal(head_rows[rows], embedding_rows[rows])
+    if not equal:
+        raise ValueError(
+            f"{head.file}: {head.hf_name} differs from {embedding.hf_name}, although config.json ties them: set "
+            f"tie_word_embeddings to false there, or remove the tensor"
+        )
+
+
+def _match(
+    shapes: dict[str, tuple[int, ...]], tensors: list[Stored], folder: Path, family: Family
+) -> dict[Stored, list[str]]:
     """Match the tensors of a folder with the parameters of a model.
 
     Args:
@@ -161,7 +191,7 @@ def _match(shapes: dict[str, tuple[int, ...]], folder: Path, family: Family) -> 
         ValueError: tensors are missing, unknown, or have another shape or dtype than the model needs.
     """
     matched, unknown = {}, []
-    for tensor in _stored_tensors(folder):
+    for tensor in tensors:
         names = family.parameter_names(tensor.hf_name)
         if names and shapes.keys() >= set(names):
             matched[tensor] = names

@@ -60,7 +60,16 @@ def our_scores(folder):
 
 
 @pytest.mark.parametrize(
-    "config", [{}, {"use_rslora": True}, {"alpha_pattern": {"v_proj": 3}, "rank_pattern": {"v_proj": 2}}]
+    "config",
+    [
+        {},
+        {"use_rslora": True},
+        {"alpha_pattern": {"v_proj": 3}, "rank_pattern": {"v_proj": 2}},
+        # Anchored at the beginning of the name, as peft documents it; and two patterns, of which the first counts.
+        {"alpha_pattern": {r"^(model|transformer)\.(layers|h)\.0\..*q_proj": 64}},
+        {"alpha_pattern": {r"(layers|h)\.1\..*": 5, "q_proj": 40}},
+        {"init_lora_weights": "gaussian"},
+    ],
 )
 @pytest.mark.parametrize("world", [1, 2])
 def test_an_adapter_saved_by_peft_gives_the_scores_that_peft_gives(folder, tmp_path, config, world):
@@ -86,6 +95,19 @@ def test_training_on_an_sft_adapter_equals_training_on_the_merged_model(folder, 
     loaded = run_ranks(1, our_scores, tmp_path / "on_sft" / "adapter")[0]
     torch.testing.assert_close(loaded, on_adapter.scores, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(loaded, on_merged.scores, rtol=1e-3, atol=1e-3)
+
+
+def test_peft_loads_an_adapter_that_was_trained_on_an_adapter(folder, tmp_path):
+    """It names a full model as its base, since peft loads an adapter on nothing else."""
+    import transformers
+
+    peft_model(folder, tmp_path / "sft", "CAUSAL_LM")
+    (trained,) = run_ranks(1, train_lora, tmp_path / "sft", tmp_path / "rm")
+    base = json.loads((tmp_path / "rm" / "adapter" / "adapter_config.json").read_text())["base_model_name_or_path"]
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(base, num_labels=1)
+    model.config.pad_token_id = None
+    theirs = their_scores(peft.PeftModel.from_pretrained(model, str(tmp_path / "rm" / "adapter")).eval())
+    torch.testing.assert_close(trained.scores.view(-1, 2), theirs, rtol=1e-4, atol=1e-4)
 
 
 def test_an_adapter_without_a_tokenizer_has_the_tokenizer_of_its_base(folder, tmp_path):
@@ -119,13 +141,66 @@ def test_an_adapter_that_does_not_fit_its_base_is_refused(tmp_path):
     assert "belongs to another base: it has 8 unknown tensors, such as base_model.model.model.layers.0" in error(out)
     edit(config, base_model_name_or_path=str(tmp_path / "nowhere"))
     assert "is an adapter without its base" in error(out)
-    edit(config, base_model_name_or_path=str(tmp_path / "base"), use_dora=True)
-    assert "use_dora True is not implemented" in error(out)
-    edit(config, use_dora=False)
+    edit(config, base_model_name_or_path=str(tmp_path / "base"))
     with pytest.raises(ValueError, match="is a reward model's adapter"):
         weights.load(_language_model(tmp_path / "base"), out)
     (out / "adapter_model.safetensors").write_bytes(b"cut")
     assert "adapter_model.safetensors is not a whole safetensors file" in error(out)
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"use_dora": True}, "use_dora True is not implemented"),
+        ({"peft_type": "LOHA"}, "peft_type 'LOHA' is not implemented, only 'LORA'"),
+        ({"bias": "all"}, "bias 'all' is not implemented"),
+        # These change the base's own weights when peft loads the adapter.
+        ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights 'pissa_niter_4' is not implemented"),
+        ({"init_lora_weights": "olora"}, "init_lora_weights 'olora' is not implemented"),
+        ({"alora_invocation_tokens": [5, 6]}, "alora_invocation_tokens [5, 6] is not implemented"),
+        ({"layer_replication": [[0, 2], [1, 3]]}, "layer_replication [[0, 2], [1, 3]] is not implemented"),
+        ({"trainable_token_indices": [3]}, "trainable_token_indices [3] is not implemented"),
+        ({"a_method_of_next_year": {"on": True}}, "a_method_of_next_year {'on': True} is not implemented"),
+        ({"lora_alpha": "16"}, "lora_alpha '16' has to be of type number"),
+        ({"lora_alpha": True}, "lora_alpha True has to be of type number"),
+        ({"r": 0}, "r 0 has to be at least 1"),
+        ({"alpha_pattern": {"q_proj": "x"}}, "alpha_pattern 'q_proj': 'x' has to be of type number"),
+        ({"alpha_pattern": {"(": 3}}, "alpha_pattern '(' is not a regular expression"),
+    ],
+)
+def test_what_an_adapter_config_says_beyond_b_a_is_refused_by_name(tmp_path, changes, named):
+    tiny.llama(vocab_size=400).save_pretrained(tmp_path / "base")
+    peft_model(tmp_path / "base", tmp_path / "adapter")
+    edit(tmp_path / "adapter" / "adapter_config.json", **changes)
+    with pytest.raises(ValueError) as caught:
+        weights.load(_language_model(tmp_path / "base"), tmp_path / "adapter")
+    assert named in str(caught.value) and "adapter_config.json: " in str(caught.value)
+
+
+def test_features_that_are_off_and_null_are_not_refused(tmp_path):
+    tiny.llama(vocab_size=400).save_pretrained(tmp_path / "base")
+    expected = their_scores(peft_model(tmp_path / "base", tmp_path / "adapter"))
+    off = {"a_method_of_next_year": None, "another": False, "a_third": {}, "use_dora": None, "lora_alpha": 8.0}
+    edit(tmp_path / "adapter" / "adapter_config.json", **off)
+    text_fixtures.byte_level(tmp_path / "adapter")
+    scores = run_ranks(1, our_scores, tmp_path / "adapter")[0]
+    torch.testing.assert_close(scores.view(-1, 2), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("targets", [["embed_tokens"], ["embed_tokens", "q_proj"]])
+def test_an_adapter_of_embeddings_is_refused_for_what_it_is(tmp_path, targets):
+    tiny.llama(vocab_size=400).save_pretrained(tmp_path / "base")
+    peft_model(tmp_path / "base", tmp_path / "adapter", target_modules=targets)
+    assert "the adapter adapts embeddings (" in error(tmp_path / "adapter")
+
+
+@pytest.mark.parametrize("module", ["embed_tokens", "lm_head"])
+def test_a_replaced_embedding_or_head_of_a_tied_base_is_refused(tmp_path, module):
+    """peft keeps the other one as the base has it: the two are no longer tied."""
+    tiny.llama(vocab_size=400, tie_word_embeddings=True).save_pretrained(tmp_path / "base")
+    peft_model(tmp_path / "base", tmp_path / "adapter", "CAUSAL_LM", modules_to_save=[module])
+    with pytest.raises(ValueError, match=f"replaces .*{module}.*, and its base ties embedding and head"):
+        weights.load(_language_model(tmp_path / "base"), tmp_path / "adapter")
 
 
 def _language_model(folder):
@@ -140,7 +215,7 @@ def test_an_adapter_that_lacks_a_matrix_is_refused(tmp_path):
     tensors = load_file(file)
     tensors.pop(next(name for name in tensors if "lora_B" in name))
     save_file(tensors, file)
-    assert "is not a whole safetensors file" in error(tmp_path / "adapter")
+    assert "has only one of A and B for base_model.model.model.layers.0.self_attn." in error(tmp_path / "adapter")
 
 
 def test_a_full_model_with_an_adapter_config_is_loaded_as_the_full_model(tmp_path):

@@ -263,6 +263,25 @@ def test_published_configs_give_published_sizes_with_or_without_defaults(name):
     assert read(json.loads(full_config)) == read(hf)
 
 
+@pytest.mark.parametrize(
+    "rope_parameters",
+    [LLAMA3_ROPE, YARN_ROPE, LINEAR_ROPE, {"rope_type": "default", "rope_theta": 5e5}],
+    ids=lambda parameters: parameters["rope_type"],
+)
+def test_an_exported_config_of_transformers_5_has_the_rope_of_transformers_4_as_well(tmp_path, rope_parameters):
+    """transformers 4 ignores rope_parameters, without a warning."""
+    hf_model = tiny.llama(rope_parameters=dict(rope_parameters), head_dim=32)
+    source = tiny.save_with(hf_model, tmp_path / "source")
+    run_ranks(1, weights.save, tiny.ours(source), tmp_path / "out", source, torch.float32)
+    saved = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert saved["rope_theta"] == rope_parameters["rope_theta"]
+    legacy = {name: value for name, value in saved.items() if name != "rope_parameters"}
+    assert read(legacy).ropes == read(saved).ropes == read(json.loads((source / "config.json").read_text())).ropes
+    again = tiny.transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
+    expected = tiny.their_logits(hf_model, tiny.tokens(40))
+    torch.testing.assert_close(tiny.their_logits(again, tiny.tokens(40)), expected, rtol=0, atol=0)
+
+
 def test_both_spellings_of_rope_are_read():
     def rope(**settings):
         return read(LLAMA_HF | settings).ropes[0]
@@ -302,6 +321,7 @@ def test_dropout_settings_change_nothing():
         ({}, "model_type None is not supported"),
         (LLAMA_HF | {"hidden_act": "gelu"}, "hidden_act 'gelu' is not implemented, only 'silu' or"),
         (LLAMA_HF | {"rope_scaling": {"type": "dynamic", "factor": 2}}, "rope_scaling of type 'dynamic'"),
+        (LLAMA_HF | {"is_causal": False}, "is_causal False is not implemented, only True"),
         (LLAMA_HF | {"rope_scaling": {"rope_type": "llama3"}}, "rope_scaling of type 'llama3' lacks 'factor'"),
         (LLAMA_HF | {"rope_parameters": {"rope_type": "longrope"}}, "rope_scaling of type 'longrope'"),
         (LLAMA_HF | {"rope_parameters": YARN_ROPE | {"mscale": 1.0}}, "'yarn' with mscale"),

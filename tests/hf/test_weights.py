@@ -104,7 +104,7 @@ def test_load_ignores_a_copy_of_a_tied_head_and_saved_buffers(tmp_path):
     folder = tiny.save_with(tiny.llama(tie_word_embeddings=True), tmp_path / "m")
 
     def add(tensors):
-        tensors["lm_head.weight"] = torch.zeros(99, 32)
+        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
         tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.zeros(4)
 
     before = tiny.ours(folder)
@@ -508,3 +508,16 @@ def test_the_message_names_a_file_that_the_index_names_but_is_missing(tmp_path, 
     assert f"model.safetensors.index.json names {missing.name}, which the folder lacks" in load_error(many)
     (many / "model.safetensors.index.json").write_text("{}")
     assert "model.safetensors.index.json names no files" in load_error(many)
+
+
+def test_a_head_that_differs_from_its_tied_embedding_is_refused(tmp_path):
+    """transformers unties the two then; merged adapters leave such checkpoints."""
+    folder = tiny.save_with(tiny.llama(tie_word_embeddings=True), tmp_path / "m")
+
+    def add(tensors):
+        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+        tensors["lm_head.weight"][7, 3] += 1
+
+    rewrite(folder, add)
+    assert "lm_head.weight differs from model.embed_tokens.weight, although config.json ties" in load_error(folder)
+    reward_model(folder)  # which has no use for a language model's head

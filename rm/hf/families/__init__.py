@@ -4,7 +4,7 @@ A new family is a file of its own and an entry in `FAMILIES`.
 """
 
 from rm.hf.families import gemma, gemma3, gpt2, gpt_neo, gpt_neox, llama, mistral, phi3, qwen2, qwen3
-from rm.hf.families.rules import Family
+from rm.hf.families.rules import Family, only
 
 FAMILIES: dict[str, Family] = {
     "gemma": gemma.FAMILY,
@@ -25,4 +25,5 @@ def find(hf: dict) -> Family:
     model_type = hf.get("model_type")
     if model_type not in FAMILIES:
         raise ValueError(f"model_type {model_type!r} is not supported, only {', '.join(sorted(FAMILIES))}")
+    only(hf, "is_causal", True, None)  # false: a bidirectional attention mask in transformers, whatever the family
     return FAMILIES[model_type]

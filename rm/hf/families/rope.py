@@ -50,9 +50,30 @@ def rope(hf: dict, head_dim: int, theta: float = 10000.0, partial: float | None 
 def _parameters(hf: dict) -> dict:
     """All rope parameters of a config.json in one dictionary, without those that are null."""
     top_level = {name: hf.get(name) for name in ("rope_theta", "partial_rotary_factor")}
-    length = {"original_max_position_embeddings": hf.get("max_position_embeddings")}
+    # As in transformers: at the top level, or else the length that the model takes.
+    original = hf.get("original_max_position_embeddings") or hf.get("max_position_embeddings")
+    length = {"original_max_position_embeddings": original}
     parameters = length | top_level | (hf.get("rope_scaling") or {}) | (hf.get("rope_parameters") or {})
     return {name: value for name, value in parameters.items() if value is not None}
+
+
+def legacy_spelling(hf: dict) -> dict:
+    """`rope_theta` and `rope_scaling`, as transformers 4 reads them, for a config.json that has only `rope_parameters`.
+
+    transformers 4 ignores `rope_parameters`, without a warning.
+    """
+    parameters = hf.get("rope_parameters") or {}
+    if "full_attention" in parameters:  # Gemma 3: an entry for each kind of layer
+        sliding = parameters.get("sliding_attention") or {}
+        spelling = {"rope_local_base_freq": sliding.get("rope_theta")}
+        parameters = parameters["full_attention"] or {}
+    else:
+        spelling = {}
+    scaling = {name: value for name, value in parameters.items() if name not in ("rope_theta", "partial_rotary_factor")}
+    if parameters.get("rope_type", "default") != "default":
+        spelling["rope_scaling"] = scaling
+    spelling |= {name: parameters.get(name) for name in ("rope_theta", "partial_rotary_factor")}
+    return {name: value for name, value in spelling.items() if value is not None and hf.get(name) is None}
 
 
 # Each of the following takes the periods of unscaled rope, (E/2,), in positions per radian, their base theta and the
