@@ -22,6 +22,7 @@ Shapes: T tokens in a micro-batch, H heads, K kv heads, E head width, L queries 
 
 import logging
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -92,26 +93,27 @@ class VarlenAttention:
     """One FlashAttention call a layer (CUDA, 16 bit), with keys and values gathered as [P R1 P R2 ...].
 
     Query sequences are [P R1], [R2], ..., key sequences [P R1], [P R2], ...: where their lengths differ, FlashAttention
-    aligns the causal mask at the bottom right, which is this module's mask. The gather is slices and `cat`, whose
-    backward is deterministic.
+    aligns the causal mask at the bottom right, which is this module's mask.
     """
 
     def __init__(self, segments: list[Segment], device: torch.device):
         from torch.nn.attention.varlen import varlen_attn  # only CUDA builds can call it
 
         self.varlen_attn = varlen_attn
-        self.segments = segments
-        self.query_lengths = _query_lengths(segments)
+        query_lengths = _query_lengths(segments)
         key_lengths = [prefix + reply for prefix, *replies in segments for reply in replies]
-        self.query_ends, self.longest_query = _cumulative(self.query_lengths, device), max(self.query_lengths)
+        self.query_ends, self.longest_query = _cumulative(query_lengths, device), max(query_lengths)
         self.key_ends, self.longest_key = _cumulative(key_lengths, device), max(key_lengths)
+        self.key_copies = _key_copies(segments, device) if len(key_lengths) > len(segments) else None
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, window: int, scale: float) -> Tensor:
         """q (T, H, E), k and v (T, K, E) -> (T, H, E)."""
+        if self.key_copies is not None:
+            k, v = (_GatherKeys.apply(x, *self.key_copies) for x in (k, v))
         return self.varlen_attn(
             q,
-            self._gather(k),
-            self._gather(v),
+            k,
+            v,
             self.query_ends,
             self.key_ends,
             self.longest_query,
@@ -121,17 +123,55 @@ class VarlenAttention:
             enable_gqa=q.shape[1] != k.shape[1],
         )
 
-    def _gather(self, x: Tensor) -> Tensor:
-        """(T, K, E) as packed -> the key sequences one after another, each with its own copy of the prompt."""
-        pieces, out, n = x.split(self.query_lengths), [], 0
-        for prefix, _, *others in self.segments:
-            first = pieces[n]  # [P R1]
-            out.append(first)
-            n += 1
-            for _ in others:
-                out += [first[:prefix], pieces[n]]
-                n += 1
-        return torch.cat(out)
+
+class _GatherKeys(torch.autograd.Function):
+    """(T, K, E) as packed -> (S, K, E): the key sequences one after another, each with its own copy of the prompt.
+
+    The gradient of a prompt's token is the sum over its copies. It is added one reply at a time, so that no
+    `index_add_` has an index twice: then the sum has a fixed order also on a GPU.
+    """
+
+    @staticmethod
+    def forward(ctx, x: Tensor, token_of_key: Tensor, own_key: Tensor, *copies: Tensor) -> Tensor:
+        """The indices are those of `_key_copies`."""
+        ctx.save_for_backward(own_key, *copies)
+        return x.index_select(0, token_of_key)
+
+    @staticmethod
+    def backward(ctx, grad_output: Tensor):
+        own_key, *copies = ctx.saved_tensors
+        grad = grad_output.index_select(0, own_key)
+        for tokens, keys in zip(copies[::2], copies[1::2], strict=True):
+            grad.index_add_(0, tokens, grad_output.index_select(0, keys))
+        return grad, None, None, *(None for _ in copies)
+
+
+def _key_copies(segments: list[Segment], device: torch.device) -> list[Tensor]:
+    """Indices between the T tokens of a micro-batch and the S keys of its key sequences [P R1], [P R2], ...
+
+    Returns:
+        `token_of_key` (S,); `own_key` (T,), the first key of each token; then, for the 2nd, 3rd, ... replies of all
+        segments, the prompts' tokens and the keys that are their copies, two tensors of equal length.
+    """
+    token_of_key, own_key = [], []
+    copies: list[tuple[list[np.ndarray], list[np.ndarray]]] = []  # (tokens, keys) of the 2nd, 3rd, ... replies
+    token = key = 0  # where the next piece begins
+    for prefix, first, *others in segments:
+        prompt = np.arange(token, token + prefix)
+        token_of_key.append(np.arange(token, token + prefix + first))
+        own_key.append(np.arange(key, key + prefix + first))
+        token, key = token + prefix + first, key + prefix + first
+        for n, reply in enumerate(others):
+            token_of_key += [prompt, np.arange(token, token + reply)]
+            own_key.append(np.arange(key + prefix, key + prefix + reply))
+            if n == len(copies):
+                copies.append(([], []))
+            tokens, keys = copies[n]
+            tokens.append(prompt)
+            keys.append(np.arange(key, key + prefix))
+            token, key = token + reply, key + prefix + reply
+    indices = [token_of_key, own_key, *(part for pair in copies for part in pair)]
+    return [_to_device(torch.from_numpy(np.concatenate(x)), device) for x in indices]
 
 
 def _query_lengths(segments: list[Segment]) -> list[int]:
@@ -176,5 +216,10 @@ def _disagreement(device: torch.device, dtype: torch.dtype, heads: int, kv_heads
 
 def _cumulative(lengths: list[int], device: torch.device) -> Tensor:
     """[0, l1, l1 + l2, ...] as FlashAttention wants it, (len + 1,) int32."""
-    ends = torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32)
-    return ends.to(device, non_blocking=True)
+    ends = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+    return _to_device(torch.from_numpy(ends), device)
+
+
+def _to_device(x: Tensor, device: torch.device) -> Tensor:
+    """A copy on `device`, for which the host does not wait."""
+    return x.to(device, non_blocking=True)

@@ -36,7 +36,7 @@ class LanguageModel(Transformer):
         """`loss`: summed cross entropy of the labelled tokens, () fp32; `count`: their number."""
         hidden = self.hidden(batch.tokens, batch.position, batch.segments, batch.label_positions)  # (L, D)
         loss = losses.linear_cross_entropy(hidden, self.head_weight, batch.targets)
-        return {"loss": loss + _zero_with_grad(hidden), "count": loss.new_tensor(len(batch.targets))}
+        return {"loss": loss + _zero_with_grad(hidden), "count": loss.new_full((), len(batch.targets))}
 
     @staticmethod
     def count(batches: StepBatches) -> int:
@@ -70,7 +70,7 @@ class RewardModel(Transformer):
             "loss": loss.sum() + _zero_with_grad(hidden),
             "accuracy": accuracy.sum(),
             "margin": margin.sum(),
-            "count": loss.new_tensor(len(loss)),
+            "count": loss.new_full((), len(loss)),
         }
 
     def _rewards_and_hidden(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:

@@ -91,12 +91,16 @@ def _place_moments(state: dict, p: nn.Parameter, trains: bool, policy: str) -> N
     elif not trains and policy == "cpu":
         state[p] = {key: sharding.local(x).cpu() for key, x in state[p].items()}  # this rank's part, as a plain tensor
     elif trains:
-        state[p] = {key: _moved_to(p, x) if x.ndim else x for key, x in state[p].items()}  # all but the step count
+        state[p] = {key: _moved_to(p, x) for key, x in state[p].items()}
 
 
 def _moved_to(p: nn.Parameter, x: Tensor) -> Tensor:
-    """A moment of `p` that may have been moved to the CPU, on p's device and sharded as p is."""
-    if sharding.is_dtensor(x) or not sharding.is_dtensor(p):
+    """What Adam keeps of `p`, which may have been moved to the CPU: on p's device, and a moment sharded as p is.
+
+    The step count too: fused AdamW reads it on the device.
+    """
+    is_step_count = x.ndim == 0
+    if is_step_count or sharding.is_dtensor(x) or not sharding.is_dtensor(p):
         return x.to(p.device)
     from torch.distributed.tensor import DTensor
 

@@ -66,8 +66,8 @@ class LoRALinear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         if self.merged:
             return super().forward(x)
-        low = F.linear(F.dropout(x, self.dropout, self.training), self.lora_A)  # (T, r)
-        return super().forward(x) + F.linear(low, self.lora_B) * self.scale
+        low = F.linear(F.dropout(x, self.dropout, self.training), self.lora_A) * self.scale  # (T, r)
+        return torch.addmm(super().forward(x), low, self.lora_B.T)  # the sum is part of the product: no pass of its own
 
 
 def adapt(model: nn.Module, settings: LoraSettings, dtype: torch.dtype) -> None:
