@@ -1,0 +1,1 @@
+"""What `launch/accept.sh` runs on a machine before real work is trusted to it: docs/clusters.md."""

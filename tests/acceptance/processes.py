@@ -1,0 +1,2 @@
+def ranks(report): "x"
+interruption = end = ranks

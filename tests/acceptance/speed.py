@@ -1,0 +1,156 @@
+"""The last stage: how fast and how lean training is on this device."""
+
+import json
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from rm.config import compose
+from rm.data.batch import StepBatches, pack
+from rm.data.examples import Example, Examples
+from rm.distributed import process_group as dist
+from rm.distributed import sharding
+from rm.hf import build
+from rm.model.heads import LanguageModel, RewardModel
+from rm.training import optim
+from tests.acceptance.report import Report
+from tests.training_runs import Settings
+from train_rm import train_step
+
+COMMON = dict(
+    architectures=["LlamaForCausalLM"], model_type="llama", vocab_size=128256, num_attention_heads=32,
+    num_key_value_heads=8, rms_norm_eps=1e-5, hidden_act="silu", max_position_embeddings=8192, rope_theta=5e5,
+)  # fmt: skip
+LLAMA_1B = COMMON | dict(
+    hidden_size=2048, intermediate_size=8192, num_hidden_layers=16, head_dim=64, tie_word_embeddings=True
+)
+LLAMA_8B = COMMON | dict(
+    hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, head_dim=128, tie_word_embeddings=False
+)
+PAIRS, PROMPT, REPLY = 22, 200, 80  # a micro-batch of 7,920 tokens, with the lengths of HH-RLHF
+WARMUP, STEPS, MICRO_BATCHES = 3, 5, 2
+# Dense bfloat16 peak of a device in TFLOP/s, as its maker states it, and the share of it that a step has to reach.
+PEAKS = {"H100": (989, 0.28), "H200": (989, 0.28), "A100": (312, 0.38)}
+
+
+@dataclass(frozen=True)
+class Run:
+    name: str
+    cls: type
+    config: dict
+    flags: dict
+    memory_gib: int  # of a device on which it fits
+
+
+RUNS = (
+    Run("1B reward model", RewardModel, LLAMA_1B, {}, 38),
+    Run("1B SFT", LanguageModel, LLAMA_1B, {}, 38),
+    Run("8B reward model, LoRA", RewardModel, LLAMA_8B, dict(use_lora=True, lora_target_modules=("all-linear",)), 70),
+)
+
+
+def speed(report: Report) -> None:
+    """model FLOPs utilisation, time to enqueue a step, memory held beside what is used"""
+    if not torch.cuda.is_available():
+        return report.skip("speed", "no GPU")
+    name, memory = torch.cuda.get_device_name(), torch.cuda.get_device_properties(0).total_memory / 2**30
+    peak, least = next((value for key, value in PEAKS.items() if key in name), (None, None))
+    if peak is None:
+        return report.skip("speed", f"the peak of {name} is not known here")
+    with dist.session(0):
+        for run in RUNS:
+            if memory < run.memory_gib:
+                report.note(**{run.name: f"not run: needs {run.memory_gib} GiB"})
+                continue
+            facts = measure(run)
+            utilisation = facts["tflops"] / (peak * (100 if report.has_fault() else 1))
+            report.note(**{run.name: facts})
+            report.check(f"{run.name}: model FLOPs utilisation", round(utilisation, 3), least, utilisation >= least)
+            report.check(f"{run.name}: time to enqueue a step / time of a step", facts["enqueue_share"], 0.5)
+            report.check(f"{run.name}: memory reserved / allocated", facts["reserved_over_allocated"], 1.15)
+
+
+def measure(run: Run) -> dict:
+    """Times and memory of some steps of a model with random weights."""
+    torch.cuda.reset_peak_memory_stats()
+    settings = compose(Settings, dtype="bfloat16", **run.flags)
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "config.json").write_text(json.dumps(run.config))
+        model = build.build(run.cls, folder, settings.parallel, training=settings.training)
+    sharding.allocate(model)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            sharding.local(parameter).normal_(0, 0.02) if parameter.ndim > 1 else sharding.local(parameter).fill_(1)
+    optimizer = optim.adamw(model, settings.optim)
+    batches = _batches(run.cls, run.config["vocab_size"])
+    times, enqueued = [], []
+    for _ in range(WARMUP + STEPS):
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        train_step(model, optimizer, batches, 1.0)
+        enqueued.append(time.perf_counter() - start)
+        torch.cuda.synchronize()
+        times.append(time.perf_counter() - start)
+    seconds = float(np.median(times[WARMUP:]))
+    allocated, reserved = torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
+    facts = dict(
+        step_seconds=round(seconds, 4),
+        tokens_per_second=round(batches.num_tokens / seconds),
+        tflops=round(flops(model, batches, run) / seconds / 1e12, 1),
+        enqueue_share=round(float(np.median(enqueued[WARMUP:])) / seconds, 3),
+        allocated_gib=round(allocated / 2**30, 2),
+        reserved_over_allocated=round(reserved / allocated, 3),
+    )
+    del model, optimizer
+    torch.cuda.empty_cache()
+    return facts
+
+
+def _batches(cls: type, vocab: int) -> StepBatches:
+    random = np.random.default_rng(0)
+
+    def ids(n: int) -> np.ndarray:
+        return random.integers(0, vocab, n).astype(np.int32)
+
+    examples = []
+    for _ in range(PAIRS):
+        replies = tuple(ids(REPLY) for _ in range(2 if cls is RewardModel else 1))
+        if cls is RewardModel:
+            examples.append(Example(ids(PROMPT), replies, tuple(np.zeros(REPLY, bool) for _ in replies)))
+        else:  # one text of the same number of tokens, all of which carry loss
+            text = ids(PROMPT + 2 * REPLY)
+            examples.append(Example(text[:0], (text,), (np.ones(len(text), bool),)))
+    batch = pack(Examples.build(iter(examples)), range(PAIRS))
+    micro_batches = [batch] * MICRO_BATCHES
+    return StepBatches(
+        micro_batches, PAIRS * MICRO_BATCHES, len(batch.targets) * MICRO_BATCHES, len(batch.tokens) * MICRO_BATCHES, 0
+    )
+
+
+def flops(model: torch.nn.Module, batches: StepBatches, run: Run) -> float:
+    """Model FLOPs of a step: 2 a weight and token forward, 4 backward (2 where the weight is frozen), attention."""
+    total = 0.0
+    linear = {n: m for n, m in model.layers.named_modules() if isinstance(m, torch.nn.Linear)}
+    weights = sum(m.in_features * m.out_features for m in linear.values())
+    last = f"{len(model.layers) - 1}."
+    behind = sum(  # what the last layer computes for the needed positions alone
+        m.in_features * m.out_features
+        for n, m in linear.items()
+        if n.startswith(last) and n.rpartition(".")[2] not in ("q_proj", "k_proj", "v_proj")
+    )
+    factor = 4 if run.flags.get("use_lora") else 6
+    for batch in batches.micro_batches:
+        tokens = len(batch.tokens)
+        needed = len(batch.reply_end) if run.cls is RewardModel else len(batch.targets)
+        total += factor * ((weights - behind) * tokens + behind * needed)
+        if run.cls is LanguageModel:
+            total += 6 * run.config["vocab_size"] * run.config["hidden_size"] * needed
+        heads = run.config["num_attention_heads"] * run.config["head_dim"]
+        for prefix, first, *others in batch.segments:
+            pairs = (prefix + first) ** 2 / 2 + sum(reply * (prefix + reply / 2) for reply in others)
+            total += 12 * heads * run.config["num_hidden_layers"] * pairs
+    return total
