@@ -20,14 +20,19 @@ same signature and are tested against the mask, written out entry by entry, in `
 Shapes: T tokens in a micro-batch, H heads, K kv heads, E head width, L queries and S keys of one call.
 """
 
+import contextlib
 import logging
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from rm.data.batch import Segment
+
+# On a GPU, without cuDNN: it makes a plan for every new pair of lengths, 4 s for a layer of 44 replies on an H200.
+_BACKENDS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 NO_WINDOW = 0  # the sliding window of a layer that attends to the whole segment
 
@@ -67,13 +72,14 @@ class SplitAttention:
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, window: int, scale: float) -> Tensor:
         """q (L, H, E), k and v (S, K, E) -> (L, H, E): queries are the last L of S positions (bottom-right causal)."""
         mask = self._mask(len(q), len(k), window)
-        out = F.scaled_dot_product_attention(
-            *(x.transpose(0, 1)[None] for x in (q, k, v)),  # (1, H | K, L | S, E)
-            attn_mask=mask,
-            is_causal=mask is None,
-            scale=scale,
-            enable_gqa=q.shape[1] != k.shape[1],
-        )
+        with sdpa_kernel(_BACKENDS) if q.is_cuda else contextlib.nullcontext():
+            out = F.scaled_dot_product_attention(
+                *(x.transpose(0, 1)[None] for x in (q, k, v)),  # (1, H | K, L | S, E)
+                attn_mask=mask,
+                is_causal=mask is None,
+                scale=scale,
+                enable_gqa=q.shape[1] != k.shape[1],
+            )
         return out[0].transpose(0, 1)
 
     def _mask(self, queries: int, keys: int, window: int) -> Tensor | None:
@@ -193,6 +199,7 @@ def choose_kernel(device: torch.device, dtype: torch.dtype, heads: int, kv_heads
     return kernel
 
 
+@torch.enable_grad()  # also where a model is built for scoring alone
 def _disagreement(device: torch.device, dtype: torch.dtype, heads: int, kv_heads: int, head_dim: int) -> float:
     """The largest relative difference between varlen and split: outputs and gradients, with and without window."""
     segments = [(7, 5, 9), (0, 33), (20, 4, 6, 11)]

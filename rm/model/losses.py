@@ -19,7 +19,9 @@ from torch import Tensor
 from rm.config import SettingsGroup, require_not_negative, setting
 from rm.data.examples import Examples
 
-LOGITS_AT_ONCE = 2**24  # logits in memory at a time, whatever L and V: 64 MiB in fp32
+# Logits in memory at a time, whatever L and V: 64 MiB in fp32 on a CPU, 512 MiB on a GPU, where small chunks take long:
+# 195 ms with 2**24 for 8,000 tokens and V = 128,256 on an H200, 67 ms with 2**27, 59 ms with 2**28.
+LOGITS_AT_ONCE = {"cpu": 2**24, "cuda": 2**27}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,7 +198,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         loss = hidden.new_zeros((), dtype=torch.float32)
         hidden_grad = torch.empty_like(hidden) if need_hidden else None
         weight_grad = torch.zeros_like(weight, dtype=torch.float32) if need_weight else None
-        chunk = max(1, LOGITS_AT_ONCE // len(weight))
+        chunk = max(1, LOGITS_AT_ONCE[hidden.device.type] // len(weight))
         for start in range(0, len(hidden), chunk):
             part = slice(start, start + chunk)
             logits = (hidden[part] @ weight.T).float()  # (chunk, V)

@@ -6,6 +6,7 @@ with what would fit, and not on the cluster. The plan is written to plan.json in
 follows prints at its end how far it was off. `docs/scale.md` shows the plans of 7B to 70B models.
 """
 
+import contextlib
 import dataclasses
 import math
 from collections.abc import Iterator
@@ -22,7 +23,7 @@ from rm.data.examples import Examples
 from rm.distributed import process_group as dist
 from rm.files import write_json
 from rm.hf import build
-from rm.model import lisa
+from rm.model import lisa, losses
 from rm.model.attention import SplitAttention, VarlenAttention
 from rm.model.losses import LossSettings
 from rm.model.transformer import Transformer
@@ -71,13 +72,25 @@ def show(
     if settings.parallel.dtype == "auto":
         settings = updated(settings, dtype="bfloat16")
     kernel = VarlenAttention if settings.parallel.dtype == "bfloat16" else SplitAttention
-    with dist.fake_process_group(processes):
+    on_a_gpu = kernel is VarlenAttention
+    with dist.fake_process_group(processes), _logits_of_a_gpu() if on_a_gpu else contextlib.nullcontext():
         plan = Plan(cls, settings, plan_settings, examples, kernel, loss)
         for line in plan.lines():
             dist.say(line)
         if not plan.fits(plan.heaviest):
             raise ValueError(plan.advice())
     _write(plan.heaviest.footprint, settings, processes)
+
+
+@contextlib.contextmanager
+def _logits_of_a_gpu() -> Iterator[None]:
+    """Hold as many logits at a time as on a GPU: the fake tensors of a plan are on the CPU."""
+    on_cpu = losses.LOGITS_AT_ONCE["cpu"]
+    losses.LOGITS_AT_ONCE["cpu"] = losses.LOGITS_AT_ONCE["cuda"]
+    try:
+        yield
+    finally:
+        losses.LOGITS_AT_ONCE["cpu"] = on_cpu
 
 
 def _write(footprint: Footprint, settings: TrainingSettings, processes: int) -> None:

@@ -1,2 +1,169 @@
-def ranks(report): "x"
-interruption = end = ranks
+"""Stages in processes of their own: whole runs of the scripts, as a user starts them."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from functools import cache
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from rm.scoring import Scorer
+from tests.acceptance.report import Report
+
+ROOT = Path(__file__).parent.parent.parent
+STEPS, INTERRUPTED_AT = 20, 7
+MESSAGE_WITHIN, GONE_WITHIN = 60, 120  # seconds from the failure of one process
+
+
+def processes() -> int:
+    """One for each GPU; two on a CPU."""
+    return torch.cuda.device_count() or 2
+
+
+@cache
+def _temporary() -> tempfile.TemporaryDirectory:
+    return tempfile.TemporaryDirectory(prefix="acceptance-")  # removed when the command ends
+
+
+@cache
+def demo() -> Path:
+    """The folder of the quickstart's synthetic data and model."""
+    folder = Path(_temporary().name) / "demo"
+    subprocess.run([sys.executable, "-m", "rm.demo", folder], check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
+    return folder
+
+
+def command(out: Path, *more: str, n: int | None = None, script: str = "train_rm.py") -> list[str]:
+    """A training of STEPS steps in float32 that saves a checkpoint every fifth; in `n` processes of torchrun."""
+    torchrun = [] if n is None else ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={n}"]
+    flags = dict(
+        model_name_or_path=demo() / "model", dataset_path=demo() / "rm_train.jsonl", output_dir=out, dtype="float32",
+        max_steps=STEPS, global_batch_size=16, max_tokens=512, logging_steps=1, save_steps=5, learning_rate=4e-4,
+        cache_dir=_temporary().name + "/cache",
+    )  # fmt: skip
+    words = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
+    return [sys.executable, *torchrun, script, *words, *more]
+
+
+def run(words: list[str], **options) -> subprocess.CompletedProcess:
+    done = subprocess.run(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(words)} ended with {done.returncode}:\n{done.stdout[-3000:]}")
+    return done
+
+
+def losses(out: Path) -> torch.Tensor:
+    lines = [json.loads(line) for line in open(out / "metrics.jsonl")]
+    return torch.tensor([line["loss"] for line in lines if "loss" in line])
+
+
+def _difference(report: Report, name: str, out: Path, expected: torch.Tensor, limit: float) -> None:
+    found = losses(out)
+    report.check(f"{name}: steps logged", len(found), len(expected), len(found) == len(expected))
+    report.check(f"{name}: largest difference of a loss", (found - expected).abs().max().item(), limit)
+
+
+@cache
+def one_process() -> torch.Tensor:
+    """The losses of a run in one process."""
+    out = Path(_temporary().name) / "one"
+    run(command(out))
+    return losses(out)
+
+
+def ranks(report: Report) -> None:
+    """the same training in one process, in all, and in two groups"""
+    n, expected = processes(), one_process()
+    other_seed = ("--seed", "1") if report.has_fault() else ()
+    variants = {f"{n} processes": other_seed}
+    if n > 2:
+        variants[f"{n} processes in groups of {n // 2}"] = ("--shard_group_size", str(n // 2))
+    for name, flags in variants.items():
+        out = Path(_temporary().name) / name.replace(" ", "_")
+        run(command(out, *flags, n=n))
+        _difference(report, name, out, expected, 1e-4)
+    if n == 1:
+        report.not_run["ranks on several GPUs"] = "this machine has one"
+
+
+def interruption(report: Report) -> None:
+    """a run that is stopped and goes on is the run that was not; a process that fails is heard and ends all"""
+    n, out = processes(), Path(_temporary().name) / "interrupted"
+    expected = one_process()
+    with subprocess.Popen(
+        command(out, n=n), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as interrupted:
+        _wait_for(lambda: (out / "metrics.jsonl").exists() and len(losses(out)) >= INTERRUPTED_AT, interrupted)
+        interrupted.send_signal(signal.SIGTERM)
+        interrupted.wait(timeout=GONE_WITHIN)
+    steps = len(losses(out))
+    report.check("steps at the interruption", steps, f"fewer than {STEPS}", steps < STEPS)
+    run(command(out, n=n))
+    if report.has_fault():
+        expected = expected + 1
+    _difference(report, "resumed", out, expected, 1e-4)
+
+    out = Path(_temporary().name) / "failed"
+    words = command(out, n=max(2, n) if not torch.cuda.is_available() else n, script="tests/acceptance/failing.py")
+    started = time.monotonic()
+    with subprocess.Popen(
+        words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])},
+    ) as failing:  # fmt: skip
+        failed = heard = None
+        for line in failing.stdout:
+            now = time.monotonic()
+            failed = failed or (now if "this process fails now" in line else None)
+            heard = heard or (now if "out of memory" in line.lower() else None)
+        failing.wait(timeout=GONE_WITHIN)
+    ended, failed = time.monotonic(), failed or started
+    report.check("seconds until its message", heard and round(heard - failed, 1), MESSAGE_WITHIN, heard is not None)
+    report.check("seconds until all processes are gone", round(ended - failed, 1), GONE_WITHIN)
+
+
+def _wait_for(condition, process: subprocess.Popen, timeout: float = 120) -> None:
+    deadline = time.monotonic() + timeout
+    while not condition():
+        if process.poll() is not None:
+            raise RuntimeError(f"the run ended with {process.returncode} before it could be interrupted")
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"the run did not come so far in {timeout:.0f} s")
+        time.sleep(0.05)
+
+
+def end(report: Report) -> None:
+    """the exported model is scored as it was trained, and memory was as planned"""
+    out = Path(_temporary().name) / "end"
+    flags = ("--dtype", "auto", "--max_tokens", "4096", "--global_batch_size", "64")
+    plan = run(command(out, *flags, "--plan", "true", n=None))
+    run(command(out, *flags, n=None))
+    model = out / "model"
+    if report.has_fault():
+        tensors = load_file(model / "model.safetensors")
+        tensors["score.weight"] = tensors["score.weight"] * 1.5
+        save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
+    evaluation = subprocess.run(
+        [sys.executable, "eval_rm.py", "--model_name_or_path", model, "--dataset_path", demo() / "rm_test.jsonl"]
+        + ["--output_dir", out / "eval"],
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    last = (evaluation.stdout.strip().splitlines() or [""])[-1]
+    report.check("eval_rm.py on the exported model", last, "a report", evaluation.returncode == 0)
+    if evaluation.returncode:
+        return
+    record = json.loads((demo() / "rm_test.jsonl").read_text().splitlines()[0])
+    scored = json.loads((out / "eval" / "scores.jsonl").read_text().splitlines()[0])
+    rewards = Scorer(model).score([record["positive"], record["negative"]])
+    difference = max(abs(a - b) for a, b in zip(rewards, scored["scores"], strict=True))
+    report.check("Scorer against eval_rm.py", difference, 0.05)
+    if torch.cuda.is_available():
+        planned = json.loads((out / "plan.json").read_text())["peak"]
+        peak = max(json.loads(line).get("peak_memory_gib", 0) for line in open(out / "metrics.jsonl")) * 2**30
+        report.check("peak memory / planned", round(peak / planned, 3), "0.9 to 1.1", 0.9 <= peak / planned <= 1.1)
+    report.note(plan=plan.stdout.strip().splitlines()[-1])

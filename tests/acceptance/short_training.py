@@ -1,6 +1,6 @@
 """Six steps of a tiny model by every method, the same on any device.
 
-    CUDA_VISIBLE_DEVICES= python -m tests.acceptance.short_training OUT.safetensors     in float32 on the CPU
+CUDA_VISIBLE_DEVICES= python -m tests.acceptance.short_training OUT.safetensors     in float32 on the CPU
 """
 
 import sys
@@ -82,8 +82,8 @@ def train(name: str, dtype: str, forbid_waits: bool) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def rewards_of_lengths(dtype: str, torch_compile: bool, count: bool = False):
-    """Rewards of micro-batches of six lengths; with `count` also how often the last three were compiled anew."""
+def rewards_of_lengths(dtype: str, torch_compile: bool) -> tuple[Tensor, int]:
+    """Rewards of micro-batches of six lengths, and how many graphs were compiled for the last three."""
     kernel = choose_kernel(dist.device(), getattr(torch, dtype), CONFIG.n_heads, CONFIG.n_kv_heads, CONFIG.head_dim)
     plain = made.model(RewardModel, CONFIG, kernel)
     model = sharded(plain, ParallelSettings(dtype=dtype, torch_compile=torch_compile)).eval()
@@ -92,8 +92,7 @@ def rewards_of_lengths(dtype: str, torch_compile: bool, count: bool = False):
         examples = made.pair_examples(made.token_pairs(pairs, seed=n, vocab=CONFIG.vocab_size, longest=40))
         rewards.append(model.rewards(pack(examples, range(pairs)).to(dist.device())).float().cpu())
         compilations.append(_compilations())
-    rewards = torch.cat(rewards)
-    return (rewards, compilations[-1] - compilations[2]) if count else rewards
+    return torch.cat(rewards), compilations[-1] - compilations[2]
 
 
 def _compilations() -> int:
