@@ -6,6 +6,10 @@ import os
 import tempfile
 import traceback
 
+os.environ["CUDA_VISIBLE_DEVICES"] = (
+    ""  # tests run on the CPU, also where there are GPUs: launch/accept.sh is for those
+)
+
 import hypothesis
 import pytest
 import torch

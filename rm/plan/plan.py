@@ -73,7 +73,7 @@ def show(
         settings = updated(settings, dtype="bfloat16")
     kernel = VarlenAttention if settings.parallel.dtype == "bfloat16" else SplitAttention
     on_a_gpu = kernel is VarlenAttention
-    with dist.fake_process_group(processes), _logits_of_a_gpu() if on_a_gpu else contextlib.nullcontext():
+    with dist.fake_process_group(processes), logits_of_a_gpu() if on_a_gpu else contextlib.nullcontext():
         plan = Plan(cls, settings, plan_settings, examples, kernel, loss)
         for line in plan.lines():
             dist.say(line)
@@ -83,7 +83,7 @@ def show(
 
 
 @contextlib.contextmanager
-def _logits_of_a_gpu() -> Iterator[None]:
+def logits_of_a_gpu() -> Iterator[None]:
     """Hold as many logits at a time as on a GPU: the fake tensors of a plan are on the CPU."""
     on_cpu = losses.LOGITS_AT_ONCE["cpu"]
     losses.LOGITS_AT_ONCE["cpu"] = losses.LOGITS_AT_ONCE["cuda"]

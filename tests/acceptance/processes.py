@@ -138,11 +138,9 @@ def _wait_for(condition, process: subprocess.Popen, timeout: float = 120) -> Non
 
 
 def end(report: Report) -> None:
-    """the exported model is scored as it was trained, and memory was as planned"""
+    """the exported model gives the scores that it had when it was trained"""
     out = Path(_temporary().name) / "end"
-    flags = ("--dtype", "auto", "--max_tokens", "4096", "--global_batch_size", "64")
-    plan = run(command(out, *flags, "--plan", "true", n=None))
-    run(command(out, *flags, n=None))
+    run(command(out, "--dtype", "auto"))
     model = out / "model"
     if report.has_fault():
         tensors = load_file(model / "model.safetensors")
@@ -162,8 +160,3 @@ def end(report: Report) -> None:
     rewards = Scorer(model).score([record["positive"], record["negative"]])
     difference = max(abs(a - b) for a, b in zip(rewards, scored["scores"], strict=True))
     report.check("Scorer against eval_rm.py", difference, 0.05)
-    if torch.cuda.is_available():
-        planned = json.loads((out / "plan.json").read_text())["peak"]
-        peak = max(json.loads(line).get("peak_memory_gib", 0) for line in open(out / "metrics.jsonl")) * 2**30
-        report.check("peak memory / planned", round(peak / planned, 3), "0.9 to 1.1", 0.9 <= peak / planned <= 1.1)
-    report.note(plan=plan.stdout.strip().splitlines()[-1])

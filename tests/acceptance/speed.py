@@ -1,5 +1,6 @@
 """The last stage: how fast and how lean training is on this device."""
 
+import gc
 import json
 import tempfile
 import time
@@ -16,7 +17,9 @@ from rm.data.examples import Example, Examples
 from rm.distributed import process_group as dist
 from rm.distributed import sharding
 from rm.hf import build
+from rm.model.attention import VarlenAttention
 from rm.model.heads import LanguageModel, RewardModel
+from rm.plan import memory, plan
 from rm.training import optim
 from tests.acceptance.report import Report
 from tests.training_runs import Settings
@@ -55,33 +58,34 @@ RUNS = (
 
 
 def speed(report: Report) -> None:
-    """model FLOPs utilisation, whether the device waits for the host, memory held beside what is used"""
+    """model FLOPs utilisation, whether the device waits for the host, memory as planned"""
     if not torch.cuda.is_available():
         return report.skip("speed", "no GPU")
-    name, memory = torch.cuda.get_device_name(), torch.cuda.get_device_properties(0).total_memory / 2**30
+    name, available = torch.cuda.get_device_name(), torch.cuda.get_device_properties(0).total_memory / 2**30
     peak, least = next((value for key, value in PEAKS.items() if key in name), (None, None))
     if peak is None:
         return report.skip("speed", f"the peak of {name} is not known here")
+    runs = [run for run in RUNS if available >= run.memory_gib]
+    if not runs:
+        return report.skip("speed", f"the smallest model needs {RUNS[0].memory_gib} GiB")
     with dist.session(0):
-        for run in RUNS:
-            if memory < run.memory_gib:
-                report.note(**{run.name: f"not run: needs {run.memory_gib} GiB"})
-                continue
-            facts = measure(run)
+        planned = {run.name: _planned(run) for run in runs}
+    with dist.session(0):
+        for run in runs:
+            facts = measure(run) | {"planned_gib": planned[run.name]}
             utilisation = facts["tflops"] / (peak * (100 if report.has_fault() else 1))
             report.note(**{run.name: facts})
             report.check(f"{run.name}: model FLOPs utilisation", round(utilisation, 3), least, utilisation >= least)
             report.check(f"{run.name}: time in which the device computes", facts["busy"], 0.9, facts["busy"] >= 0.9)
             report.check(f"{run.name}: memory reserved / allocated", facts["reserved_over_allocated"], 1.15)
+            ratio = round(facts["allocated_gib"] / facts["planned_gib"], 3)
+            report.check(f"{run.name}: memory allocated / planned", ratio, "0.9 to 1.1", 0.9 <= ratio <= 1.1)
 
 
 def measure(run: Run) -> dict:
     """Times and memory of some steps of a model with random weights."""
     torch.cuda.reset_peak_memory_stats()
-    settings = compose(Settings, dtype="bfloat16", **run.flags)
-    with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "config.json").write_text(json.dumps(run.config))
-        model = build.build(run.cls, folder, settings.parallel, training=settings.training)
+    settings, model = _build(run)
     sharding.allocate(model)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -106,8 +110,24 @@ def measure(run: Run) -> dict:
     report_of_kernels = sorted(slowest.items(), key=lambda item: -item[1])[:12]
     facts["milliseconds_by_kernel"] = {name[:60]: round(1000 * seconds, 2) for name, seconds in report_of_kernels}
     del model, optimizer
+    gc.collect()  # a sharded model refers to itself
     torch.cuda.empty_cache()
     return facts
+
+
+def _build(run: Run, kernel: type | None = None) -> tuple[Settings, torch.nn.Module]:
+    settings = compose(Settings, dtype="bfloat16", **run.flags)
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "config.json").write_text(json.dumps(run.config))
+        return settings, build.build(run.cls, folder, settings.parallel, training=settings.training, kernel=kernel)
+
+
+def _planned(run: Run) -> float:
+    """GiB at the peak of a step, as `--plan` finds them."""
+    with dist.fake_process_group(1), plan.logits_of_a_gpu():
+        _, model = _build(run, VarlenAttention)
+        footprint = memory.of_step(model, _batches(run.cls, run.config["vocab_size"]))
+    return round(footprint.peak / 2**30, 2)
 
 
 def _timed_step(model, optimizer, batches: StepBatches) -> float:

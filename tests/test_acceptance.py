@@ -1,0 +1,155 @@
+"""tests/acceptance: what it runs on a CPU, and that every stage refuses the fault that is put into it."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.acceptance import __main__ as acceptance
+from tests.acceptance import numerics, processes, short_training, speed
+from tests.acceptance.report import Report
+
+
+@pytest.fixture
+def accept(tmp_path, monkeypatch):
+    """A function that runs the command with some arguments: (exit status, acceptance.json)."""
+
+    def run(*arguments: str) -> tuple[int, dict]:
+        file = tmp_path / "acceptance.json"
+        monkeypatch.setattr(sys, "argv", ["accept", "--out", str(file), *arguments])
+        return acceptance.main(), json.loads(file.read_text())
+
+    return run
+
+
+@pytest.fixture
+def two_runs(monkeypatch):
+    """Only two of the methods, so that the stage takes a second."""
+    names = ("reward LISA, moments on the CPU", "lm LoRA")
+    monkeypatch.setattr(short_training, "RUNS", {name: short_training.RUNS[name] for name in names})
+    exact = {}
+    with numerics.dist.session(0):
+        for name in names:
+            norms, weights = short_training.train(name, "float32", forbid_waits=False)
+            exact |= {f"{name}.norms": norms, f"{name}.weights": weights}
+    monkeypatch.setattr(numerics.subprocess, "run", lambda *_, **__: None)  # the reference of all methods, in a process
+    monkeypatch.setattr(numerics, "load_file", lambda _: exact)
+
+
+@pytest.fixture
+def real_runs(monkeypatch):
+    """In place of whole runs: the losses that each run would have logged."""
+    expected = torch.linspace(0.7, 0.5, processes.STEPS)
+    seen = []
+
+    def run(words: list, **_):
+        seen.append(words)
+        out = Path(words[words.index("--output_dir") + 1])
+        out.mkdir(parents=True, exist_ok=True)
+        shift = 0.01 if "--seed" in words else 0.0
+        lines = [json.dumps({"step": n + 1, "loss": loss.item() + shift}) for n, loss in enumerate(expected)]
+        (out / "metrics.jsonl").write_text("\n".join(lines))
+
+    monkeypatch.setattr(processes, "run", run)
+    monkeypatch.setattr(processes, "demo", lambda: Path("demo"))
+    monkeypatch.setattr(processes, "one_process", lambda: expected)
+    monkeypatch.setattr(processes, "processes", lambda: 4)
+    return seen
+
+
+def test_without_gpus_it_is_never_accepted_and_says_what_did_not_run(accept):
+    status, record = accept("--stages", "environment", "kernel", "speed")
+    assert status == 1 and record["verdict"].startswith("INCOMPLETE")
+    assert record["not_run"]["speed"] == "no GPU" and "steps" in record["not_run"]
+    assert all(check["passed"] for check in record["checks"]) and len(record["checks"]) == 2
+    assert record["environment"]["torch"] == torch.__version__
+
+
+@pytest.mark.parametrize("stage", ["environment", "kernel", "attention"])
+def test_a_stage_refuses_its_fault_and_no_later_stage_runs(accept, stage):
+    status, record = accept("--stages", stage, "ranks", "--fault", stage)
+    assert status == 1 and record["verdict"].startswith("NOT ACCEPTED")
+    assert {check["stage"] for check in record["checks"]} == {stage}
+
+
+@pytest.mark.parametrize("fault", [False, True])
+def test_steps_compare_gradient_norms_and_weights_of_every_method(accept, two_runs, fault):
+    _, record = accept("--stages", "steps", *(["--fault", "steps"] if fault else []))
+    failed = [check["check"] for check in record["checks"] if not check["passed"]]
+    assert len(record["checks"]) == 4
+    assert failed == ([f"{name}: gradient norms" for name in short_training.RUNS] if fault else [])
+
+
+def test_a_compiled_layer_that_computes_something_else_is_refused(accept, monkeypatch):
+    rewards = torch.linspace(-1, 1, 20)
+    monkeypatch.setattr(short_training, "rewards_of_lengths", lambda *_, **__: (rewards, 0))
+    assert accept("--stages", "compile")[1]["checks"][0]["passed"]
+    assert not accept("--stages", "compile", "--fault", "compile")[1]["checks"][0]["passed"]
+
+
+@pytest.mark.parametrize("fault", [False, True])
+def test_ranks_compares_all_processes_and_groups_with_one_process(accept, real_runs, fault):
+    _, record = accept("--stages", "ranks", *(["--fault", "ranks"] if fault else []))
+    differences = {check["check"]: check["passed"] for check in record["checks"] if "difference" in check["check"]}
+    assert differences == {
+        "4 processes: largest difference of a loss": not fault,
+        "4 processes in groups of 2: largest difference of a loss": True,
+    }
+    assert [("--nproc-per-node=4" in words, "--shard_group_size" in words) for words in real_runs] == [
+        (True, False),
+        (True, True),
+    ]
+
+
+def test_an_exported_model_whose_head_was_changed_is_refused(accept):
+    """The real processes: a training, and an evaluation of what it exported."""
+    _, record = accept("--stages", "end", "--fault", "end")
+    assert [check["check"] for check in record["checks"] if not check["passed"]] == ["eval_rm.py on the exported model"]
+    assert "scoring.json" in record["checks"][-1]["value"]
+
+
+def test_an_interruption_that_changes_the_run_is_refused(real_runs, tmp_path, monkeypatch):
+    """The comparison of the resumed run, without the processes of the rest of the stage."""
+    report = Report(tmp_path / "acceptance.json", "interruption")
+    report.stage = "interruption"
+    out = tmp_path / "resumed"
+    processes.run(processes.command(out))
+    processes._difference(report, "resumed", out, processes.one_process(), 1e-4)
+    processes._difference(report, "resumed", out, processes.one_process() + 1, 1e-4)
+    assert [check["passed"] for check in report.checks] == [True, True, True, False]
+
+
+def test_an_error_within_a_stage_is_in_the_record(accept, monkeypatch):
+    def broken(report: Report) -> None:
+        """a stage"""
+        raise RuntimeError("no CUDA driver")
+
+    monkeypatch.setitem(acceptance.STAGES, "kernel", broken)
+    status, record = accept("--stages", "environment", "kernel", "attention")
+    assert status == 1 and record["checks"][-1]["value"] == "RuntimeError: no CUDA driver"
+    assert "attention" not in {check["stage"] for check in record["checks"]}
+
+
+def test_model_flops_of_a_pair_are_those_counted_by_hand():
+    """A Llama of one layer, D = 8, 2 heads of 4, 1 kv head, F = 16, V = 32; a pair of (3, 2, 2) tokens."""
+    config = speed.LLAMA_1B | dict(
+        hidden_size=8, num_attention_heads=2, num_key_value_heads=1, head_dim=4, intermediate_size=16, vocab_size=32,
+        num_hidden_layers=1,
+    )  # fmt: skip
+    run = speed.Run("tiny", speed.RewardModel, config, {}, 0)
+    with numerics.dist.session(0):
+        _, model = speed._build(run)
+    examples = speed.Examples.build(
+        iter([speed.Example(*_ids(3), (*_ids(2), *_ids(2)), (torch.zeros(2).bool().numpy(),) * 2)])
+    )
+    batch = speed.pack(examples, [0])
+    step = speed.StepBatches([batch], 1, 0, 7, 0)
+    qkv, behind = 8 * 8 + 2 * 8 * 4, 8 * 8 + 3 * 8 * 16  # weights of q, k, v; of o, gate, up, down
+    attention = 12 * 8 * (25 / 2 + 2 * (3 + 1))
+    assert speed.flops(model, step, run) == 6 * (qkv * 7 + behind * 2) + attention
+
+
+def _ids(n: int) -> list:
+    return [torch.arange(n, dtype=torch.int32).numpy()]
