@@ -66,8 +66,12 @@ class LoRALinear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         if self.merged:
             return super().forward(x)
-        low = F.linear(F.dropout(x, self.dropout, self.training), self.lora_A) * self.scale  # (T, r)
-        return torch.addmm(super().forward(x), low, self.lora_B.T)  # the sum is part of the product: no pass of its own
+        base = super().forward(x)
+        if self.training and self.dropout > 0:
+            # As F.dropout, but on every device the mask that is kept for the backward has one byte an element.
+            x, _ = torch.native_dropout(x, self.dropout, True)
+        low = F.linear(x, self.lora_A) * self.scale  # (T, r)
+        return torch.addmm(base, low, self.lora_B.T)  # the sum is part of the product: no pass of its own
 
 
 def adapt(model: nn.Module, settings: LoraSettings, dtype: torch.dtype) -> None:
