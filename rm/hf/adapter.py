@@ -41,7 +41,7 @@ KEYS = {  # of adapter_config.json, as peft 0.21 writes it; a key that is not he
     "lora_alpha": Key(float),
     "use_rslora": Key(bool),
     "rank_pattern": Key(dict),
-    "alpha_pattern": Key(dict),
+    "alpha_pattern": Key(dict, items=Key(float)),
     "base_model_name_or_path": Key(str),
     "revision": Key(str),
     "task_type": Key(str),
@@ -294,8 +294,6 @@ def _read_scales(folder: Path) -> Callable[[str, int], float]:
     check_keys(file, config, KEYS)
     alphas = {}
     for pattern, alpha in (config.get("alpha_pattern") or {}).items():
-        if problem := Key(float).problem(alpha):
-            raise ValueError(f"{file}: alpha_pattern {pattern!r}: {alpha!r} {problem}")
         try:
             # As peft has it (get_pattern_key): the name's last components, or, behind ^, the name from its beginning.
             alphas[re.compile(rf"(.*\.)?({pattern})$")] = alpha

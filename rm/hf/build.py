@@ -223,5 +223,5 @@ def head_of(folder: str | Path) -> type[Transformer]:
     """LanguageModel or RewardModel: what a folder, of a model or an adapter, declares itself to be."""
     adapter_config, config = (read_json(Path(folder) / name) for name in (adapter.CONFIG, "config.json"))
     declared = [adapter_config.get("task_type") or "", *(config.get("architectures") or [])]
-    is_reward_model = any(name == "SEQ_CLS" or "SequenceClassification" in name for name in declared)
+    is_reward_model = any(name.endswith(("SEQ_CLS", "SequenceClassification", "RewardModel")) for name in declared)
     return RewardModel if is_reward_model else LanguageModel

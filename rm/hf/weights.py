@@ -60,15 +60,8 @@ def read_config(folder: str | Path) -> tuple[ModelConfig, Family, dict]:
         problem = "has no config.json" if Path(folder).is_dir() else "is not a folder"
         raise ValueError(f"{folder} {problem}: a model is a folder with config.json and *.safetensors")
     hf = read_json(file)
-    try:
-        if hf.get("quantization_config"):
-            raise ValueError("quantization_config: quantized weights are not implemented")
-        family = families.find(hf)
-        return family.config(hf), family, hf
-    except KeyError as error:
-        raise ValueError(f"{file}: the setting {error} is missing") from error
-    except ValueError as error:
-        raise ValueError(f"{file}: {error}") from error
+    family = families.find(hf, file)
+    return family.read(hf, file), family, hf
 
 
 def base_folder(folder: str | Path) -> Path:

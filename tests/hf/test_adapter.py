@@ -164,7 +164,7 @@ def test_an_adapter_that_does_not_fit_its_base_is_refused(tmp_path):
         ({"lora_alpha": "16"}, "lora_alpha '16' has to be of type number"),
         ({"lora_alpha": True}, "lora_alpha True has to be of type number"),
         ({"r": 0}, "r 0 has to be at least 1"),
-        ({"alpha_pattern": {"q_proj": "x"}}, "alpha_pattern 'q_proj': 'x' has to be of type number"),
+        ({"alpha_pattern": {"q_proj": "x"}}, "alpha_pattern['q_proj'] 'x' has to be of type number"),
         ({"alpha_pattern": {"(": 3}}, "alpha_pattern '(' is not a regular expression"),
     ],
 )

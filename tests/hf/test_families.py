@@ -46,7 +46,7 @@ in_every_family = pytest.mark.parametrize("family", FAMILIES)
 
 
 def read(hf):
-    return families.find(hf).config(hf)
+    return families.find(hf).read(hf)
 
 
 def assert_close(actual, expected):
@@ -102,6 +102,36 @@ def test_the_window_of_gpt_neo_changes_logits_only_beyond_it(tmp_path):
     tokens = tiny.tokens(300)
     gap = (tiny.logits(local, tokens) - tiny.logits(everywhere, tokens)).abs().amax(-1)
     assert gap[:256].max() < 1e-5 < 1e-2 < gap[260:].min()
+
+
+YARN = {"rope_type": "yarn", "factor": 4.0}
+
+
+@pytest.mark.parametrize(
+    "family, edits",
+    [
+        ("mistral", {"layer_types": ["full_attention", "full_attention"]}),  # a ministral in transformers
+        ("mistral", {"layer_types": ["full_attention", "sliding_attention"]}),
+        ("gpt_neox", {"rotary_pct": 0.5, "partial_rotary_factor": 0.25, "rotary_emb_base": 100, "rope_theta": 5000}),
+        ("gpt_neox", {"rope_scaling": {"type": "linear", "factor": 2.0}, "rope_theta": 50}),
+        ("llama", {"rope_scaling": YARN | {"original_max_position_embeddings": 16}, "rope_theta": 500, "head_dim": 32}
+         | {"original_max_position_embeddings": 32}),
+        ("llama", {"rope_scaling": YARN, "rope_parameters": {"rope_type": "default", "rope_theta": 7}}),
+        ("phi3", {"original_max_position_embeddings": 32}),
+        ("gemma3_text", {"rope_parameters": {"full_attention": {"rope_theta": 300}}, "rope_local_base_freq": 20}
+         | {"rope_scaling": {"rope_type": "linear", "factor": 2.0}}),
+        ("gpt2", {"hidden_size": 32, "num_attention_heads": 4}),
+        ("llama", {"sliding_window": None, "head_dim": None, "num_key_value_heads": None}),
+    ],
+)  # fmt: skip
+def test_a_config_in_another_spelling_is_read_as_transformers_reads_it(tmp_path, family, edits):
+    folder = tiny.save_with(tiny.causal_lm(family, **{k: v for k, v in edits.items() if k == "head_dim"}), tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    config.pop("rope_parameters", None)
+    (folder / "config.json").write_text(json.dumps(config | edits))
+    tokens = tiny.tokens(60)
+    expected = tiny.their_logits(AutoModelForCausalLM.from_pretrained(folder).eval(), tokens)
+    assert_close(tiny.logits(tiny.ours(folder), tokens), expected)
 
 
 # Gradients and training
@@ -331,7 +361,7 @@ def test_dropout_settings_change_nothing():
         (LLAMA_HF | {"head_dim": 7}, "rotate 7 dimensions of each head .head_dim 7."),
         (
             LLAMA_HF | {"model_type": "qwen3", "layer_types": ["full_attention", "chunked"]},
-            r"layer_types \['chunked'\]",
+            r"layer_types\[1\] 'chunked' is not implemented",
         ),
         (LLAMA_HF | {"model_type": "qwen3", "layer_types": ["full_attention"]}, "layer_types describe 1 layers"),
         (LLAMA_HF | {"model_type": "gemma3_text", "attn_logit_softcapping": 50.0}, "attn_logit_softcapping 50.0"),
@@ -340,7 +370,10 @@ def test_dropout_settings_change_nothing():
         (LLAMA_HF | {"model_type": "phi3", "rope_scaling": YARN_ROPE}, "rope_scaling of type 'yarn'"),
         (GPT2_HF | {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx True"),
         (GPT_NEO_HF | {"activation_function": "relu"}, "activation_function 'relu'"),
-        (GPT_NEO_HF | {"attention_types": [[["global", "sparse"], 2]]}, r"attention_types \['sparse'\]"),
+        (
+            GPT_NEO_HF | {"attention_types": [[["global", "sparse"], 2]]},
+            r"attention_types \[\['global', 'sparse'\], 2\]",
+        ),
         (GPT_NEO_HF | {"num_layers": 6}, "attention_types describe 4 layers, num_layers is 6"),
     ],
 )

@@ -423,7 +423,8 @@ def test_a_path_that_is_no_model_folder_is_refused_with_the_reason(tmp_path, fol
             "config.json: model_type 'bert' is not supported, only gemma, ",
         ),
         ('{"model_type": "llama"}', "config.json: the setting 'num_attention_heads' is missing"),
-        ('{"quantization_config": {"bits": 4}}', "config.json: quantization_config"),
+        ('{"model_type": "llama", "quantization_config": {"bits": 4}}', "config.json: quantization_config"),
+        ('{"model_type": "gpt_oss", "quantization_config": {"bits": 4}}', "config.json: model_type 'gpt_oss'"),
         ('{"model_type": "llama", "hidden_act": "gelu"}', "config.json: hidden_act 'gelu'"),
     ],
 )

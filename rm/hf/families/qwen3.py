@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from rm.hf.families import llama
-from rm.hf.families.qwen2 import upper_windows
+from rm.hf.families.qwen2 import WINDOW_KEYS, upper_windows
 from rm.model.transformer import ModelConfig
 
 
@@ -13,6 +13,7 @@ def config(hf: dict) -> ModelConfig:
 
 FAMILY = replace(
     llama.FAMILY,
+    keys=llama.KEYS | WINDOW_KEYS,
     config=config,
     modules=llama.FAMILY.modules
     | {
@@ -20,4 +21,5 @@ FAMILY = replace(
         "model.layers.{}.self_attn.k_norm": "layers.{}.attn.k_norm",
     },
     classes={"lm": "Qwen3ForCausalLM", "reward": "Qwen3ForSequenceClassification"},
+    other_classes=("Qwen3Model",),
 )
