@@ -21,6 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 UNKNOWN = "is not implemented: it may change what the model computes; if it does not, remove it from the file"
+_short = reprlib.Repr()
+_short.maxstring = 100
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ class Key:
     def problem(self, name: str, value) -> str | None:
         """What is wrong with a value, in words that begin with `name`; None if nothing is."""
         if problem := self._own_problem(value):
-            return f"{name} {reprlib.repr(value)} {problem}"
+            return f"{name} {_short.repr(value)} {problem}"
         if self.items is not None and isinstance(value, (list, dict)):
             for index, item in enumerate(value) if isinstance(value, list) else value.items():
                 if problem := self.items.problem(f"{name}[{index!r}]", item):
@@ -92,7 +94,7 @@ def _problem(content: dict, keys: dict[str, Key], path: str = "") -> str | None:
         if value is None or (name not in keys and (value is False or value in ("", [], {}))):
             continue
         if name not in keys:
-            return f"{path}{name} {reprlib.repr(value)} {UNKNOWN}"
+            return f"{path}{name} {_short.repr(value)} {UNKNOWN}"
         if problem := keys[name].problem(f"{path}{name}", value):
             return problem
     for name, key in keys.items():

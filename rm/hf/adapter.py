@@ -268,6 +268,8 @@ def _match(
             adapted[module] = names
             matrices[module] += 1
         elif in_model and len(names) == 1:
+            if names[0] in replaced:
+                raise ValueError(f"{folder}: {replaced[names[0]]} and {key} are the same weight: remove one")
             replaced[names[0]] = key
         elif names == [SCORE]:
             raise ValueError(f"{folder} is a reward model's adapter ({key}), not a language model's")

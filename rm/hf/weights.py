@@ -25,6 +25,7 @@ from rm.distributed.sharding import full_tensor, local, local_slices
 from rm.files import read_json, write_json
 from rm.hf import adapter, families, hub
 from rm.hf.adapter import SCORE
+from rm.hf.families.keys import HEADS
 from rm.hf.families.layout import Layout
 from rm.hf.families.rules import Family
 from rm.hf.folder import describe
@@ -32,6 +33,7 @@ from rm.hf.safetensors_file import open_safetensors
 from rm.model import lora
 from rm.model.transformer import ModelConfig
 
+HEADS_OF_OTHERS = tuple(f"{name}." for name in HEADS)
 FLOATS = ("F64", "F32", "F16", "BF16")  # dtypes that a checkpoint may have, as safetensors spells them
 
 
@@ -183,25 +185,31 @@ def _match(
     Raises:
         ValueError: tensors are missing, unknown, or have another shape or dtype than the model needs.
     """
-    matched, unknown = {}, []
+    matched, unknown, twice, wrong_shapes = {}, [], [], []
+    holder = {}  # parameter -> the tensor that holds it
     for tensor in tensors:
         names = family.parameter_names(tensor.hf_name)
         if names and shapes.keys() >= set(names):
+            if names[0] in holder:
+                twice.append(f"{holder[names[0]]} and {tensor.hf_name}")
+            holder |= dict.fromkeys(names, tensor.hf_name)
             matched[tensor] = names
         elif names == [SCORE]:
             raise ValueError(f"{folder} holds a reward model ({tensor.hf_name}), not a language model")
         # A language model's head is skipped if the model has none: a reward model, or one with tied embeddings.
-        elif names != ["lm_head.weight"] and not family.is_ignored(tensor.hf_name):
+        elif names == ["lm_head.weight"]:
+            if tensor.shape != shapes["embed.weight"]:  # a reward head by that name?
+                wrong_shapes.append(f"{tensor.hf_name} {tensor.shape} instead of {shapes['embed.weight']}")
+        elif not family.is_ignored(tensor.hf_name):
             unknown.append(tensor.hf_name)
 
-    matched_names = {name for names in matched.values() for name in names}
     missing = []
     for name in shapes:
         # A score head or an adapter may be new: `load` returns their names.
-        if name not in matched_names and name != SCORE and not lora.is_adapter(name):
+        if name not in holder and name != SCORE and not lora.is_adapter(name):
             missing.append(family.checkpoint_name(name))
 
-    wrong_shapes, wrong_dtypes = [], []
+    wrong_dtypes = []
     for tensor, names in matched.items():
         expected = family.layout(tensor.hf_name).shape([shapes[name] for name in names])
         if tensor.shape != expected:
@@ -213,10 +221,13 @@ def _match(
         # Parameters of one fused checkpoint tensor have the same checkpoint name: count it once.
         "missing": list(dict.fromkeys(missing)),
         "unknown": unknown,
+        "stored twice": twice,
         "of another shape": wrong_shapes,
         "not of a floating-point dtype": wrong_dtypes,
     }
     messages = [f"{len(names)} {problem}: {_first_few(names)}" for problem, names in problems.items() if names]
+    if any(SCORE in shapes and name.startswith(HEADS_OF_OTHERS) for name in unknown):
+        messages.append("only a reward head of one linear layer without bias is implemented")
     if messages:
         raise ValueError(f"{folder}: the tensors are not those of its config.json; {'; '.join(messages)}")
     return matched

@@ -134,6 +134,53 @@ def test_a_config_in_another_spelling_is_read_as_transformers_reads_it(tmp_path,
     assert_close(tiny.logits(tiny.ours(folder), tokens), expected)
 
 
+def test_every_key_that_transformers_writes_is_known():
+    """Of each family's class, with its defaults written out, and with the keys that older versions wrote."""
+    written_before = {
+        "torch_dtype": "bfloat16", "_attn_implementation_autoset": True, "pruned_heads": {}, "torchscript": False,
+        "do_sample": True, "max_length": 20, "num_beams": 1, "top_k": 50, "gradient_checkpointing": False,
+        "num_labels": 1, "finetuning_task": None, "use_mrope": False, "cross_attention_hidden_size": None,
+        "tie_encoder_decoder": False, "decoder_start_token_id": None, "tokenizer_class": "LlamaTokenizer",
+        "problem_type": "regression", "unsloth_version": "2025.1.1", "auto_map": {"AutoModel": "modeling.Model"},
+    }  # fmt: skip
+    defaults = tiny.transformers.GenerationConfig._get_default_generation_params()
+    for family in FAMILIES:
+        config = tiny.transformers.AutoConfig.for_model(family)
+        written = json.loads(config.to_json_string(use_diff=False))
+        everything = written_before | {name: value for name, value in defaults.items() if name not in written}
+        assert read(written | everything) == read(written)
+
+
+@pytest.mark.parametrize(
+    "edits, message",
+    [
+        ({"a_feature_of_next_year": 2}, "a_feature_of_next_year 2 is not implemented: .*; if it does not, remove it"),
+        ({"per_layer_config": {"1": {"head_dim": 4}}}, "per_layer_config .* is not implemented"),
+        ({"architectures": ["LlamaForRewardModelWithGating"]}, r"architectures\[0\] 'LlamaForRewardModelWithGating'"),
+        ({"architectures": "LlamaForCausalLM"}, "architectures 'LlamaForCausalLM' has to be of type list"),
+        ({"vocab_size": "99"}, "vocab_size '99' has to be of type whole number"),
+        ({"num_hidden_layers": 0}, "num_hidden_layers 0 has to be at least 1"),
+        ({"rms_norm_eps": float("nan")}, "rms_norm_eps nan has to be a finite number"),
+        ({"tie_word_embeddings": "no"}, "tie_word_embeddings 'no' has to be of type true or false"),
+        ({"sliding_window": 4096}, "sliding_window 4096 is not implemented"),
+        ({"layer_types": ["full_attention", "sliding_attention"]}, r"layer_types\[1\] 'sliding_attention'"),
+        ({"rope_scaling": "yarn"}, "rope_scaling 'yarn' has to be of type object"),
+        ({"rope_scaling": {"type": "linear", "factor": "2"}}, "rope_scaling.factor '2' has to be of type number"),
+        ({"rope_scaling": {"type": "default", "mrope_section": [1]}}, "rope_scaling.mrope_section .* not implemented"),
+        ({"value_head_prefix": "my_head"}, "value_head_prefix 'my_head' is not implemented, only 'score' or"),
+    ],
+)
+def test_an_unknown_key_or_another_type_is_refused_by_name(edits, message):
+    with pytest.raises(ValueError, match=f"config.json: {message}"):
+        read(LLAMA_HF | edits)
+
+
+def test_two_names_of_one_setting_have_to_agree():
+    assert read(GPT2_HF | {"hidden_size": 32}) == read(GPT2_HF)
+    with pytest.raises(ValueError, match="hidden_size 64 and n_embd 32 are the same setting"):
+        read(GPT2_HF | {"hidden_size": 64})
+
+
 # Gradients and training
 
 
@@ -212,10 +259,22 @@ def test_peft_loads_a_saved_adapter_and_transformers_the_merged_model(tmp_path, 
 # Checkpoint files
 
 
-@pytest.mark.parametrize("name", ["value_head.weight", "v_head.weight", "v_head.summary.weight"])
-@pytest.mark.parametrize("family", ["llama", "gpt_neox"])
+@pytest.mark.parametrize(
+    "family, name",
+    [
+        ("llama", "value_head.weight"),
+        ("gpt_neox", "value_head.weight"),
+        ("llama", "v_head.weight"),
+        ("llama", "v_head.summary.weight"),
+        ("llama", "score_head.weight"),
+        ("llama", "regression_head.weight"),
+        ("mistral", "regression_head.weight"),
+        ("llama", "reward_head.weight"),
+        ("llama", "rm_head.weight"),
+    ],
+)
 def test_score_heads_of_other_trainers_are_loaded_and_saved_as_score(tmp_path, family, name):
-    """The names that TRL and earlier versions of OpenRLHF use."""
+    """The names that TRL, OpenRLHF, safe-rlhf, UltraRM and Eurus use."""
     hf_model = tiny.reward_model(family)
     source = tiny.save_with(hf_model, tmp_path / "m")
     tensors = load_file(source / "model.safetensors")

@@ -489,6 +489,22 @@ def test_a_classifier_with_two_labels_is_not_a_reward_model(folder):
     assert "score.weight (2, 32) instead of (1, 32)" in load_error(folder, RewardModel)
 
 
+@pytest.mark.parametrize(
+    "tensors, message",
+    [
+        ({"score.weight": (1, 32), "score.bias": (1,)}, "1 unknown: score.bias; only a reward head of one linear"),
+        ({"score.0.weight": (32, 32), "score.2.weight": (1, 32)}, "2 unknown: score.0.weight, score.2.weight; only a"),
+        ({"v_head.summary.0.weight": (32, 32)}, "1 unknown: v_head.summary.0.weight; only a reward head"),
+        ({"score.weight": (1, 32), "my_head.weight": (1, 32)}, "1 unknown: my_head.weight"),
+        ({"score.weight": (1, 32), "v_head.weight": (1, 32)}, "1 stored twice: score.weight and v_head.weight"),
+        ({"lm_head.weight": (1, 32)}, "lm_head.weight (1, 32) instead of (99, 32)"),
+    ],
+)
+def test_a_reward_head_of_another_kind_is_refused_by_tensor_name(folder, tensors, message):
+    rewrite(folder, lambda stored: stored.update({name: torch.zeros(shape) for name, shape in tensors.items()}))
+    assert message in load_error(folder, RewardModel)
+
+
 @pytest.mark.parametrize("keep", [0, 5, 3000])
 def test_the_message_names_a_truncated_file(folder, keep):
     whole = (folder / "model.safetensors").read_bytes()

@@ -66,11 +66,13 @@ WITHOUT_EFFECT = {
         initializer_factor initializer_range init_std gradient_checkpointing pretraining_tp model_parallel
         use_liger_kernel loss_type tp_plan""",
     "generation, and what a call of the model returns": """
-        bad_words_ids begin_suppress_tokens cache_implementation diversity_penalty do_sample early_stopping
-        encoder_no_repeat_ngram_size exponential_decay_length_penalty forced_bos_token_id forced_eos_token_id
-        length_penalty max_length max_new_tokens min_length no_repeat_ngram_size num_beam_groups num_beams
-        num_return_sequences output_scores remove_invalid_values repetition_penalty return_dict_in_generate
-        suppress_tokens temperature top_k top_p typical_p use_cache
+        assistant_confidence_threshold assistant_lookbehind bad_words_ids begin_suppress_tokens cache_implementation
+        diversity_penalty do_sample early_stopping encoder_no_repeat_ngram_size encoder_repetition_penalty
+        epsilon_cutoff eta_cutoff exponential_decay_length_penalty forced_bos_token_id forced_eos_token_id
+        length_penalty max_length max_new_tokens min_length no_repeat_ngram_size num_assistant_tokens
+        num_assistant_tokens_schedule num_beam_groups num_beams num_return_sequences output_scores
+        remove_invalid_values repetition_penalty return_dict_in_generate suppress_tokens target_lookbehind temperature
+        top_k top_p typical_p use_cache
         output_attentions output_hidden_states return_dict use_return_dict tie_last_hidden_states""",
     "classes and losses of transformers; the number of a head's outputs is read from its tensor": """
         id2label label2id num_labels _num_labels problem_type finetuning_task task_specific_params classifier_bias
@@ -95,7 +97,6 @@ COMMON = {name: Key() for names in WITHOUT_EFFECT.values() for name in names.spl
     "model_type": Key(str, required=True),
     "architectures": Key(list, items=Key(str)),  # `Family.read` says which
     "value_head_prefix": Key(str, only=tuple(HEADS)),  # OpenRLHF: the head's name
-    "vocab_size": COUNT,
     "tie_word_embeddings": FLAG,
     "is_causal": Key(bool, only=(True,)),  # false: transformers makes a bidirectional mask, whatever the family
     "layer_types": Key(list, items=Key(str, only=("full_attention",))),
