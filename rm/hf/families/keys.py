@@ -77,11 +77,10 @@ WITHOUT_EFFECT = {
     "classes and losses of transformers; the number of a head's outputs is read from its tensor": """
         id2label label2id num_labels _num_labels problem_type finetuning_task task_specific_params classifier_bias
         summary_activation summary_proj_to_labels summary_type summary_use_proj is_decoder""",
-    # `mean` and `std` of rewards are subtracted by OpenRLHF only where a run asks for it.
     "versions, names and precision": """
         _commit_hash _name_or_path name_or_path model_name base_model transformers_version transformers.js_config
         dtype torch_dtype _pre_quantization_dtype torchscript tf_legacy_loss use_bfloat16 unsloth_version unsloth_fixed
-        is_llama_config mean std license""",
+        is_llama_config license""",
     # Code in the folder is never run: transformers runs it only with trust_remote_code.
     "which code computes the same": """
         auto_map custom_pipelines _attn_implementation _attn_implementation_autoset _attn_implementation_internal
@@ -103,6 +102,9 @@ COMMON = {name: Key() for names in WITHOUT_EFFECT.values() for name in names.spl
     "is_encoder_decoder": OFF,
     "add_cross_attention": OFF,
     "tie_encoder_decoder": OFF,
+    # OpenRLHF's statistics of the rewards: a caller may have them normalized (`rm.scoring.Scorer`).
+    "mean": Key(float),
+    "std": Key(float, minimum=1e-12),
     # The tokenizer reads these where its own files name no token.
     "bos_token_id": Key((int, list), items=Key(int)),
     "eos_token_id": Key((int, list), items=Key(int)),
