@@ -162,7 +162,7 @@ def save(model: Transformer, folder: Path, base: str, settings: LoraSettings, ex
             base = _write_merged_base(base, folder / "base", model)
         adapter.save(model, folder / "adapter", base, settings, family)
         if dist.is_main():
-            copy_tokenizer(folder / "adapter", weights.base_folder(base), hf, model.head)
+            copy_tokenizer(folder / "adapter", hub.tokenizer_folder(base), hf, model.head)
         _merge(model, folder, pack(examples, range(min(4, len(examples)))))
     weights.save(model, folder / "model", base, model.compute_dtype)
     dist.say(f"saved {folder / 'model'}")

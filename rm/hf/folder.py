@@ -15,11 +15,14 @@ TOKENIZER_FILES = """tokenizer.json tokenizer.model tokenizer_config.json specia
     added_tokens.json vocab.json merges.txt chat_template.jinja""".split()
 
 
-def describe(folder: Path, source: Path, hf: dict, architecture: str, head: str, dtype: torch.dtype) -> None:
+def describe(
+    folder: Path, source: Path, tokenizer: Path, hf: dict, architecture: str, head: str, dtype: torch.dtype
+) -> None:
     """Write config.json and the tokenizer's files, with what transformers needs to use a reward head.
 
     Args:
-        source: the folder of the full model that `folder` is derived from; its tokenizer's files are copied.
+        source: the folder of the full model that `folder` is derived from.
+        tokenizer: the folder whose tokenizer's files are copied; an adapter on the full model may have its own.
         hf: content of its config.json.
         architecture: class name in transformers.
         head: "lm" or "reward".
@@ -30,7 +33,7 @@ def describe(folder: Path, source: Path, hf: dict, architecture: str, head: str,
     spellings = [name for name in ("torch_dtype", "dtype") if name in hf] or ["dtype"]
     for name in spellings:
         config[name] = dtype_name(dtype)
-    pad_id = copy_tokenizer(folder, source, hf, head)
+    pad_id = copy_tokenizer(folder, tokenizer, hf, head)
     if head == "reward":
         config["pad_token_id"] = pad_id
         # transformers takes the number of outputs from these.

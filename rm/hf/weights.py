@@ -280,7 +280,8 @@ def save(
     Rank 0 holds the tensors of one file at a time, other ranks one tensor. Adapters must have been merged.
 
     Args:
-        source: the folder that the model was loaded from; its config.json and its tokenizer are written too.
+        source: the folder that the model was loaded from; its config.json (an adapter's: its base's) and its tokenizer
+            are written too.
         dtype: of the weights in the files, except the score head, which is always fp32.
         max_shard_bytes: limit on the size of a file; only a single larger tensor exceeds it.
     """
@@ -314,7 +315,8 @@ def save(
                 weight_map = {hf_name: file for file, hf_names in shards.items() for hf_name in hf_names}
                 index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map}
                 write_json(folder / "model.safetensors.index.json", index)
-            describe(folder, base_folder(source), hf, family.classes[model.head], model.head, dtype)
+            tokenizer = hub.tokenizer_folder(source)
+            describe(folder, base_folder(source), tokenizer, hf, family.classes[model.head], model.head, dtype)
 
 
 def _plan_shards(sizes: dict[str, int], limit: int) -> dict[str, list[str]]:
