@@ -82,8 +82,14 @@ class Key:
 _JSON_NAMES = {str: "string", int: "whole number", float: "number", bool: "true or false", dict: "object", list: "list"}
 
 
-def check_keys(file: Path, content: dict, keys: dict[str, Key]) -> None:
-    """Raise ValueError for the first key of a file that is unknown or missing or has a value that is not allowed."""
+def check_keys(file: Path, content: dict, keys: dict[str, Key], others: bool = False) -> None:
+    """Raise ValueError for the first key of a file that is unknown or missing or has a value that is not allowed.
+
+    Args:
+        others: whether the file may hold keys that the table lacks: settings of other software, without effect here.
+    """
+    if others:
+        content = {name: value for name, value in content.items() if name in keys}
     if problem := _problem(content, keys):
         raise ValueError(f"{file}: {problem}")
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers
 
-from rm.data import sentencepiece_file
+from rm.data import sentencepiece_file, tokenizer_config
 from rm.data.sentencepiece_file import CONTROL, NORMAL, USER_DEFINED, SentencePieceModel
 from rm.files import read_json
 
@@ -89,7 +89,7 @@ def _from_model_file(folder: Path, file: Path) -> Backend:
         CLASSES[name](tokenizer, settings)
     # `_from_sentencepiece` has seen to user-defined pieces.
     special_types = (CONTROL,) if name is None else (CONTROL, USER_DEFINED)
-    if {"extra_special_tokens", "additional_special_tokens"} & read_json(folder / "tokenizer_config.json").keys():
+    if {"extra_special_tokens", "additional_special_tokens"} & tokenizer_config.read(folder).keys():
         special_types = ()  # the settings list them all
     pieces = [
         AddedToken(piece, normalized=False, special=kind == CONTROL)
@@ -115,9 +115,9 @@ def content(token) -> str | None:
 def _settings(folder: Path) -> dict:
     """tokenizer_config.json; files without `added_tokens_decoder` are of a time when the special tokens were in
     special_tokens_map.json."""
-    settings = read_json(folder / "tokenizer_config.json")
+    settings = tokenizer_config.read(folder)
     if "added_tokens_decoder" not in settings:
-        settings |= read_json(folder / "special_tokens_map.json")
+        settings |= tokenizer_config.read_special_tokens_map(folder)
     # LLaMA 1 has empty strings for tokens that are not named.
     return {name: value for name, value in settings.items() if name not in NAMES or content(value) is not None}
 
@@ -336,7 +336,7 @@ def _add_tokens(
         options = {key: value for key, value in token.items() if key != "__type"}
         listed[int(i)] = AddedToken(**options | ({"normalized": False} if before_normalization else {}))
     if "added_tokens_decoder" not in settings:
-        for token, i in read_json(folder / "added_tokens.json").items():
+        for token, i in tokenizer_config.read_added_tokens(folder).items():
             listed[i] = AddedToken(token, normalized=token not in special, special=token in special)
     tokenizer.add_tokens([token for _, token in sorted(listed.items())])
     tokenizer.add_special_tokens([token for token in special if tokenizer.token_to_id(token) is not None])
