@@ -20,6 +20,7 @@ from rm.distributed.sharding import MemorySettings, ParallelSettings, dtype_name
 from rm.files import read_json
 from rm.hf import adapter, hub, weights
 from rm.hf.folder import copy_tokenizer
+from rm.json_keys import Key, check_keys
 from rm.model import lisa, lora
 from rm.model.attention import choose_kernel
 from rm.model.heads import LanguageModel, RewardModel
@@ -222,6 +223,8 @@ def _output(model: Transformer, batch: MicroBatch) -> Tensor:
 def head_of(folder: str | Path) -> type[Transformer]:
     """LanguageModel or RewardModel: what a folder, of a model or an adapter, declares itself to be."""
     adapter_config, config = (read_json(Path(folder) / name) for name in (adapter.CONFIG, "config.json"))
+    check_keys(Path(folder) / adapter.CONFIG, adapter_config, {"task_type": Key(str)}, others=True)
+    check_keys(Path(folder) / "config.json", config, {"architectures": Key(list, items=Key(str))}, others=True)
     declared = [adapter_config.get("task_type") or "", *(config.get("architectures") or [])]
     is_reward_model = any(name.endswith(("SEQ_CLS", "SequenceClassification", "RewardModel")) for name in declared)
     return RewardModel if is_reward_model else LanguageModel

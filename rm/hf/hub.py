@@ -25,6 +25,7 @@ from rm.config import Settings, flags, flatten, updated
 from rm.distributed import process_group as dist
 from rm.files import read_json, update_digest
 from rm.hf.folder import TOKENIZER_FILES
+from rm.json_keys import Key, check_keys
 
 ADAPTER = "adapter_config.json"
 MODEL_FILES = ["config.json", "generation_config.json", ADAPTER, "scoring.json", *TOKENIZER_FILES]
@@ -154,6 +155,7 @@ def _declared_base(folder: Path) -> str | None:
     if not (folder / ADAPTER).is_file() or any(folder.glob("model*.safetensors")):
         return None
     config = read_json(folder / ADAPTER)
+    check_keys(folder / ADAPTER, config, {"base_model_name_or_path": Key(str), "revision": Key(str)}, others=True)
     base, revision = config.get("base_model_name_or_path") or "", config.get("revision")
     return f"{base}@{revision}" if revision and not Path(base).exists() else base
 

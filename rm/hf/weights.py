@@ -30,6 +30,7 @@ from rm.hf.families.layout import Layout
 from rm.hf.families.rules import Family
 from rm.hf.folder import describe
 from rm.hf.safetensors_file import open_safetensors
+from rm.json_keys import Key, check_keys
 from rm.model import lora
 from rm.model.transformer import ModelConfig
 
@@ -256,7 +257,9 @@ def _weights_files(folder: Path) -> list[Path]:
     if single_file.is_file():
         return [single_file]
     if index.is_file():
-        files = sorted({folder / name for name in read_json(index).get("weight_map", {}).values()})
+        content = read_json(index)
+        check_keys(index, content, {"weight_map": Key(dict, items=Key(str))}, others=True)
+        files = sorted({folder / name for name in (content.get("weight_map") or {}).values()})
         if not files:
             raise ValueError(f"{index} names no files: copy the folder again")
         missing = [file.name for file in files if not file.is_file()]

@@ -371,6 +371,15 @@ def test_an_exported_config_of_transformers_5_has_the_rope_of_transformers_4_as_
     torch.testing.assert_close(tiny.their_logits(again, tiny.tokens(40)), expected, rtol=0, atol=0)
 
 
+def test_a_gpt_neox_of_transformers_5_is_exported_with_its_own_names_of_transformers_4(tmp_path):
+    """Which takes rotary_emb_base and rotary_pct, whatever rope_theta and partial_rotary_factor are."""
+    source = tiny.save_with(tiny.causal_lm("gpt_neox", rotary_pct=0.5, rotary_emb_base=70), tmp_path / "source")
+    run_ranks(1, weights.save, tiny.ours(source), tmp_path / "out", source, torch.float32)
+    saved = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert saved["rotary_emb_base"] == 70 and saved["rotary_pct"] == 0.5
+    assert read({name: value for name, value in saved.items() if name != "rope_parameters"}) == read(saved)
+
+
 def test_both_spellings_of_rope_are_read():
     def rope(**settings):
         return read(LLAMA_HF | settings).ropes[0]

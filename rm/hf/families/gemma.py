@@ -15,6 +15,7 @@ KEYS = llama.KEYS | {
     "hidden_act": Key(str, only=("gelu_pytorch_tanh", "gelu")),
     "hidden_activation": Key(str, only=("gelu_pytorch_tanh",)),
     "use_bidirectional_attention": OFF,
+    "mlp_bias": OFF,
 }
 
 

@@ -62,8 +62,8 @@ ROPE_KEYS = {
 WITHOUT_EFFECT = {
     "training: dropout (the base model runs without), initial values, checkpointing, tensor parallelism": """
         attention_dropout attention_probs_dropout_prob attn_pdrop classifier_dropout dropout embd_pdrop embed_dropout
-        hidden_dropout hidden_dropout_prob resid_dropout resid_pdrop summary_first_dropout summary_last_dropout
-        initializer_factor initializer_range init_std gradient_checkpointing pretraining_tp model_parallel
+        hidden_dropout hidden_dropout_prob resid_dropout resid_pdrop summary_dropout_prob summary_first_dropout
+        summary_last_dropout         initializer_factor initializer_range init_std gradient_checkpointing pretraining_tp model_parallel
         use_liger_kernel loss_type tp_plan""",
     "generation, and what a call of the model returns": """
         assistant_confidence_threshold assistant_lookbehind bad_words_ids begin_suppress_tokens cache_implementation
@@ -80,14 +80,14 @@ WITHOUT_EFFECT = {
     "versions, names and precision": """
         _commit_hash _name_or_path name_or_path model_name base_model transformers_version transformers.js_config
         dtype torch_dtype _pre_quantization_dtype torchscript tf_legacy_loss use_bfloat16 unsloth_version unsloth_fixed
-        is_llama_config license""",
+        is_llama_config license n_special predict_special_tokens""",
     # Code in the folder is never run: transformers runs it only with trust_remote_code.
     "which code computes the same": """
         auto_map custom_pipelines _attn_implementation _attn_implementation_autoset _attn_implementation_internal
         _experts_implementation _experts_implementation_internal _flash_attn_2_enabled attn_implementation
         use_flash_attention use_flash_attention_2 use_flash_attn chunk_size_feed_forward""",
     "the tokenizer has files of its own; lengths that only those read": """
-        cls_token_id decoder_start_token_id mask_token_id sep_token_id unk_token_id tokenizer_class prefix
+        cls_token_id decoder_start_token_id end_token_id mask_token_id sep_token_id unk_token_id tokenizer_class prefix
         model_max_length max_sequence_length max_seq_len seq_length n_ctx tokenizer_model_max_length
         tokenizer_padding_side padding padding_side""",
 }
@@ -105,6 +105,7 @@ COMMON = {name: Key() for names in WITHOUT_EFFECT.values() for name in names.spl
     # OpenRLHF's statistics of the rewards: a caller may have them normalized (`rm.scoring.Scorer`).
     "mean": Key(float),
     "std": Key(float, minimum=1e-12),
+    "normalize_reward": FLAG,  # OpenRLHF replaces it by its own flag whenever it loads a model
     # The tokenizer reads these where its own files name no token.
     "bos_token_id": Key((int, list), items=Key(int)),
     "eos_token_id": Key((int, list), items=Key(int)),

@@ -6,7 +6,7 @@ With `layer_types`, only some layers have the window: transformers makes a "mini
 from dataclasses import replace
 
 from rm.hf.families import llama
-from rm.hf.families.keys import LENGTH
+from rm.hf.families.keys import LENGTH, OFF
 from rm.hf.families.rules import LAYER_TYPES, windows
 from rm.model.transformer import ModelConfig
 
@@ -20,7 +20,7 @@ def config(hf: dict) -> ModelConfig:
 
 FAMILY = replace(
     llama.FAMILY,
-    keys=llama.KEYS | {"sliding_window": LENGTH, "layer_types": LAYER_TYPES},
+    keys=llama.KEYS | {"sliding_window": LENGTH, "layer_types": LAYER_TYPES, "attention_bias": OFF, "mlp_bias": OFF},
     config=config,
     classes={"lm": "MistralForCausalLM", "reward": "MistralForSequenceClassification"},
     other_classes=("MistralModel", "EurusRewardModel"),

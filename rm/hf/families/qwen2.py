@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from rm.hf.families import llama
-from rm.hf.families.keys import FLAG, LENGTH
+from rm.hf.families.keys import FLAG, LENGTH, OFF
 from rm.hf.families.rules import LAYER_TYPES, windows
 from rm.json_keys import Key
 from rm.model.transformer import ModelConfig
@@ -37,8 +37,8 @@ FAMILY = replace(
     keys=llama.KEYS
     | WINDOW_KEYS
     | {
-        "attention_bias": Key(bool, only=(True,)),  # always on q, k and v, never on the output
-        "mlp_bias": Key(bool, only=(False,)),
+        "attention_bias": FLAG,  # without effect: q, k and v always have one, the output never
+        "mlp_bias": OFF,
         "dual_chunk_attention_config": Key(dict),  # vLLM reads it, for texts beyond 256k tokens; transformers does not
     },
     config=config,

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 from rm.hf.families import llama
+from rm.hf.families.keys import OFF
 from rm.hf.families.qwen2 import WINDOW_KEYS, upper_windows
 from rm.model.transformer import ModelConfig
 
@@ -13,7 +14,7 @@ def config(hf: dict) -> ModelConfig:
 
 FAMILY = replace(
     llama.FAMILY,
-    keys=llama.KEYS | WINDOW_KEYS,
+    keys=llama.KEYS | WINDOW_KEYS | {"mlp_bias": OFF},
     config=config,
     modules=llama.FAMILY.modules
     | {

@@ -77,7 +77,10 @@ def legacy_spelling(hf: dict) -> dict:
     scaling = {name: value for name, value in parameters.items() if name not in ("rope_theta", "partial_rotary_factor")}
     if parameters.get("rope_type", "default") != "default":
         spelling["rope_scaling"] = scaling
-    spelling |= {name: parameters.get(name) for name in ("rope_theta", "partial_rotary_factor")}
+    names = {"rope_theta": "rope_theta", "partial_rotary_factor": "partial_rotary_factor"}
+    if hf["model_type"] == "gpt_neox":
+        names = {"rope_theta": "rotary_emb_base", "partial_rotary_factor": "rotary_pct"}
+    spelling |= {old_name: parameters.get(name) for name, old_name in names.items()}
     return {name: value for name, value in spelling.items() if value is not None and hf.get(name) is None}
 
 
