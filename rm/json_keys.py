@@ -32,7 +32,7 @@ class Key:
     Attributes:
         type: of the value; `float` includes whole numbers. None: any.
         only: the values that are implemented; empty: all of the type.
-        minimum: of a number. Numbers have to be finite.
+        minimum, maximum: of a number. Numbers have to be finite.
         required: whether the key has to be there.
         items: what each element of a list, or each value of an object whose keys are names, may be. None: anything.
         keys: of an object: the keys that it may hold. None: any.
@@ -41,6 +41,7 @@ class Key:
     type: type | tuple[type, ...] | None = None
     only: tuple = ()
     minimum: float | None = None
+    maximum: float | None = None
     required: bool = False
     items: "Key | None" = None
     keys: "dict[str, Key] | None" = None
@@ -70,6 +71,8 @@ class Key:
             return "has to be a finite number"
         if self.minimum is not None and isinstance(value, (int, float)) and value < self.minimum:
             return f"has to be at least {self.minimum:g}"
+        if self.maximum is not None and isinstance(value, (int, float)) and value > self.maximum:
+            return f"has to be at most {self.maximum:,}"
         return None
 
     def _has_type(self, value) -> bool:

@@ -296,6 +296,11 @@ def _read_scales(folder: Path) -> Callable[[str, int], float]:
     check_keys(file, config, KEYS)
     alphas = {}
     for pattern, alpha in (config.get("alpha_pattern") or {}).items():
+        if re.search(r"\)[*+{]", pattern) or len(re.findall(r"[*+{]", pattern)) > 3:  # matching it may take years
+            raise ValueError(
+                f"{file}: alpha_pattern {pattern!r} repeats a group, or more than three times something: write it as "
+                f"several patterns"
+            )
         try:
             # As peft has it (get_pattern_key): the name's last components, or, behind ^, the name from its beginning.
             alphas[re.compile(rf"(.*\.)?({pattern})$")] = alpha

@@ -114,6 +114,7 @@ def load(model: Transformer, folder: str | Path, seed: int | None = None) -> Tra
             model, N(0, 1/sqrt(D + 1)) (Stiennon et al., arXiv 2009.01325). The values do not depend on the number of
             ranks. None: a folder without a score head is refused.
     """
+    weights.check(model, folder)
     sharding.allocate(model)
     missing = weights.load(model, folder)
     if missing and seed is None:

@@ -83,8 +83,12 @@ def fetched(settings: Settings, weights: bool = True) -> Settings:
     return updated(settings, **changes)
 
 
-def model(text: str, weights: bool = True) -> str:
-    """The folder of a model: `text` itself if it exists or can only be a path. An adapter's base is downloaded, too."""
+def model(text: str, weights: bool = True, above: tuple[Path, ...] = ()) -> str:
+    """The folder of a model: `text` itself if it exists or can only be a path. An adapter's base is downloaded, too.
+
+    Args:
+        above: adapters that name this model as their base, or the base of their base.
+    """
     name, folder = None if Path(text).exists() else Name.read(text), Path(text)
     if name:
         if name.file:
@@ -92,8 +96,9 @@ def model(text: str, weights: bool = True) -> str:
         folder = _snapshot(name, "model", [*MODEL_FILES, *(WEIGHTS if weights else [])])
         if weights and not any(folder.glob("*.safetensors")):
             raise ValueError(f"{text}: the repository has no safetensors files, and pickled weights are not read here")
+    _check_no_ring(folder, above)
     if base := _declared_base(folder):
-        model(base, weights)
+        model(base, weights, (*above, folder.resolve()))
     return str(folder) if name else text
 
 
@@ -122,7 +127,23 @@ def checkpoint(text: str) -> str:
 
 def base_of(folder: str | Path) -> Path | None:
     """The folder of the base model, where `folder` holds an adapter; None where it holds a model of its own."""
-    base = _declared_base(Path(folder))
+    chain = [Path(folder)]
+    while (base := _direct_base(chain[-1])) is not None:
+        _check_no_ring(base, tuple(path.resolve() for path in chain))
+        chain.append(base)
+    return chain[1] if len(chain) > 1 else None
+
+
+def _check_no_ring(folder: Path, above: tuple[Path, ...]) -> None:
+    if folder.resolve() in above:
+        raise ValueError(
+            f"{folder} is an adapter whose base is, in the end, itself: correct base_model_name_or_path in "
+            f"{above[-1] / ADAPTER}"
+        )
+
+
+def _direct_base(folder: Path) -> Path | None:
+    base = _declared_base(folder)
     if base is None:
         return None
     name = None if Path(base).is_dir() else Name.read(base)

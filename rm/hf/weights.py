@@ -136,6 +136,14 @@ def load(model: nn.Module, folder: str | Path) -> set[str]:
     return parameters.keys() - loaded
 
 
+def check(model: nn.Module, folder: str | Path) -> None:
+    """Raise ValueError where a folder's tensors are not those of the model, before memory is allocated for them."""
+    base = base_folder(folder)
+    _, family, _ = read_config(base)
+    shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    _match(shapes, _stored_tensors(base), base, family)
+
+
 def _copy(stored, layout: Layout, parts: list[Tensor], kv_heads: int) -> None:
     """Fill this rank's shard of the parameters that a checkpoint tensor holds.
 
@@ -259,7 +267,10 @@ def _weights_files(folder: Path) -> list[Path]:
     if index.is_file():
         content = read_json(index)
         check_keys(index, content, {"weight_map": Key(dict, items=Key(str))}, others=True)
-        files = sorted({folder / name for name in (content.get("weight_map") or {}).values()})
+        names = set((content.get("weight_map") or {}).values())
+        if elsewhere := [name for name in names if Path(name).name != name]:
+            raise ValueError(f"{index} names {elsewhere[0]!r}: only files of the same folder are read")
+        files = sorted(folder / name for name in names)
         if not files:
             raise ValueError(f"{index} names no files: copy the folder again")
         missing = [file.name for file in files if not file.is_file()]

@@ -169,6 +169,8 @@ def test_an_adapter_that_does_not_fit_its_base_is_refused(tmp_path):
         ({"lora_alpha": True}, "lora_alpha True has to be of type number"),
         ({"r": 0}, "r 0 has to be at least 1"),
         ({"alpha_pattern": {"q_proj": "x"}}, "alpha_pattern['q_proj'] 'x' has to be of type number"),
+        ({"alpha_pattern": {"(.*.*)*x": 3}}, "alpha_pattern '(.*.*)*x' repeats a group"),
+        ({"base_model_name_or_path": 3}, "base_model_name_or_path 3 has to be of type string"),
         ({"alpha_pattern": {"(": 3}}, "alpha_pattern '(' is not a regular expression"),
     ],
 )

@@ -159,6 +159,7 @@ def test_every_key_that_transformers_writes_is_known():
         ({"architectures": ["LlamaForRewardModelWithGating"]}, r"architectures\[0\] 'LlamaForRewardModelWithGating'"),
         ({"architectures": "LlamaForCausalLM"}, "architectures 'LlamaForCausalLM' has to be of type list"),
         ({"vocab_size": "99"}, "vocab_size '99' has to be of type whole number"),
+        ({"num_hidden_layers": 10**12}, "num_hidden_layers 1000000000000 has to be at most 10,000"),
         ({"num_hidden_layers": 0}, "num_hidden_layers 0 has to be at least 1"),
         ({"rms_norm_eps": float("nan")}, "rms_norm_eps nan has to be a finite number"),
         ({"tie_word_embeddings": "no"}, "tie_word_embeddings 'no' has to be of type true or false"),

@@ -346,6 +346,17 @@ def test_tokenizer_folder_finds_a_base_in_the_local_hub_cache(tmp_path, monkeypa
     assert folder == base and Tokenizer(folder).fingerprint == Tokenizer(base).fingerprint
 
 
+@pytest.mark.parametrize("bases", [("a", "a"), ("a", "b")])
+def test_adapters_that_are_each_others_base_are_refused(tmp_path, bases):
+    first, second = (tmp_path / name for name in bases)
+    adapter(first, str(second))
+    if second != first:
+        adapter(second, str(first))
+    for resolve in (hub.base_of, hub.tokenizer_folder, lambda folder: hub.model(str(folder))):
+        with pytest.raises(ValueError, match="is an adapter whose base is, in the end, itself: correct"):
+            resolve(first)
+
+
 def test_tokenizer_folder_of_an_adapter_without_its_base_is_an_error(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "empty"))
     for base in ("o/n", str(tmp_path / "missing")):

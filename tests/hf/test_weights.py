@@ -418,6 +418,8 @@ def test_a_path_that_is_no_model_folder_is_refused_with_the_reason(tmp_path, fol
     [
         ("{", "config.json is not JSON"),
         ("[1]", "config.json holds a JSON list"),
+        ("[" * 100_000, "config.json is not JSON"),
+        ('{"model_type": [1]}', "config.json: model_type [1] is not supported"),
         (
             '{"model_type": "bert"}',
             "config.json: model_type 'bert' is not supported, only gemma, ",
@@ -523,6 +525,12 @@ def test_the_message_names_a_file_that_the_index_names_but_is_missing(tmp_path, 
     missing = sorted(many.glob("*.safetensors"))[1]
     shutil.move(missing, tmp_path)
     assert f"model.safetensors.index.json names {missing.name}, which the folder lacks" in load_error(many)
+    for names, message in (
+        ({"x": "../m/model.safetensors"}, "only files of the same folder"),
+        ({"x": 3}, "of type string"),
+    ):
+        (many / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
+        assert message in load_error(many)
     (many / "model.safetensors.index.json").write_text("{}")
     assert "model.safetensors.index.json names no files" in load_error(many)
 

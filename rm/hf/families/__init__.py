@@ -25,6 +25,6 @@ FAMILIES: dict[str, Family] = {
 def find(hf: dict, file: Path = Path("config.json")) -> Family:
     """The family of a config.json; ValueError if it is not supported."""
     model_type = hf.get("model_type")
-    if model_type not in FAMILIES:
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise ValueError(f"{file}: model_type {model_type!r} is not supported, only {', '.join(sorted(FAMILIES))}")
     return FAMILIES[model_type]

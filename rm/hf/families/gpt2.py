@@ -6,19 +6,21 @@ Defaults are those of transformers. Dropout settings are deliberately not read: 
 here, in training too.
 """
 
-from rm.hf.families.keys import COUNT, FLAG, NUMBER, OFF
+from dataclasses import replace
+
+from rm.hf.families.keys import FLAG, HEADS_OF_A_LAYER, LAYERS, NUMBER, OFF, POSITIONS, SIZE
 from rm.hf.families.layout import QKV, Layout
 from rm.hf.families.rules import Family, quotient
 from rm.json_keys import Key
 from rm.model.transformer import ModelConfig
 
 KEYS = {
-    "n_head": Key(int, minimum=1, required=True),
-    "n_embd": Key(int, minimum=1, required=True),
-    "n_layer": Key(int, minimum=1, required=True),
-    "vocab_size": Key(int, minimum=1, required=True),
-    "n_inner": COUNT,
-    "n_positions": COUNT,
+    "n_head": HEADS_OF_A_LAYER,
+    "n_embd": SIZE,
+    "n_layer": LAYERS,
+    "vocab_size": SIZE,
+    "n_inner": replace(SIZE, required=False),
+    "n_positions": POSITIONS,
     "activation_function": Key(str, only=("gelu_new", "gelu_pytorch_tanh")),  # two names of the same function
     "layer_norm_epsilon": NUMBER,
     "scale_attn_weights": Key(bool, only=(True,)),

@@ -4,23 +4,25 @@ Defaults are those of transformers. Dropout settings are deliberately not read: 
 here, in training too.
 """
 
-from rm.hf.families.keys import COUNT, NUMBER
+from dataclasses import replace
+
+from rm.hf.families.keys import HEADS_OF_A_LAYER, LAYERS, NUMBER, POSITIONS, SIZE
 from rm.hf.families.rules import Family, quotient
 from rm.json_keys import Key
 from rm.model.transformer import ModelConfig
 
 KEYS = {
-    "num_heads": Key(int, minimum=1, required=True),
-    "hidden_size": Key(int, minimum=1, required=True),
-    "num_layers": Key(int, minimum=1, required=True),
-    "vocab_size": Key(int, minimum=1, required=True),
-    "max_position_embeddings": Key(int, minimum=1, required=True),
-    "intermediate_size": COUNT,
+    "num_heads": HEADS_OF_A_LAYER,
+    "hidden_size": SIZE,
+    "num_layers": LAYERS,
+    "vocab_size": SIZE,
+    "max_position_embeddings": replace(POSITIONS, required=True),
+    "intermediate_size": replace(SIZE, required=False),
     "activation_function": Key(str, only=("gelu_new", "gelu_pytorch_tanh")),  # two names of the same function
     "layer_norm_epsilon": NUMBER,
     "attention_types": Key(list, items=Key(list)),
     "attention_layers": Key(list),  # the same, written out: transformers reads attention_types
-    "window_size": COUNT,
+    "window_size": POSITIONS,
 }
 
 

@@ -6,7 +6,7 @@ Defaults are those of transformers. Dropout settings are deliberately not read: 
 here, in training too.
 """
 
-from rm.hf.families.keys import AT_LEAST_1, COUNT, FLAG, NUMBER, ROPE_KEYS
+from rm.hf.families.keys import AT_LEAST_1, FLAG, HEADS_OF_A_LAYER, LAYERS, NUMBER, POSITIONS, ROPE_KEYS, SIZE
 from rm.hf.families.layout import QKV, Layout
 from rm.hf.families.rope import rope
 from rm.hf.families.rules import Family, quotient
@@ -16,14 +16,14 @@ from rm.model.transformer import ModelConfig
 # The last three are the same function; transformers writes its constant with more or fewer digits.
 MLPS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_fast": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh"}
 KEYS = ROPE_KEYS | {
-    "num_attention_heads": Key(int, minimum=1, required=True),
-    "num_hidden_layers": Key(int, minimum=1, required=True),
-    "vocab_size": Key(int, minimum=1, required=True),
-    "hidden_size": Key(int, minimum=1, required=True),
-    "intermediate_size": Key(int, minimum=1, required=True),
+    "num_attention_heads": HEADS_OF_A_LAYER,
+    "num_hidden_layers": LAYERS,
+    "vocab_size": SIZE,
+    "hidden_size": SIZE,
+    "intermediate_size": SIZE,
     "hidden_act": Key(str, only=tuple(MLPS)),
     "layer_norm_eps": NUMBER,
-    "max_position_embeddings": COUNT,
+    "max_position_embeddings": POSITIONS,
     "rotary_emb_base": AT_LEAST_1,
     "rotary_pct": NUMBER,
     # At the top level, transformers reads the two above in place of these.

@@ -6,8 +6,13 @@ family adds its own keys (`Family.keys`). A key that is in neither table is refu
 
 from rm.json_keys import Key
 
-COUNT = Key(int, minimum=1)
-LENGTH = Key(int, minimum=0)
+# The limits are far above every model; they keep a damaged file from asking for memory without end.
+SIZE = Key(int, minimum=1, maximum=2**24, required=True)
+LAYERS = Key(int, minimum=1, maximum=10_000, required=True)
+HEADS_OF_A_LAYER = Key(int, minimum=1, maximum=2**16, required=True)
+COUNT = Key(int, minimum=1, maximum=2**16)
+LENGTH = Key(int, minimum=0, maximum=2**31 - 1)
+POSITIONS = Key(int, minimum=1, maximum=2**31 - 1)
 FLAG = Key(bool)
 OFF = Key(bool, only=(False,))
 NUMBER = Key(float, minimum=0)
@@ -37,7 +42,7 @@ ROPE = {
     "factor": AT_LEAST_1,
     "low_freq_factor": NUMBER,
     "high_freq_factor": NUMBER,
-    "original_max_position_embeddings": COUNT,
+    "original_max_position_embeddings": POSITIONS,
     "attention_factor": NUMBER,
     "beta_fast": NUMBER,
     "beta_slow": NUMBER,
@@ -55,7 +60,7 @@ ROPE_KEYS = {
     "rope_scaling": Key(dict, keys=ROPE),
     "rope_theta": AT_LEAST_1,
     "partial_rotary_factor": NUMBER,
-    "original_max_position_embeddings": COUNT,
+    "original_max_position_embeddings": POSITIONS,
     "rope_interleaved": OFF,
 }
 
@@ -63,8 +68,8 @@ WITHOUT_EFFECT = {
     "training: dropout (the base model runs without), initial values, checkpointing, tensor parallelism": """
         attention_dropout attention_probs_dropout_prob attn_pdrop classifier_dropout dropout embd_pdrop embed_dropout
         hidden_dropout hidden_dropout_prob resid_dropout resid_pdrop summary_dropout_prob summary_first_dropout
-        summary_last_dropout         initializer_factor initializer_range init_std gradient_checkpointing pretraining_tp model_parallel
-        use_liger_kernel loss_type tp_plan""",
+        summary_last_dropout initializer_factor initializer_range init_std gradient_checkpointing pretraining_tp
+        model_parallel use_liger_kernel loss_type tp_plan""",
     "generation, and what a call of the model returns": """
         assistant_confidence_threshold assistant_lookbehind bad_words_ids begin_suppress_tokens cache_implementation
         diversity_penalty do_sample early_stopping encoder_no_repeat_ngram_size encoder_repetition_penalty

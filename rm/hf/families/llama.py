@@ -4,7 +4,7 @@ Defaults are those of transformers. Dropout settings are deliberately not read: 
 here, in training too.
 """
 
-from rm.hf.families.keys import COUNT, FLAG, NUMBER, ROPE_KEYS
+from rm.hf.families.keys import COUNT, FLAG, HEADS_OF_A_LAYER, LAYERS, NUMBER, POSITIONS, ROPE_KEYS, SIZE
 from rm.hf.families.rope import rope
 from rm.hf.families.rules import Family, quotient
 from rm.json_keys import Key
@@ -12,16 +12,16 @@ from rm.model.transformer import ModelConfig
 
 MLPS = {"silu": "swiglu", "gelu_pytorch_tanh": "geglu_tanh"}
 KEYS = ROPE_KEYS | {
-    "num_attention_heads": Key(int, minimum=1, required=True),
+    "num_attention_heads": HEADS_OF_A_LAYER,
     "num_key_value_heads": COUNT,
-    "num_hidden_layers": Key(int, minimum=1, required=True),
-    "vocab_size": Key(int, minimum=1, required=True),
-    "hidden_size": Key(int, minimum=1, required=True),
-    "intermediate_size": Key(int, minimum=1, required=True),
+    "num_hidden_layers": LAYERS,
+    "vocab_size": SIZE,
+    "hidden_size": SIZE,
+    "intermediate_size": SIZE,
     "head_dim": COUNT,
     "hidden_act": Key(str, only=tuple(MLPS)),
     "rms_norm_eps": NUMBER,
-    "max_position_embeddings": COUNT,
+    "max_position_embeddings": POSITIONS,
     "attention_bias": FLAG,
     "mlp_bias": FLAG,
 }
