@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from rm.data.batch import EvalBatches, Loader, pack
 from rm.distributed import process_group as dist
-from rm.hf import adapter, families, weights
+from rm.hf import adapter, build, families, weights
 from rm.model import lisa, lora
 from rm.model.attention import SplitAttention
 from rm.model.heads import LanguageModel, RewardModel
@@ -174,6 +174,18 @@ def test_every_key_that_transformers_writes_is_known():
 def test_an_unknown_key_or_another_type_is_refused_by_name(edits, message):
     with pytest.raises(ValueError, match=f"config.json: {message}"):
         read(LLAMA_HF | edits)
+
+
+@pytest.mark.parametrize(
+    "name, reward",
+    [("LlamaForCausalLM", False), ("LlamaForSequenceClassification", True), ("RewardModel", True)]
+    + [("LlamaRewardModel", True), ("LlamaModel", False)],
+)
+def test_classes_that_compute_the_same_are_read(tmp_path, name, reward):
+    hf = LLAMA_HF | {"architectures": [name]}
+    assert read(hf) == read(LLAMA_HF)
+    (tmp_path / "config.json").write_text(json.dumps(hf))
+    assert build.head_of(tmp_path) is (RewardModel if reward else LanguageModel)
 
 
 def test_two_names_of_one_setting_have_to_agree():
