@@ -113,9 +113,16 @@ def content(token) -> str | None:
 
 
 def read_settings(folder: Path) -> dict:
-    """tokenizer_config.json; files without `added_tokens_decoder` are of a time when the special tokens were in
-    special_tokens_map.json."""
-    settings = read_json(folder / "tokenizer_config.json")
+    """tokenizer_config.json, with special_tokens_map.json where it is of a time before `added_tokens_decoder`.
+
+    Raises:
+        ValueError: a setting splits texts in a way that is not implemented.
+    """
+    file = folder / "tokenizer_config.json"
+    settings = read_json(file)
+    for name in ("split_special_tokens", "fix_mistral_regex"):
+        if settings.get(name):
+            raise ValueError(f"{file}: {name} {settings[name]!r} is not implemented; remove it if it is a mistake")
     if "added_tokens_decoder" not in settings:
         settings |= read_json(folder / "special_tokens_map.json")
     # LLaMA 1 has empty strings for tokens that are not named.

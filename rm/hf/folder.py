@@ -118,7 +118,7 @@ def copy_tokenizer(folder: Path, source: Path, hf: dict, head: str, texts: TextF
         texts.tokenizer.write_new_tokens(folder)
         _write_template(folder, texts.template)
         if (folder / "adapter_config.json").is_file():
-            _name_class(folder, texts.tokenizer)
+            _complete_settings(folder, texts.tokenizer)
     if head == "lm":
         return None
     token, pad_id = _padding(source, hf, texts)
@@ -131,11 +131,13 @@ def copy_tokenizer(folder: Path, source: Path, hf: dict, head: str, texts: TextF
     return pad_id
 
 
-def _name_class(folder: Path, tokenizer: Tokenizer) -> None:
-    """Name the tokenizer's class beside an adapter: there is no config.json to tell it."""
+def _complete_settings(folder: Path, tokenizer: Tokenizer) -> None:
+    """Add to tokenizer_config.json what config.json tells elsewhere: beside an adapter there is none."""
     file = folder / "tokenizer_config.json"
+    settings = {name: token for name, token in tokenizer.named.items() if name == "eos_token"} | read_json(file)
     if (folder / "tokenizer.json").is_file() or tokenizer.class_name is not None:
-        write_json(file, read_json(file) | {"tokenizer_class": tokenizer.class_name or "PreTrainedTokenizerFast"})
+        settings["tokenizer_class"] = tokenizer.class_name or "PreTrainedTokenizerFast"
+    write_json(file, settings)
 
 
 def _write_template(folder: Path, template: ChatTemplate | None) -> None:

@@ -15,6 +15,8 @@ from safetensors.torch import load_file
 
 import train_rm
 import train_sft
+from rm import export
+from rm.config import compose
 from rm.data.dataset import TextSettings
 from rm.data.tokenizer import Tokenizer
 from rm.distributed import sharding
@@ -135,6 +137,19 @@ def test_new_rows_start_at_the_mean_of_the_others(tmp_path):
             for ours, theirs in (("embed.weight", "model.embed_tokens.weight"), ("lm_head.weight", "lm_head.weight")):
                 assert torch.allclose(values[ours][new_ids], stored[theirs][others].mean(0), atol=1e-6)
                 assert torch.equal(values[ours][others], stored[theirs][others])
+
+
+def test_an_exported_adapter_has_the_template_that_it_was_trained_with(tmp_path):
+    folder = base(tmp_path / "base", "json", tied=True)
+    out = train(settings(folder, tmp_path / "out", add_special_tokens=(), **METHODS["lora"]))
+    assert not (out / "base").exists()
+    values = dict(model_name_or_path=str(out / "adapter"), output_dir=str(tmp_path / "exported"), dtype="float32")
+    run_ranks(1, export.main, compose(export.Settings, **values))
+    for name in ("model", "adapter", "../exported"):
+        tokenizer = transformers.AutoTokenizer.from_pretrained(out / name)
+        assert tokenizer.chat_template == CHATML
+    exported, merged = (load_file(path / "model.safetensors") for path in (tmp_path / "exported", out / "model"))
+    assert all(torch.allclose(exported[name], merged[name], atol=1e-6) for name in merged)
 
 
 def test_without_the_flag_a_warning_names_the_tokens_that_are_split(tmp_path, capfd):
