@@ -59,7 +59,7 @@ def make(folder: Path) -> Backend:
 
 
 def _from_json_file(folder: Path, file: Path) -> Backend:
-    settings, tokenizer = _settings(folder), _read_json(file)
+    settings, tokenizer = read_settings(folder), _read_json(file)
     is_byte_level = "ByteLevel" in repr(tokenizer.pre_tokenizer) or "ByteLevel" in repr(tokenizer.decoder)
     name = _class_name(folder, settings, is_byte_level)
     if not isinstance(tokenizer.model, models.BPE):
@@ -76,7 +76,7 @@ def _from_json_file(folder: Path, file: Path) -> Backend:
 
 
 def _from_model_file(folder: Path, file: Path) -> Backend:
-    settings, model = _settings(folder), sentencepiece_file.read(file)
+    settings, model = read_settings(folder), sentencepiece_file.read(file)
     name = _class_name(folder, settings, is_byte_level=False)
     if name is None:
         tokenizer = _from_sentencepiece(model, settings)
@@ -112,10 +112,17 @@ def content(token) -> str | None:
     return token if isinstance(token, str) and token else None
 
 
-def _settings(folder: Path) -> dict:
-    """tokenizer_config.json; files without `added_tokens_decoder` are of a time when the special tokens were in
-    special_tokens_map.json."""
+def read_settings(folder: Path) -> dict:
+    """tokenizer_config.json, with special_tokens_map.json where it is of a time before `added_tokens_decoder`.
+
+    Raises:
+        ValueError: a setting splits texts in a way that is not implemented.
+    """
+    file = folder / "tokenizer_config.json"
     settings = tokenizer_config.read(folder)
+    for name in ("split_special_tokens", "fix_mistral_regex"):
+        if settings.get(name):
+            raise ValueError(f"{file}: {name} {settings[name]!r} is not implemented; remove it if it is a mistake")
     if "added_tokens_decoder" not in settings:
         settings |= tokenizer_config.read_special_tokens_map(folder)
     # LLaMA 1 has empty strings for tokens that are not named.

@@ -18,7 +18,7 @@ import tokenizers
 
 from rm.data import backend
 from rm.data.backend import Backend, content
-from rm.files import read_json
+from rm.files import read_json, write_json
 
 Parts = Sequence[str | int]  # a text whose special tokens are given as ids
 
@@ -44,7 +44,8 @@ class Tokenizer:
         vocab_size: the highest id that can occur, plus one: an embedding needs at least this many rows.
         special: special-token strings, which only a template may write, and their ids.
         named: "bos_token", "eos_token" and so on -> the token's string; templates use these names.
-        new_ids: of those of `new_tokens` that the tokenizer did not have.
+        new_ids: of those of `new_tokens` that were not in the vocabulary, for which a model has no trained embedding.
+        class_name: of the class in transformers by whose rules it works; None: by those of its file.
         folder: the folder it was read from.
         fingerprint: sha256 of everything that determines the ids; it identifies the tokenizer in caches and contracts.
 
@@ -70,20 +71,43 @@ class Tokenizer:
         # A model may lack embedding rows for special tokens that never occur.
         ordinary = set(model.get_vocab().values()) - set(self.special.values())
         self.vocab_size = 1 + max(max(ordinary, default=0), self.eos_id, self.bos_id or 0, *self.new_ids)
+        self.class_name = made.class_name
         self.named = _named(made, {"bos_token": self.bos_id, "eos_token": self.eos_id})
         # The settings files as a whole are left out: they also hold what changes no id, such as the chat template.
         rules = [made.class_name, made.settings.get("legacy"), made.settings.get("add_prefix_space")]
-        ids = [self.bos_id, self.eos_id, sorted(self.special.items())]
+        tokens = [self.bos_id, self.eos_id, *sorted((i, token.content, token.special) for i, token in added.items())]
         digest = hashlib.sha256(made.file.read_bytes())
-        digest.update(json.dumps([*rules, *ids]).encode())
+        digest.update(json.dumps([*rules, *tokens]).encode())
         self.fingerprint = digest.hexdigest()
 
     def _add(self, new_tokens: Sequence[str]) -> list[int]:
         """Add special tokens; the ids of those that the vocabulary did not have."""
-        known = self._model.model.get_vocab()
-        tokens = [tokenizers.AddedToken(token, special=True, normalized=False) for token in new_tokens]
-        self._model.model.add_special_tokens(tokens)
-        return [self._model.model.token_to_id(token) for token in new_tokens if token not in known]
+        model = self._model.model
+        known = model.get_vocab()
+        special = {token.content for token in model.get_added_tokens_decoder().values() if token.special}
+        self._new_tokens = [token for token in new_tokens if token not in special]
+        model.add_special_tokens([tokenizers.AddedToken(token, normalized=False) for token in self._new_tokens])
+        return [model.token_to_id(token) for token in self._new_tokens if token not in known]
+
+    def write_new_tokens(self, folder: Path) -> None:
+        """Add the new tokens to the files in `folder`, which are copies of those that this tokenizer was read from."""
+        if not self._new_tokens:
+            return
+        file = folder / self._model.file.name
+        added = {i: _flags(token) for i, token in sorted(self._model.model.get_added_tokens_decoder().items())}
+        settings = read_json(folder / "tokenizer_config.json")
+        if file.suffix == ".json":
+            definition = read_json(file)
+            listed = {token["id"]: token for token in definition.get("added_tokens", [])}
+            listed |= {i: {"id": i} | token for i, token in added.items() if token["content"] in self._new_tokens}
+            definition["added_tokens"] = [listed[i] for i in sorted(listed)]
+            file.write_text(json.dumps(definition, ensure_ascii=False), encoding="utf-8")
+            if "added_tokens_decoder" not in settings:
+                return
+        # Where there is an added_tokens_decoder, nothing else is read: it is complete, and tokens are named by strings.
+        settings = {name: _string_of(value) for name, value in backend.read_settings(folder).items()}
+        settings["added_tokens_decoder"] = {str(i): token for i, token in added.items()}
+        write_json(folder / "tokenizer_config.json", settings)
 
     @property
     def vocabulary(self) -> dict[str, int]:
@@ -154,6 +178,18 @@ class Tokenizer:
         for i, token in self._model.model.get_added_tokens_decoder().items():
             placeholders[i] = PLACEHOLDERS[token.lstrip + 2 * token.rstrip]
         return placeholders, self._with_placeholders.token_to_id(PLACEHOLDERS[0])
+
+
+def _string_of(value):
+    """A setting, with the string of every token that is an object."""
+    if isinstance(value, list):
+        return [_string_of(item) for item in value]
+    return content(value) if isinstance(value, dict) and "content" in value else value
+
+
+def _flags(token: tokenizers.AddedToken) -> dict:
+    names = ("content", "single_word", "lstrip", "rstrip", "normalized", "special")
+    return {name: getattr(token, name) for name in names}
 
 
 def _eos_id(made: Backend, folder: Path) -> int | None:

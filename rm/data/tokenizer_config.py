@@ -40,10 +40,9 @@ KEYS = NAMED_TOKENS | {
     "add_bos_token": FLAG,
     "add_prefix_space": FLAG,
     "legacy": FLAG,
-    # Each of these would change ids.
-    "split_special_tokens": Key(bool, only=(False,)),
-    "fix_mistral_regex": Key(bool, only=(False,)),
-    "sp_model_kwargs": Key(dict, keys={}),
+    "split_special_tokens": FLAG,  # `rm.data.backend` refuses these two where they change ids
+    "fix_mistral_regex": FLAG,
+    "sp_model_kwargs": Key(dict, keys={}),  # of sentencepiece: sampling
 }
 
 

@@ -12,7 +12,7 @@ import contextlib
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,13 +28,14 @@ from rm.hf.adapter import SCORE
 from rm.hf.families.keys import HEADS
 from rm.hf.families.layout import Layout
 from rm.hf.families.rules import Family
-from rm.hf.folder import describe
+from rm.hf.folder import TextFiles, describe
 from rm.hf.safetensors_file import open_safetensors
 from rm.json_keys import Key, check_keys
 from rm.model import lora
 from rm.model.transformer import ModelConfig
 
 HEADS_OF_OTHERS = tuple(f"{name}." for name in HEADS)
+OF_VOCABULARY = ("embed.weight", "lm_head.weight")  # parameters with a row for each token
 FLOATS = ("F64", "F32", "F16", "BF16")  # dtypes that a checkpoint may have, as safetensors spells them
 
 
@@ -100,8 +101,12 @@ def fingerprint(folder: str | Path) -> str:
     return digest.hexdigest()
 
 
-def load(model: nn.Module, folder: str | Path) -> set[str]:
+def load(model: nn.Module, folder: str | Path, new_ids: Sequence[int] = ()) -> set[str]:
     """Fill a model, sharded or not, from a folder; values are cast to the dtypes of the model's parameters.
+
+    Args:
+        new_ids: token ids that the folder's tokenizer lacks. Their rows of embedding and head, for which the model may
+            have more than the folder, become the mean of the others.
 
     Returns:
         Names of the parameters that the folder lacks and the caller has to initialize: a reward model's score head if
@@ -114,13 +119,13 @@ def load(model: nn.Module, folder: str | Path) -> set[str]:
     parameters = dict(model.named_parameters())
     base = hub.base_of(folder)
     if base is not None:
-        missing = load(model, base)
+        missing = load(model, base, new_ids)
         config, family, _ = read_config(base)
         head_is_embedding = model.head == "lm" and config.tie_embeddings
         replaced = adapter.add(parameters, Path(folder), family, config.n_kv_heads, head_is_embedding)
         return missing - replaced
-    shapes = {name: tuple(p.shape) for name, p in parameters.items()}
     config, family, _ = read_config(folder)
+    shapes = _stored_shapes(model, config, new_ids)
     tensors = _stored_tensors(Path(folder))
     if model.head == "lm" and config.tie_embeddings:
         _check_tied_head(tensors, family)
@@ -131,31 +136,57 @@ def load(model: nn.Module, folder: str | Path) -> set[str]:
                 if tensor.file == file:
                     parts = [parameters[name] for name in names]
                     stored = opened.get_slice(tensor.hf_name)
-                    _copy(stored, family.layout(tensor.hf_name), parts, config.n_kv_heads)
+                    _copy(stored, family.layout(tensor.hf_name), parts, [shapes[name] for name in names], config)
+                    if new_ids and names[0] in OF_VOCABULARY:
+                        _start_new_rows(parts[0], stored, new_ids)
     loaded = {name for names in matched.values() for name in names}
     return parameters.keys() - loaded
 
 
-def check(model: nn.Module, folder: str | Path) -> None:
+def check(model: nn.Module, folder: str | Path, new_ids: Sequence[int] = ()) -> None:
     """Raise ValueError where a folder's tensors are not those of the model, before memory is allocated for them."""
     base = base_folder(folder)
-    _, family, _ = read_config(base)
+    config, family, _ = read_config(base)
+    _match(_stored_shapes(model, config, new_ids), _stored_tensors(base), base, family)
+
+
+def _stored_shapes(model: nn.Module, config: ModelConfig, new_ids: Sequence[int]) -> dict[str, tuple[int, ...]]:
+    """Parameter name -> its shape in the checkpoint, without the rows of new tokens."""
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
-    _match(shapes, _stored_tensors(base), base, family)
+    if new_ids:
+        shapes |= {name: (config.vocab_size, shapes[name][1]) for name in OF_VOCABULARY if name in shapes}
+    return shapes
 
 
-def _copy(stored, layout: Layout, parts: list[Tensor], kv_heads: int) -> None:
+def _copy(stored, layout: Layout, parts: list[Tensor], shapes: list[tuple[int, ...]], config: ModelConfig) -> None:
     """Fill this rank's shard of the parameters that a checkpoint tensor holds.
 
     Args:
         stored: a safetensors slice of the checkpoint tensor; no more of it is read than the shards.
+        shapes: of the parameters in the checkpoint; a parameter may have more rows.
     """
-    shapes = [tuple(parameter.shape) for parameter in parts]
     for i, parameter in enumerate(parts):
+        rows, *others = local_slices(parameter)
+        block = slice(rows.start, min(rows.stop, shapes[i][0])), *others
         # A rank's shard is empty if there are more ranks than rows.
-        if local(parameter).numel():
-            for rows, values in layout.read(stored, i, local_slices(parameter), shapes, kv_heads):
+        if block[0].start < block[0].stop:
+            for rows, values in layout.read(stored, i, block, shapes, config.n_kv_heads):
                 local(parameter)[rows].copy_(values)
+
+
+def _start_new_rows(parameter: Tensor, stored, new_ids: Sequence[int]) -> None:
+    """Set the rows of new tokens, and those that the checkpoint lacks, to the mean of the other rows."""
+    rows, width = stored.get_shape()
+    old = torch.ones(rows, dtype=torch.bool)
+    old[[i for i in new_ids if i < rows]] = False
+    total = torch.zeros(width)
+    for start in range(0, rows, 4096):  # a vocabulary may have a million rows
+        block = slice(start, min(start + 4096, rows))
+        total += stored[block][old[block]].float().sum(0)
+    own = local_slices(parameter)[0]
+    new = {*new_ids, *range(rows, len(parameter))}
+    for i in sorted(new.intersection(range(own.start, own.stop))):
+        local(parameter)[i - own.start].copy_(total / old.sum())
 
 
 def _check_tied_head(tensors: list[Stored], family: Family) -> None:
@@ -287,7 +318,12 @@ def _weights_files(folder: Path) -> list[Path]:
 
 
 def save(
-    model: nn.Module, out: str | Path, source: str | Path, dtype: torch.dtype, max_shard_bytes: int = 5 * 10**9
+    model: nn.Module,
+    out: str | Path,
+    source: str | Path,
+    dtype: torch.dtype,
+    max_shard_bytes: int = 5 * 10**9,
+    texts: TextFiles | None = None,
 ) -> None:
     """Write a Hugging Face folder, completely or not at all; it replaces a model that `out` holds. All ranks call it.
 
@@ -298,6 +334,7 @@ def save(
             are written too.
         dtype: of the weights in the files, except the score head, which is always fp32.
         max_shard_bytes: limit on the size of a file; only a single larger tensor exceeds it.
+        texts: of the training; None: the tokenizer's files are copied as they are.
     """
     config, family, hf = read_config(source)
     assert all(layer.merged for layer in model.modules() if isinstance(layer, lora.LoRALinear))
@@ -329,8 +366,9 @@ def save(
                 weight_map = {hf_name: file for file, hf_names in shards.items() for hf_name in hf_names}
                 index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map}
                 write_json(folder / "model.safetensors.index.json", index)
-            tokenizer = hub.tokenizer_folder(source)
-            describe(folder, base_folder(source), tokenizer, hf, family.classes[model.head], model.head, dtype)
+            hf["vocab_size"] = model.config.vocab_size  # which may have new tokens
+            architecture, tokenizer = family.classes[model.head], hub.tokenizer_folder(source)
+            describe(folder, base_folder(source), tokenizer, hf, architecture, model.head, dtype, texts)
 
 
 def _plan_shards(sizes: dict[str, int], limit: int) -> dict[str, list[str]]:

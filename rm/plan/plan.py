@@ -8,7 +8,7 @@ follows prints at its end how far it was off. `docs/scale.md` shows the plans of
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -55,12 +55,14 @@ def show(
     plan_settings: PlanSettings,
     examples: Examples,
     loss: LossSettings | None = None,
+    new_ids: Sequence[int] = (),
 ) -> None:
     """Print what a run with these settings needs and takes.
 
     Args:
         cls: LanguageModel or RewardModel; `loss` is a reward model's.
         examples: to train on.
+        new_ids: of tokens that are added to the vocabulary.
 
     Raises:
         ValueError: the run will not fit; with advice.
@@ -72,7 +74,7 @@ def show(
         settings = updated(settings, dtype="bfloat16")
     kernel = VarlenAttention if settings.parallel.dtype == "bfloat16" else SplitAttention
     with dist.fake_process_group(processes):
-        plan = Plan(cls, settings, plan_settings, examples, kernel, loss)
+        plan = Plan(cls, settings, plan_settings, examples, kernel, loss, new_ids)
         for line in plan.lines():
             dist.say(line)
         if not plan.fits(plan.heaviest):
@@ -98,10 +100,11 @@ class Plan:
         examples: Examples,
         kernel: type,
         loss: LossSettings | None = None,
+        new_ids: Sequence[int] = (),
     ):
         """`kernel` is a class of `rm.model.attention`; the other arguments are as for `show`."""
         self.cls, self.settings, self.plan_settings, self.examples = cls, settings, plan_settings, examples
-        self.kernel, self.loss = kernel, loss
+        self.kernel, self.loss, self.new_ids = kernel, loss, new_ids
         self.model = self._model(settings)
         self.loader = self._loader(settings)
         self.heaviest = self.simulate()
@@ -114,6 +117,7 @@ class Plan:
             training=build.Training(settings.memory, settings.lora, settings.lisa),
             loss=self.loss,
             kernel=self.kernel,
+            new_ids=self.new_ids,
         )
 
     def _loader(self, settings: TrainingSettings) -> Loader:

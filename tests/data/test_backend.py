@@ -133,6 +133,13 @@ def test_an_added_token_with_an_id_that_it_cannot_have_is_an_error(tmp_path):
         backend.make(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["split_special_tokens", "fix_mistral_regex"])
+def test_settings_that_split_texts_in_other_ways_are_refused(name, tmp_path):
+    llama_like(tmp_path, NAMES | {name: True})
+    with pytest.raises(ValueError, match=f"tokenizer_config.json: {name} True is not implemented"):
+        backend.make(tmp_path)
+
+
 @pytest.mark.parametrize("options", [BPE, UNIGRAM, NORMALIZING, {"bos_id": -1}], ids=str)
 def test_a_sentencepiece_file_is_read_as_sentencepiece_reads_it(options, tmp_path):
     sentencepiece = pytest.importorskip("sentencepiece")
