@@ -21,6 +21,7 @@ from rm.data.sentencepiece_file import CONTROL, NORMAL, USER_DEFINED, SentencePi
 from rm.files import read_json
 
 SPACE = "\u2581"  # stands for a space in the pieces of sentencepiece
+FLAGS = ("content", "single_word", "lstrip", "rstrip", "normalized", "special")  # of an added token
 NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 
@@ -79,7 +80,7 @@ def _from_model_file(folder: Path, file: Path) -> Backend:
     settings, model = read_settings(folder), sentencepiece_file.read(file)
     name = _class_name(folder, settings, is_byte_level=False)
     if name is None:
-        tokenizer = _from_sentencepiece(model, settings)
+        tokenizer = _from_sentencepiece(model, folder, settings)
     else:
         vocabulary = {piece: i for i, piece in enumerate(model.pieces)}
         tokenizer = Tokenizer(models.BPE(vocabulary, _merges_by_id(vocabulary)))
@@ -118,12 +119,15 @@ def read_settings(folder: Path) -> dict:
     Raises:
         ValueError: a setting splits texts in a way that is not implemented.
     """
-    file = folder / "tokenizer_config.json"
-    settings = tokenizer_config.read(folder)
-    for name in ("split_special_tokens", "fix_mistral_regex"):
+    file, config = folder / "tokenizer_config.json", read_json(folder / "config.json")
+    settings, refused = tokenizer_config.read(folder), ["split_special_tokens"]
+    if config.get("model_type") == "mistral" and not str(config.get("transformers_version", "")).startswith("5"):
+        refused.append("fix_mistral_regex")  # without effect elsewhere
+    for name in refused:
         if settings.get(name):
-            raise ValueError(f"{file}: {name} {settings[name]!r} is not implemented; remove it if it is a mistake")
-    if "added_tokens_decoder" not in settings:
+            raise ValueError(f"{file}: {name} {settings[name]!r} is not implemented: it splits texts in another way")
+    if settings.get("added_tokens_decoder") is None:
+        settings.pop("added_tokens_decoder", None)
         settings |= tokenizer_config.read_special_tokens_map(folder)
     # LLaMA 1 has empty strings for tokens that are not named.
     return {name: value for name, value in settings.items() if name not in NAMES or content(value) is not None}
@@ -255,7 +259,7 @@ def _first_of_post_processor(tokenizer: Tokenizer) -> str | None:
     return tokenizer.id_to_token(processed[0]) if has_bos else None
 
 
-def _from_sentencepiece(model: SentencePieceModel, settings: dict) -> Tokenizer:
+def _from_sentencepiece(model: SentencePieceModel, folder: Path, settings: dict) -> Tokenizer:
     """A tokenizer that follows a tokenizer.model's own settings, as sentencepiece itself does."""
     legacy = bool(settings.get("legacy", True))  # a text behind a special token begins as a text does
     user_defined = [piece for piece, kind in zip(model.pieces, model.types, strict=True) if kind == USER_DEFINED]
@@ -263,9 +267,10 @@ def _from_sentencepiece(model: SentencePieceModel, settings: dict) -> Tokenizer:
         pieces = list(zip(model.pieces, model.scores, strict=True))
         tokenizer = Tokenizer(models.Unigram(pieces, model.unk_id, model.byte_fallback))
     else:
+        vocabulary = _renamed(model.pieces, folder, settings)
         bpe = models.BPE(
-            _renamed(model.pieces, settings),
-            _merges_by_score(model, settings),
+            vocabulary,
+            _merges_by_score(model, vocabulary),
             unk_token=model.piece(model.unk_id),
             fuse_unk=True,
             byte_fallback=model.byte_fallback,
@@ -295,16 +300,15 @@ def _from_sentencepiece(model: SentencePieceModel, settings: dict) -> Tokenizer:
     return tokenizer
 
 
-def _renamed(pieces: list[str], settings: dict) -> dict[str, int]:
+def _renamed(pieces: list[str], folder: Path, settings: dict) -> dict[str, int]:
     """Piece -> id, where tokenizer_config.json may give pieces, such as placeholders, other names."""
-    names = {int(i): content(token) for i, token in (settings.get("added_tokens_decoder") or {}).items()}
+    names = {i: token.content for i, token in _listed_tokens(folder, settings, {}).items()}
     kept = {piece for i, piece in enumerate(pieces) if i not in names}
     return {names[i] if i in names and names[i] not in kept else piece: i for i, piece in enumerate(pieces)}
 
 
-def _merges_by_score(model: SentencePieceModel, settings: dict) -> list[tuple[str, str]]:
+def _merges_by_score(model: SentencePieceModel, vocabulary: dict[str, int]) -> list[tuple[str, str]]:
     """The merges of a BPE from the scores of its normal pieces, the best first."""
-    vocabulary = _renamed(model.pieces, settings)
     normal = {piece: (-model.scores[i], i) for piece, i in vocabulary.items() if model.types[i] == NORMAL}
     ranked = [
         (*rank, piece[:cut], piece[cut:])
@@ -338,13 +342,8 @@ def _add_tokens(
         pieces: special ones of the vocabulary.
         before_normalization: match tokens in the text as it is, whatever they say themselves.
     """
-    special, listed = special_names(settings), {}
-    for i, token in (settings.get("added_tokens_decoder") or {}).items():
-        options = {key: value for key, value in token.items() if key != "__type"}
-        listed[int(i)] = AddedToken(**options | ({"normalized": False} if before_normalization else {}))
-    if "added_tokens_decoder" not in settings:
-        for token, i in tokenizer_config.read_added_tokens(folder).items():
-            listed[i] = AddedToken(token, normalized=token not in special, special=token in special)
+    special = special_names(settings)
+    listed = _listed_tokens(folder, settings, {"normalized": False} if before_normalization else {})
     tokenizer.add_tokens([token for _, token in sorted(listed.items())])
     tokenizer.add_special_tokens([token for token in special if tokenizer.token_to_id(token) is not None])
     tokenizer.add_tokens(list(pieces))
@@ -357,10 +356,27 @@ def _add_tokens(
             )
 
 
+def _listed_tokens(folder: Path, settings: dict, changed: dict) -> dict[int, AddedToken]:
+    """Id -> token, from the file that lists them, with some flags changed."""
+    special = special_names(settings)
+    if "added_tokens_decoder" in settings:
+        tokens = settings["added_tokens_decoder"]
+    else:
+        tokens = {}
+        for token, i in tokenizer_config.read_added_tokens(folder).items():
+            tokens[i] = {"content": token, "special": token in special, "normalized": token not in special}
+    flags = {
+        int(i): {name: token[name] for name in FLAGS if token.get(name) is not None} for i, token in tokens.items()
+    }
+    return {i: AddedToken(token.pop("content"), **token | changed) for i, token in flags.items()}
+
+
 def special_names(settings: dict) -> list[str]:
     """The tokens that tokenizer_config.json calls special, whatever the tokenizer's own file says."""
     more = settings.get("extra_special_tokens") or settings.get("additional_special_tokens") or []
     more = list(more.values()) if isinstance(more, dict) else more
     tokens = [settings.get(name) for name in NAMES] + list(more)
-    tokens += [token for token in (settings.get("added_tokens_decoder") or {}).values() if token.get("special")]
+    decoder = settings.get("added_tokens_decoder")
+    if isinstance(decoder, dict):
+        tokens += [token for token in decoder.values() if isinstance(token, dict) and token.get("special")]
     return list(dict.fromkeys(name for name in map(content, tokens) if name is not None))

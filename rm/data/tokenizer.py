@@ -188,8 +188,7 @@ def _string_of(value):
 
 
 def _flags(token: tokenizers.AddedToken) -> dict:
-    names = ("content", "single_word", "lstrip", "rstrip", "normalized", "special")
-    return {name: getattr(token, name) for name in names}
+    return {name: getattr(token, name) for name in backend.FLAGS}
 
 
 def _eos_id(made: Backend, folder: Path) -> int | None:
