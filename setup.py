@@ -19,7 +19,6 @@ setup(
     py_modules=["train_sft", "train_rm", "eval_rm"],
     install_requires=[
         "torch>=2.11,<2.14",
-        "sentencepiece>=0.2.3",
         "tokenizers",
         "safetensors",
         "numpy",
@@ -42,8 +41,9 @@ setup(
             "peft",
             "scipy",
             "scikit-learn",
+            "sentencepiece",
             "matplotlib",
-        ],  # transformers, peft, scipy and scikit-learn are oracles, never imported by rm/
+        ],  # transformers, peft, scipy, scikit-learn and sentencepiece are oracles, never imported by rm/
         "bench": [
             "trl",
             "datasets",

@@ -16,13 +16,13 @@ from torch import Tensor, nn
 
 from rm import cli
 from rm.config import defaults, parse
-from rm.data import dataset
+from rm.data import dataset, special_tokens
 from rm.data.batch import EvalBatches, Loader, StepBatches
 from rm.data.encode import Task
-from rm.data.tokenizer import Tokenizer
 from rm.distributed import process_group as dist
 from rm.distributed.sharding import full_tensor
-from rm.hf import build, hub
+from rm.hf import build, hub, weights
+from rm.hf.folder import TextFiles
 from rm.model import lisa, losses
 from rm.model.heads import Model, RewardModel, Sums
 from rm.model.losses import LossSettings
@@ -82,7 +82,8 @@ def main(settings: Settings) -> None:
         return dist.say(f"{out}: this run is finished; nothing to do")
 
     # text: files -> examples
-    tokenizer = Tokenizer(hub.tokenizer_folder(base))
+    tokenizer = special_tokens.tokenizer_for(hub.tokenizer_folder(base), settings.tokenizer, settings.text)
+    texts = TextFiles.of_training(weights.base_folder(base), tokenizer, settings.text)
     data = dataset.load(
         Task.PREFERENCE, settings.data, settings.text, settings.mixture, settings.split, tokenizer, seed
     )
@@ -91,14 +92,16 @@ def main(settings: Settings) -> None:
     if settings.plan.plan:
         from rm.plan import plan
 
-        return plan.show(RewardModel, settings, settings.plan, data.train, settings.loss)
+        return plan.show(RewardModel, settings, settings.plan, data.train, settings.loss, tokenizer.new_ids)
     reward_examples = reward_set.choose(settings.reward_set, data, settings.text, tokenizer, settings.data.cache_dir)
 
     # weights: architecture and shards, then values
     training = build.Training(settings.memory, settings.lora, settings.lisa)
-    model = build.build(RewardModel, base, settings.parallel, training=training, loss=settings.loss)
+    model = build.build(
+        RewardModel, base, settings.parallel, training=training, loss=settings.loss, new_ids=tokenizer.new_ids
+    )
     build.check_data(model, settings.text.max_length, data.train, data.held_out)
-    build.load(model, base, seed)
+    build.load(model, base, seed, tokenizer.new_ids)
     optimizer = optim.adamw(model, settings.optim)
 
     # examples -> the micro-batches of every step
@@ -126,7 +129,7 @@ def main(settings: Settings) -> None:
             if held_out and run.evaluation_due(step + 1):
                 run.log_evaluation(step + 1, evaluate(model, held_out, checkpointer.poll))
         # ------------------------------------------------------------------ the loop ends
-        build.save(model, run.folder, base, settings.lora, data.train)
+        build.save(model, run.folder, base, settings.lora, data.train, texts)
         contract.write_all(model, run.folder, reward_examples, base, settings.text, settings.packing)
     compare_with_plan(settings)
     write_report(out)

@@ -47,7 +47,8 @@ def setting(default, help: str, choices: tuple = (), may_change: bool = False, h
     Args:
         choices: the allowed values; empty: any value of the type.
         may_change: whether a run may resume from a checkpoint with another value, since the result stays the same.
-        hub: "model" or "data" where the value may be a name on the hub, which `rm.hf.hub` replaces by a local path.
+        hub: "model", "data", "template" or "checkpoint" where the value may be a name on the hub, which `rm.hf.hub`
+            replaces by a local path.
     """
     metadata = {"help": help, "choices": choices, "may_change": may_change, "hub": hub}
     return dataclasses.field(default=default, metadata=metadata)

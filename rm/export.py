@@ -8,15 +8,19 @@ software reads it, and how.
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
 from rm import cli
 from rm.config import REQUIRED, SettingsGroup, parse, require_positive, setting
+from rm.data.dataset import TextSettings
+from rm.data.tokenizer import Tokenizer
 from rm.distributed import process_group as dist
 from rm.distributed.sharding import ParallelSettings
 from rm.hf import build, hub, weights
 from rm.hf.build import ModelSettings
+from rm.hf.folder import TextFiles
 from rm.model.attention import SplitAttention
 from rm.model.heads import RewardModel
 from rm.scoring import contract
@@ -51,10 +55,18 @@ def main(settings: Settings) -> None:
     cls = build.head_of(source)
     # The kernel computes nothing here.
     model = build.load(build.build(cls, source, ParallelSettings(dtype="float32"), kernel=SplitAttention), source)
-    weights.save(model, export.output_dir, source, getattr(torch, export.dtype), int(export.max_shard_gb * 10**9))
+    max_shard_bytes = int(export.max_shard_gb * 10**9)
+    weights.save(model, export.output_dir, source, getattr(torch, export.dtype), max_shard_bytes, _texts(source))
     if cls is RewardModel:
         contract.copy_to(source, export.output_dir)
     dist.say(f"saved {export.output_dir}")
+
+
+def _texts(source: str) -> TextFiles | None:
+    """What an adapter's folder says about texts, beyond its base; None where it has no tokenizer of its own."""
+    if hub.base_of(source) is None or hub.tokenizer_folder(source) != Path(source):
+        return None
+    return TextFiles.of_training(weights.base_folder(source), Tokenizer(source), TextSettings())
 
 
 if __name__ == "__main__":

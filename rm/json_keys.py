@@ -4,9 +4,11 @@ Every key of such a file is read, known to be without effect, or refused by name
 passed over. A file's keys are declared in a table:
 
     KEYS = {
-        "r": Key(int, minimum=1),
-        "bias": Key(str, only=("none",)),       # other values exist, and are not implemented
-        "peft_version": Key(),                  # of any type: known to be without effect
+        "r": Key(int, minimum=1, required=True),
+        "bias": Key(str, only=("none",)),                # other values exist, and are not implemented
+        "layers": Key(list, items=Key(int)),
+        "eva_config": Key(dict, keys={"rho": Key(float)}),  # an object with keys of its own
+        "peft_version": Key(),                           # of any type: known to be without effect
     }
     check_keys(file, read_json(file), KEYS)
 
@@ -18,6 +20,10 @@ import reprlib
 from dataclasses import dataclass
 from pathlib import Path
 
+UNKNOWN = "is not implemented: it may change what the model computes; if it does not, remove it from the file"
+_short = reprlib.Repr()
+_short.maxstring = 100
+
 
 @dataclass(frozen=True)
 class Key:
@@ -26,15 +32,33 @@ class Key:
     Attributes:
         type: of the value; `float` includes whole numbers. None: any.
         only: the values that are implemented; empty: all of the type.
-        minimum: of a number. Numbers have to be finite.
+        minimum, maximum: of a number. Numbers have to be finite.
+        required: whether the key has to be there.
+        items: what each element of a list, or each value of an object whose keys are names, may be. None: anything.
+        keys: of an object: the keys that it may hold. None: any.
     """
 
     type: type | tuple[type, ...] | None = None
     only: tuple = ()
     minimum: float | None = None
+    maximum: float | None = None
+    required: bool = False
+    items: "Key | None" = None
+    keys: "dict[str, Key] | None" = None
 
-    def problem(self, value) -> str | None:
-        """What is wrong with a value, None if nothing is."""
+    def problem(self, name: str, value) -> str | None:
+        """What is wrong with a value, in words that begin with `name`; None if nothing is."""
+        if problem := self._own_problem(value):
+            return f"{name} {_short.repr(value)} {problem}"
+        if self.items is not None and isinstance(value, (list, dict)):
+            for index, item in enumerate(value) if isinstance(value, list) else value.items():
+                if problem := self.items.problem(f"{name}[{index!r}]", item):
+                    return problem
+        if self.keys is not None and isinstance(value, dict):
+            return _problem(value, self.keys, f"{name}.")
+        return None
+
+    def _own_problem(self, value) -> str | None:
         if self.only:
             # 1 == True in Python, but not in JSON.
             if any(value == allowed and isinstance(value, bool) == isinstance(allowed, bool) for allowed in self.only):
@@ -45,8 +69,10 @@ class Key:
             return f"has to be of type {' or '.join(_JSON_NAMES[t] for t in types)}"
         if isinstance(value, float) and not math.isfinite(value):
             return "has to be a finite number"
-        if self.minimum is not None and value < self.minimum:
+        if self.minimum is not None and isinstance(value, (int, float)) and value < self.minimum:
             return f"has to be at least {self.minimum:g}"
+        if self.maximum is not None and isinstance(value, (int, float)) and value > self.maximum:
+            return f"has to be at most {self.maximum:,}"
         return None
 
     def _has_type(self, value) -> bool:
@@ -59,13 +85,28 @@ class Key:
 _JSON_NAMES = {str: "string", int: "whole number", float: "number", bool: "true or false", dict: "object", list: "list"}
 
 
-def check_keys(file: Path, content: dict, keys: dict[str, Key]) -> None:
-    """Raise ValueError for the first key of a file that is unknown or has a value that is not allowed."""
+def check_keys(file: Path, content: dict, keys: dict[str, Key], others: bool = False) -> None:
+    """Raise ValueError for the first key of a file that is unknown or missing or has a value that is not allowed.
+
+    Args:
+        others: whether the file may hold keys that the table lacks: settings of other software, without effect here.
+    """
+    if others:
+        content = {name: value for name, value in content.items() if name in keys}
+    if problem := _problem(content, keys):
+        raise ValueError(f"{file}: {problem}")
+
+
+def _problem(content: dict, keys: dict[str, Key], path: str = "") -> str | None:
+    """What is wrong with an object, None if nothing is. `path` stands before the names of its keys."""
     for name, value in content.items():
-        if name in keys:
-            problem = None if value is None else keys[name].problem(value)
-        else:
-            is_off = value is None or value is False or value in ("", [], {})
-            problem = None if is_off else "is not implemented: it may change what the model computes"
-        if problem:
-            raise ValueError(f"{file}: {name} {reprlib.repr(value)} {problem}")
+        if value is None or (name not in keys and (value is False or value in ("", [], {}))):
+            continue
+        if name not in keys:
+            return f"{path}{name} {_short.repr(value)} {UNKNOWN}"
+        if problem := keys[name].problem(f"{path}{name}", value):
+            return problem
+    for name, key in keys.items():
+        if key.required and content.get(name) is None:
+            return f"the setting '{path}{name}' is missing"
+    return None

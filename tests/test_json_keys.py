@@ -11,6 +11,10 @@ KEYS = {
     "count": Key(int, minimum=1),
     "share": Key(float, minimum=0),
     "name": Key(str, only=("a", "b")),
+    "small": Key(int, maximum=1000),
+    "names": Key(list, items=Key(str)),
+    "values": Key(dict, items=Key(float)),
+    "nested": Key(dict, keys={"x": Key(int, required=True), "y": Key(str)}),
     "switch": Key(only=(True, "auto")),
     "either": Key((str, list)),
     "anything": Key(),
@@ -45,6 +49,12 @@ def test_declared_values_nulls_and_what_is_off_are_allowed(content):
         ({"switch": 1}, "switch 1 is not implemented, only True or 'auto'"),
         ({"switch": False}, "switch False is not implemented"),
         ({"either": {}}, "either {} has to be of type string or list"),
+        ({"small": 1001}, "small 1001 has to be at most 1,000"),
+        ({"names": ["a", 1]}, "names[1] 1 has to be of type string"),
+        ({"values": {"a": 1, "b": "c"}}, "values['b'] 'c' has to be of type number"),
+        ({"nested": {"x": 1, "y": 2}}, "nested.y 2 has to be of type string"),
+        ({"nested": {"x": 1, "z": 2}}, "nested.z 2 is not implemented"),
+        ({"nested": {"y": "a"}}, "the setting 'nested.x' is missing"),
         ({"unknown": 0}, "unknown 0 is not implemented: it may change what the model computes"),
         ({"unknown": True}, "unknown True is not implemented"),
         ({"unknown": {"a": 1}}, "unknown {'a': 1} is not implemented"),
@@ -54,3 +64,11 @@ def test_anything_else_is_one_error_that_names_file_key_and_value(content, messa
     with pytest.raises(ValueError) as caught:
         check_keys(FILE, content, KEYS)
     assert str(caught.value).startswith(f"{FILE}: {message}")
+
+
+def test_keys_of_other_software_may_be_allowed():
+    check_keys(FILE, {"unknown": 3, "small": 3}, KEYS, others=True)
+    with pytest.raises(ValueError, match="small 3000 has to be"):
+        check_keys(FILE, {"unknown": 3, "small": 3000}, KEYS, others=True)
+    with pytest.raises(ValueError, match="some/config.json: the setting 'a' is missing"):
+        check_keys(FILE, {"b": 3}, {"a": Key(required=True)}, others=True)

@@ -73,9 +73,7 @@ def sentencepiece_model(folder: Path, config: dict | None = None, **options) -> 
     """Make a folder like LLaMA 1's: a sentencepiece BPE with byte fallback; <unk> 0, <s> 1, </s> 2."""
     folder.mkdir(parents=True, exist_ok=True)
     model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(CORPUS),
-        model_writer=model,
+    default = dict(
         vocab_size=400,
         hard_vocab_limit=False,
         model_type="bpe",
@@ -83,8 +81,8 @@ def sentencepiece_model(folder: Path, config: dict | None = None, **options) -> 
         normalization_rule_name="identity",
         remove_extra_whitespaces=False,
         minloglevel=2,
-        **options,
     )
+    sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(CORPUS), model_writer=model, **default | options)
     (folder / "tokenizer.model").write_bytes(model.getvalue())
     if config is not None:
         write_json(folder / "tokenizer_config.json", config)

@@ -37,7 +37,7 @@ def parser() -> argparse.ArgumentParser:
     )
     add("--split_by", choices=SPLITS, default=SPLITS[0], help="as --validation_split_by (default %(default)s)")
     add("--tokenizer", metavar="MODEL", help="model folder or name on the hub: count its tokens, not characters")
-    add("--chat_template", metavar="FILE", help="with --tokenizer: chat template, as in training")
+    add("--chat_template", metavar="FILE", help="with --tokenizer: a chat template, as for train_rm.py")
     add(
         "--dialogue_format", choices=tuple(chat.DIALOGUE_FORMATS), help="with --tokenizer: plain format, as in training"
     )
@@ -53,6 +53,7 @@ def main(argv: list[str] | None = None) -> int:
     args.files = [hub.data(file) for file in args.files]
     args.eval = [hub.data(file) for file in args.eval]
     args.sft = [hub.data(file) for file in args.sft]
+    args.chat_template = args.chat_template and hub.template(args.chat_template)
     report = make_report(args)
     print(format_report(report))
     if args.json:

@@ -26,6 +26,7 @@ import jinja2
 import jinja2.ext
 import jinja2.sandbox
 
+from rm.data import tokenizer_config
 from rm.data.formats import Message
 from rm.data.tokenizer import Parts, Tokenizer
 
@@ -263,11 +264,7 @@ def _template_of(folder: Path) -> str | None:
     """A model's template: chat_template.jinja, or in tokenizer_config.json, where one of several is named "default"."""
     if (folder / "chat_template.jinja").is_file():
         return _read(folder / "chat_template.jinja", str(folder))
-    file = folder / "tokenizer_config.json"
-    try:
-        template = json.loads(file.read_text(encoding="utf-8")).get("chat_template") if file.is_file() else None
-    except (OSError, ValueError, AttributeError) as error:
-        raise ValueError(f"{file}: cannot be read as a JSON object: {error}") from None
+    template = tokenizer_config.read(folder).get("chat_template")
     if isinstance(template, list):
         return next((entry["template"] for entry in template if entry.get("name") == "default"), None)
     return template

@@ -51,8 +51,9 @@ class TextSettings(SettingsGroup):
     """Texts"""
 
     chat_template: str | None = setting(
-        None, "write dialogues by this Jinja file, or by the chat template of the model in this folder"
-    )
+        None, "write dialogues by this Jinja file, or by the chat template of this model; or hub:org/name[/FILE]",
+        hub="template",
+    )  # fmt: skip
     dialogue_format: str | None = setting(None, "write dialogues in this plain format", tuple(DIALOGUE_FORMATS))
     max_length: int = setting(512, "longest text in tokens, BOS and EOS included")
     overlong: str = setting("filter", "leave out longer texts, or shorten them", ("filter", "truncate"))

@@ -41,7 +41,7 @@ KEYS = {  # of adapter_config.json, as peft 0.21 writes it; a key that is not he
     "lora_alpha": Key(float),
     "use_rslora": Key(bool),
     "rank_pattern": Key(dict),
-    "alpha_pattern": Key(dict),
+    "alpha_pattern": Key(dict, items=Key(float)),
     "base_model_name_or_path": Key(str),
     "revision": Key(str),
     "task_type": Key(str),
@@ -268,6 +268,8 @@ def _match(
             adapted[module] = names
             matrices[module] += 1
         elif in_model and len(names) == 1:
+            if names[0] in replaced:
+                raise ValueError(f"{folder}: {replaced[names[0]]} and {key} are the same weight: remove one")
             replaced[names[0]] = key
         elif names == [SCORE]:
             raise ValueError(f"{folder} is a reward model's adapter ({key}), not a language model's")
@@ -294,8 +296,11 @@ def _read_scales(folder: Path) -> Callable[[str, int], float]:
     check_keys(file, config, KEYS)
     alphas = {}
     for pattern, alpha in (config.get("alpha_pattern") or {}).items():
-        if problem := Key(float).problem(alpha):
-            raise ValueError(f"{file}: alpha_pattern {pattern!r}: {alpha!r} {problem}")
+        if re.search(r"\)[*+{]", pattern) or len(re.findall(r"[*+{]", pattern)) > 3:  # matching it may take years
+            raise ValueError(
+                f"{file}: alpha_pattern {pattern!r} repeats a group, or more than three times something: write it as "
+                f"several patterns"
+            )
         try:
             # As peft has it (get_pattern_key): the name's last components, or, behind ^, the name from its beginning.
             alphas[re.compile(rf"(.*\.)?({pattern})$")] = alpha

@@ -4,6 +4,7 @@
 and values. `save` writes the trained model, and its adapter.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,7 +20,8 @@ from rm.distributed import sharding
 from rm.distributed.sharding import MemorySettings, ParallelSettings, dtype_name
 from rm.files import read_json
 from rm.hf import adapter, hub, weights
-from rm.hf.folder import copy_tokenizer
+from rm.hf.folder import TextFiles, copy_tokenizer
+from rm.json_keys import Key, check_keys
 from rm.model import lisa, lora
 from rm.model.attention import choose_kernel
 from rm.model.heads import LanguageModel, RewardModel
@@ -62,6 +64,7 @@ def build(
     loss: LossSettings | None = None,
     kernel: type | None = None,
     sharded: bool = True,
+    new_ids: Sequence[int] = (),
 ) -> Transformer:
     """The model of a folder's config.json on the meta device, without values.
 
@@ -71,8 +74,10 @@ def build(
         loss: of a reward model.
         kernel: a class of `rm.model.attention`; None: the fastest one here.
         sharded: False for a model that this process uses alone, without a process group.
+        new_ids: of tokens that are added to the folder's vocabulary. LoRA trains embedding and LM head in full then.
     """
     config, *_ = weights.read_config(folder)
+    config = replace(config, vocab_size=max([config.vocab_size, *(i + 1 for i in new_ids)]))
     dtype = sharding.compute_dtype(parallel.dtype)
     if kernel is None:
         kernel = choose_kernel(dist.device(), dtype, config.n_heads, config.n_kv_heads, config.head_dim)
@@ -88,7 +93,7 @@ def build(
         lisa.check_depth(config.n_layers, training.lisa)
         recompute = training.memory.gradient_checkpointing
         if training.lora.use_lora:
-            lora.adapt(model, training.lora, dtype)
+            lora.adapt(model, training.lora, dtype, trained=("embed", "lm_head") if new_ids else ())
             if not training.lora.shard_base:  # every process is a shard group of its own: nothing is gathered
                 parallel = replace(parallel, shard_group_size=1)
     sharding.parallelize(model, parallel, recompute, train=training is not None)
@@ -105,16 +110,18 @@ class _WithoutInitialization(TorchFunctionMode):
         return function(*args, **kwargs)
 
 
-def load(model: Transformer, folder: str | Path, seed: int | None = None) -> Transformer:
+def load(model: Transformer, folder: str | Path, seed: int | None = None, new_ids: Sequence[int] = ()) -> Transformer:
     """Give a built model memory and the values of a folder, to each rank its own shard.
 
     Args:
         seed: of what the folder lacks: new adapters, and the score head of a reward model that starts from a language
             model, N(0, 1/sqrt(D + 1)) (Stiennon et al., arXiv 2009.01325). The values do not depend on the number of
             ranks. None: a folder without a score head is refused.
+        new_ids: as for `build`; their rows become the mean of the others.
     """
+    weights.check(model, folder, new_ids)
     sharding.allocate(model)
-    missing = weights.load(model, folder)
+    missing = weights.load(model, folder, new_ids)
     if missing and seed is None:
         raise ValueError(NO_SCORE.format(folder=folder))
     # Drawn in full and in order on every rank: the same for any world size.
@@ -146,7 +153,14 @@ def check_data(model: Transformer, max_length: int, *sets: Examples) -> None:
             )
 
 
-def save(model: Transformer, folder: Path, base: str, settings: LoraSettings, examples: Examples) -> None:
+def save(
+    model: Transformer,
+    folder: Path,
+    base: str,
+    settings: LoraSettings,
+    examples: Examples,
+    texts: TextFiles | None = None,
+) -> None:
     """Write `folder/model`, and with LoRA `folder/adapter`, which is merged in the model. All ranks call it.
 
     Args:
@@ -154,17 +168,18 @@ def save(model: Transformer, folder: Path, base: str, settings: LoraSettings, ex
         examples: of the training. On the first few, adapter and merged model are compared by their rewards, or a
             language model's mean loss. Where they differ by more than rounding, the adapter is saved and the merged
             model is refused.
+        texts: what the folders say about texts; None: the same as the base.
     """
     _check_finite(model)
     if settings.use_lora:
         _, family, hf = weights.read_config(base)
-        if hub.base_of(base) is not None:
-            base = _write_merged_base(base, folder / "base", model)
+        if hub.base_of(base) is not None or (texts is not None and texts.tokenizer.new_ids):
+            base = _write_base(base, folder / "base", model, texts)
         adapter.save(model, folder / "adapter", base, settings, family)
         if dist.is_main():
-            copy_tokenizer(folder / "adapter", weights.base_folder(base), hf, model.head)
+            copy_tokenizer(folder / "adapter", hub.tokenizer_folder(base), hf, model.head, texts)
         _merge(model, folder, pack(examples, range(min(4, len(examples)))))
-    weights.save(model, folder / "model", base, model.compute_dtype)
+    weights.save(model, folder / "model", base, model.compute_dtype, texts=texts)
     dist.say(f"saved {folder / 'model'}")
 
 
@@ -178,15 +193,24 @@ def _check_finite(model: Transformer) -> None:
         )
 
 
-def _write_merged_base(base: str, folder: Path, model: Transformer) -> str:
-    """Write the model that an adapter's folder stands for, for a new adapter trained on it: its own base.
+def _write_base(base: str, folder: Path, model: Transformer, texts: TextFiles | None) -> str:
+    """Write a full model for the new adapter, where the base that the training started from does not serve as one.
 
-    peft loads an adapter on a full model only. The values are those that the adapter was trained on.
+    peft loads an adapter on a full model only: an adapter's folder is written with the adapter merged, which are the
+    values that the new one was trained on. Where tokens were added, the trained embedding and LM head are written: a
+    base without their rows does not fit the adapter.
     """
+    new_ids = [] if texts is None else texts.tokenizer.new_ids
     parallel = ParallelSettings(dtype=dtype_name(model.compute_dtype))
-    merged = load(build(head_of(base), base, parallel), base)
-    weights.save(merged, folder, base, model.compute_dtype)
-    dist.say(f"saved {folder}, the base of the new adapter: {base} is an adapter itself")
+    full = load(build(head_of(base), base, parallel, new_ids=new_ids), base, new_ids=new_ids)
+    if new_ids:
+        trained = dict(model.named_parameters())
+        for name, parameter in full.named_parameters():
+            if name in weights.OF_VOCABULARY and name in trained:
+                sharding.fill(parameter, sharding.full_tensor(trained[name]))
+    weights.save(full, folder, base, model.compute_dtype, texts=texts)
+    why = "with the new tokens" if new_ids else f"as {base} is an adapter itself"
+    dist.say(f"saved {folder}, the base of the new adapter, {why}")
     return str(folder)
 
 
@@ -222,6 +246,8 @@ def _output(model: Transformer, batch: MicroBatch) -> Tensor:
 def head_of(folder: str | Path) -> type[Transformer]:
     """LanguageModel or RewardModel: what a folder, of a model or an adapter, declares itself to be."""
     adapter_config, config = (read_json(Path(folder) / name) for name in (adapter.CONFIG, "config.json"))
+    check_keys(Path(folder) / adapter.CONFIG, adapter_config, {"task_type": Key(str)}, others=True)
+    check_keys(Path(folder) / "config.json", config, {"architectures": Key(list, items=Key(str))}, others=True)
     declared = [adapter_config.get("task_type") or "", *(config.get("architectures") or [])]
-    is_reward_model = any(name == "SEQ_CLS" or "SequenceClassification" in name for name in declared)
+    is_reward_model = any(name.endswith(("SEQ_CLS", "SequenceClassification", "RewardModel")) for name in declared)
     return RewardModel if is_reward_model else LanguageModel

@@ -8,6 +8,7 @@ huggingface_hub leaves to its users.
     o/n            the model, or the only data file, of a repository's main revision
     o/n@v1.0       of a tag, branch or commit
     hub:o/n/a.jsonl@v1.0    one file of a dataset; NAME=hub:... where sets have names
+    hub:o/n/b.jinja         a chat template in a model's repository
 """
 
 import hashlib
@@ -18,14 +19,18 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import torch
+
 from rm.config import Settings, flags, flatten, updated
 from rm.distributed import process_group as dist
 from rm.files import read_json, update_digest
 from rm.hf.folder import TOKENIZER_FILES
+from rm.json_keys import Key, check_keys
 
 ADAPTER = "adapter_config.json"
 MODEL_FILES = ["config.json", "generation_config.json", ADAPTER, "scoring.json", *TOKENIZER_FILES]
 WEIGHTS = ["*.safetensors", "*.safetensors.index.json"]
+TEMPLATES = (".jinja", ".jinja2", ".j2", ".txt")
 DATA = ("*.jsonl", "*.json", "*.jsonl.gz", "*.json.gz", "*.parquet")
 
 
@@ -49,8 +54,8 @@ class Name:
         if not match:
             return None
         repo, file, revision = match.groups()
-        is_data_file = Path(text).suffix in (".json", ".jsonl", ".gz", ".parquet")
-        if not explicit and (file or is_data_file):  # a/b/c and a/b.jsonl are paths
+        is_file = Path(text).suffix in (".json", ".jsonl", ".gz", ".parquet", *TEMPLATES)
+        if not explicit and (file or is_file):  # a/b/c and a/b.jsonl are paths
             return None
         return cls(repo, file, revision or "main")
 
@@ -65,15 +70,25 @@ def fetched(settings: Settings, weights: bool = True) -> Settings:
     """
     changes, values = {}, flatten(settings)
     for name, flag in flags(type(settings)).items():
-        if flag.hub == "model" and values[name]:
+        if flag.hub is None or not values[name]:
+            continue
+        if flag.hub == "model":
             changes[name] = model(values[name], weights)
         elif flag.hub == "data":
             changes[name] = tuple(map(data, values[name]))
+        elif flag.hub == "template":
+            changes[name] = template(values[name])
+        else:
+            changes[name] = checkpoint(values[name])
     return updated(settings, **changes)
 
 
-def model(text: str, weights: bool = True) -> str:
-    """The folder of a model: `text` itself if it exists or can only be a path. An adapter's base is downloaded, too."""
+def model(text: str, weights: bool = True, above: tuple[Path, ...] = ()) -> str:
+    """The folder of a model: `text` itself if it exists or can only be a path. An adapter's base is downloaded, too.
+
+    Args:
+        above: adapters that name this model as their base, or the base of their base.
+    """
     name, folder = None if Path(text).exists() else Name.read(text), Path(text)
     if name:
         if name.file:
@@ -81,14 +96,54 @@ def model(text: str, weights: bool = True) -> str:
         folder = _snapshot(name, "model", [*MODEL_FILES, *(WEIGHTS if weights else [])])
         if weights and not any(folder.glob("*.safetensors")):
             raise ValueError(f"{text}: the repository has no safetensors files, and pickled weights are not read here")
+    _check_no_ring(folder, above)
     if base := _declared_base(folder):
-        model(base, weights)
+        model(base, weights, (*above, folder.resolve()))
     return str(folder) if name else text
+
+
+def template(text: str) -> str:
+    """The path of a Jinja file, or of the folder of a model with a chat template."""
+    name = None if Path(text).exists() else Name.read(text)
+    if name is None:
+        return text
+    if name.file is None:
+        return model(text, weights=False)
+    file = _snapshot(name, "model", [name.file]) / name.file
+    if not file.is_file():
+        raise ValueError(f"{text}: has no {name.file} at {name.revision}")
+    return str(file)
+
+
+def checkpoint(text: str) -> str:
+    """The folder of a training's checkpoint: `text` itself, unless it begins with hub:, as words stand there too."""
+    if not text.startswith("hub:"):
+        return text
+    name = Name.read(text)
+    if name.file:
+        raise ValueError(f"{text}: a checkpoint is a repository, not a file: give hub:{name.repo}")
+    return str(_snapshot(name, "model", ["*"]))
 
 
 def base_of(folder: str | Path) -> Path | None:
     """The folder of the base model, where `folder` holds an adapter; None where it holds a model of its own."""
-    base = _declared_base(Path(folder))
+    chain = [Path(folder)]
+    while (base := _direct_base(chain[-1])) is not None:
+        _check_no_ring(base, tuple(path.resolve() for path in chain))
+        chain.append(base)
+    return chain[1] if len(chain) > 1 else None
+
+
+def _check_no_ring(folder: Path, above: tuple[Path, ...]) -> None:
+    if folder.resolve() in above:
+        raise ValueError(
+            f"{folder} is an adapter whose base is, in the end, itself: correct base_model_name_or_path in "
+            f"{above[-1] / ADAPTER}"
+        )
+
+
+def _direct_base(folder: Path) -> Path | None:
+    base = _declared_base(folder)
     if base is None:
         return None
     name = None if Path(base).is_dir() else Name.read(base)
@@ -121,6 +176,7 @@ def _declared_base(folder: Path) -> str | None:
     if not (folder / ADAPTER).is_file() or any(folder.glob("model*.safetensors")):
         return None
     config = read_json(folder / ADAPTER)
+    check_keys(folder / ADAPTER, config, {"base_model_name_or_path": Key(str), "revision": Key(str)}, others=True)
     base, revision = config.get("base_model_name_or_path") or "", config.get("revision")
     return f"{base}@{revision}" if revision and not Path(base).exists() else base
 
@@ -150,20 +206,27 @@ def data(text: str) -> str:
 
 
 def _snapshot(name: Name, kind: str, patterns: list[str]) -> Path:
-    """The folder of a repository's revision with these files, downloaded by one process of each machine."""
+    """The folder of a repository's revision with these files, downloaded by one process of each machine.
+
+    All ranks call it, where there is a process group.
+    """
     from huggingface_hub.utils import disable_progress_bars
 
     if not sys.stderr.isatty():
         disable_progress_bars()
     download = partial(_download, name, kind, patterns)
-    dist.once_per_node(lambda: _checked(name, kind, patterns, download))
+    if torch.distributed.is_initialized():
+        dist.once_per_node(lambda: _checked(name, kind, patterns, download))
+    else:  # `Scorer` and commands; huggingface_hub locks the files
+        _checked(name, kind, patterns, download)
     return download(local_files_only=True)
 
 
 def _download(name: Name, kind: str, patterns: list[str], **how) -> Path:
     from huggingface_hub import snapshot_download  # imported late: it takes a third of a second
 
-    nested = None if kind == "dataset" else ["*/*", "consolidated*"]  # the same weights in other forms
+    # The same weights in other forms.
+    nested = None if kind == "dataset" or patterns == [name.file] else ["*/*", "consolidated*"]
     return Path(snapshot_download(name.repo, repo_type=kind, revision=name.revision, allow_patterns=patterns,
                                   ignore_patterns=nested, **how))  # fmt: skip
 
@@ -180,7 +243,8 @@ def _checked(name: Name, kind: str, patterns: list[str], download: Callable[[], 
     except Exception as error:  # of any kind: it depends on library, version and network
         lines = str(error).strip().splitlines()
         reason = lines[0] if lines else type(error).__name__
-        flags = f" --repo-type dataset --include '{name.file or '*.json*'}'" if kind == "dataset" else ""
+        include = f" --include '{name.file or '*.json*'}'" if kind == "dataset" or name.file else ""
+        flags = f" --repo-type dataset{include}" if kind == "dataset" else include
         raise ValueError(
             f"{name.repo}: is not on this machine and could not be downloaded ({reason}). Where there is a network: "
             f"hf download {name.repo} --revision {name.revision}{flags}; then give its folder, or the same HF_HOME"

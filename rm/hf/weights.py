@@ -12,7 +12,7 @@ import contextlib
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,13 +25,17 @@ from rm.distributed.sharding import full_tensor, local, local_slices
 from rm.files import read_json, write_json
 from rm.hf import adapter, families, hub
 from rm.hf.adapter import SCORE
+from rm.hf.families.keys import HEADS
 from rm.hf.families.layout import Layout
 from rm.hf.families.rules import Family
-from rm.hf.folder import describe
+from rm.hf.folder import TextFiles, describe
 from rm.hf.safetensors_file import open_safetensors
+from rm.json_keys import Key, check_keys
 from rm.model import lora
 from rm.model.transformer import ModelConfig
 
+HEADS_OF_OTHERS = tuple(f"{name}." for name in HEADS)
+OF_VOCABULARY = ("embed.weight", "lm_head.weight")  # parameters with a row for each token
 FLOATS = ("F64", "F32", "F16", "BF16")  # dtypes that a checkpoint may have, as safetensors spells them
 
 
@@ -60,15 +64,8 @@ def read_config(folder: str | Path) -> tuple[ModelConfig, Family, dict]:
         problem = "has no config.json" if Path(folder).is_dir() else "is not a folder"
         raise ValueError(f"{folder} {problem}: a model is a folder with config.json and *.safetensors")
     hf = read_json(file)
-    try:
-        if hf.get("quantization_config"):
-            raise ValueError("quantization_config: quantized weights are not implemented")
-        family = families.find(hf)
-        return family.config(hf), family, hf
-    except KeyError as error:
-        raise ValueError(f"{file}: the setting {error} is missing") from error
-    except ValueError as error:
-        raise ValueError(f"{file}: {error}") from error
+    family = families.find(hf, file)
+    return family.read(hf, file), family, hf
 
 
 def base_folder(folder: str | Path) -> Path:
@@ -104,8 +101,12 @@ def fingerprint(folder: str | Path) -> str:
     return digest.hexdigest()
 
 
-def load(model: nn.Module, folder: str | Path) -> set[str]:
+def load(model: nn.Module, folder: str | Path, new_ids: Sequence[int] = ()) -> set[str]:
     """Fill a model, sharded or not, from a folder; values are cast to the dtypes of the model's parameters.
+
+    Args:
+        new_ids: token ids that the folder's tokenizer lacks. Their rows of embedding and head, for which the model may
+            have more than the folder, become the mean of the others.
 
     Returns:
         Names of the parameters that the folder lacks and the caller has to initialize: a reward model's score head if
@@ -118,13 +119,13 @@ def load(model: nn.Module, folder: str | Path) -> set[str]:
     parameters = dict(model.named_parameters())
     base = hub.base_of(folder)
     if base is not None:
-        missing = load(model, base)
+        missing = load(model, base, new_ids)
         config, family, _ = read_config(base)
         head_is_embedding = model.head == "lm" and config.tie_embeddings
         replaced = adapter.add(parameters, Path(folder), family, config.n_kv_heads, head_is_embedding)
         return missing - replaced
-    shapes = {name: tuple(p.shape) for name, p in parameters.items()}
     config, family, _ = read_config(folder)
+    shapes = _stored_shapes(model, config, new_ids)
     tensors = _stored_tensors(Path(folder))
     if model.head == "lm" and config.tie_embeddings:
         _check_tied_head(tensors, family)
@@ -135,23 +136,57 @@ def load(model: nn.Module, folder: str | Path) -> set[str]:
                 if tensor.file == file:
                     parts = [parameters[name] for name in names]
                     stored = opened.get_slice(tensor.hf_name)
-                    _copy(stored, family.layout(tensor.hf_name), parts, config.n_kv_heads)
+                    _copy(stored, family.layout(tensor.hf_name), parts, [shapes[name] for name in names], config)
+                    if new_ids and names[0] in OF_VOCABULARY:
+                        _start_new_rows(parts[0], stored, new_ids)
     loaded = {name for names in matched.values() for name in names}
     return parameters.keys() - loaded
 
 
-def _copy(stored, layout: Layout, parts: list[Tensor], kv_heads: int) -> None:
+def check(model: nn.Module, folder: str | Path, new_ids: Sequence[int] = ()) -> None:
+    """Raise ValueError where a folder's tensors are not those of the model, before memory is allocated for them."""
+    base = base_folder(folder)
+    config, family, _ = read_config(base)
+    _match(_stored_shapes(model, config, new_ids), _stored_tensors(base), base, family)
+
+
+def _stored_shapes(model: nn.Module, config: ModelConfig, new_ids: Sequence[int]) -> dict[str, tuple[int, ...]]:
+    """Parameter name -> its shape in the checkpoint, without the rows of new tokens."""
+    shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    if new_ids:
+        shapes |= {name: (config.vocab_size, shapes[name][1]) for name in OF_VOCABULARY if name in shapes}
+    return shapes
+
+
+def _copy(stored, layout: Layout, parts: list[Tensor], shapes: list[tuple[int, ...]], config: ModelConfig) -> None:
     """Fill this rank's shard of the parameters that a checkpoint tensor holds.
 
     Args:
         stored: a safetensors slice of the checkpoint tensor; no more of it is read than the shards.
+        shapes: of the parameters in the checkpoint; a parameter may have more rows.
     """
-    shapes = [tuple(parameter.shape) for parameter in parts]
     for i, parameter in enumerate(parts):
+        rows, *others = local_slices(parameter)
+        block = slice(rows.start, min(rows.stop, shapes[i][0])), *others
         # A rank's shard is empty if there are more ranks than rows.
-        if local(parameter).numel():
-            for rows, values in layout.read(stored, i, local_slices(parameter), shapes, kv_heads):
+        if block[0].start < block[0].stop:
+            for rows, values in layout.read(stored, i, block, shapes, config.n_kv_heads):
                 local(parameter)[rows].copy_(values)
+
+
+def _start_new_rows(parameter: Tensor, stored, new_ids: Sequence[int]) -> None:
+    """Set the rows of new tokens, and those that the checkpoint lacks, to the mean of the other rows."""
+    rows, width = stored.get_shape()
+    old = torch.ones(rows, dtype=torch.bool)
+    old[[i for i in new_ids if i < rows]] = False
+    total = torch.zeros(width)
+    for start in range(0, rows, 4096):  # a vocabulary may have a million rows
+        block = slice(start, min(start + 4096, rows))
+        total += stored[block][old[block]].float().sum(0)
+    own = local_slices(parameter)[0]
+    new = {*new_ids, *range(rows, len(parameter))}
+    for i in sorted(new.intersection(range(own.start, own.stop))):
+        local(parameter)[i - own.start].copy_(total / old.sum())
 
 
 def _check_tied_head(tensors: list[Stored], family: Family) -> None:
@@ -190,25 +225,31 @@ def _match(
     Raises:
         ValueError: tensors are missing, unknown, or have another shape or dtype than the model needs.
     """
-    matched, unknown = {}, []
+    matched, unknown, twice, wrong_shapes = {}, [], [], []
+    holder = {}  # parameter -> the tensor that holds it
     for tensor in tensors:
         names = family.parameter_names(tensor.hf_name)
         if names and shapes.keys() >= set(names):
+            if names[0] in holder:
+                twice.append(f"{holder[names[0]]} and {tensor.hf_name}")
+            holder |= dict.fromkeys(names, tensor.hf_name)
             matched[tensor] = names
         elif names == [SCORE]:
             raise ValueError(f"{folder} holds a reward model ({tensor.hf_name}), not a language model")
         # A language model's head is skipped if the model has none: a reward model, or one with tied embeddings.
-        elif names != ["lm_head.weight"] and not family.is_ignored(tensor.hf_name):
+        elif names == ["lm_head.weight"]:
+            if tensor.shape != shapes["embed.weight"]:  # a reward head by that name?
+                wrong_shapes.append(f"{tensor.hf_name} {tensor.shape} instead of {shapes['embed.weight']}")
+        elif not family.is_ignored(tensor.hf_name):
             unknown.append(tensor.hf_name)
 
-    matched_names = {name for names in matched.values() for name in names}
     missing = []
     for name in shapes:
         # A score head or an adapter may be new: `load` returns their names.
-        if name not in matched_names and name != SCORE and not lora.is_adapter(name):
+        if name not in holder and name != SCORE and not lora.is_adapter(name):
             missing.append(family.checkpoint_name(name))
 
-    wrong_shapes, wrong_dtypes = [], []
+    wrong_dtypes = []
     for tensor, names in matched.items():
         expected = family.layout(tensor.hf_name).shape([shapes[name] for name in names])
         if tensor.shape != expected:
@@ -220,10 +261,13 @@ def _match(
         # Parameters of one fused checkpoint tensor have the same checkpoint name: count it once.
         "missing": list(dict.fromkeys(missing)),
         "unknown": unknown,
+        "stored twice": twice,
         "of another shape": wrong_shapes,
         "not of a floating-point dtype": wrong_dtypes,
     }
     messages = [f"{len(names)} {problem}: {_first_few(names)}" for problem, names in problems.items() if names]
+    if any(SCORE in shapes and name.startswith(HEADS_OF_OTHERS) for name in unknown):
+        messages.append("only a reward head of one linear layer without bias is implemented")
     if messages:
         raise ValueError(f"{folder}: the tensors are not those of its config.json; {'; '.join(messages)}")
     return matched
@@ -252,7 +296,12 @@ def _weights_files(folder: Path) -> list[Path]:
     if single_file.is_file():
         return [single_file]
     if index.is_file():
-        files = sorted({folder / name for name in read_json(index).get("weight_map", {}).values()})
+        content = read_json(index)
+        check_keys(index, content, {"weight_map": Key(dict, items=Key(str))}, others=True)
+        names = set((content.get("weight_map") or {}).values())
+        if elsewhere := [name for name in names if Path(name).name != name]:
+            raise ValueError(f"{index} names {elsewhere[0]!r}: only files of the same folder are read")
+        files = sorted(folder / name for name in names)
         if not files:
             raise ValueError(f"{index} names no files: copy the folder again")
         missing = [file.name for file in files if not file.is_file()]
@@ -269,16 +318,23 @@ def _weights_files(folder: Path) -> list[Path]:
 
 
 def save(
-    model: nn.Module, out: str | Path, source: str | Path, dtype: torch.dtype, max_shard_bytes: int = 5 * 10**9
+    model: nn.Module,
+    out: str | Path,
+    source: str | Path,
+    dtype: torch.dtype,
+    max_shard_bytes: int = 5 * 10**9,
+    texts: TextFiles | None = None,
 ) -> None:
     """Write a Hugging Face folder, completely or not at all; it replaces a model that `out` holds. All ranks call it.
 
     Rank 0 holds the tensors of one file at a time, other ranks one tensor. Adapters must have been merged.
 
     Args:
-        source: the folder that the model was loaded from; its config.json and its tokenizer are written too.
+        source: the folder that the model was loaded from; its config.json (an adapter's: its base's) and its tokenizer
+            are written too.
         dtype: of the weights in the files, except the score head, which is always fp32.
         max_shard_bytes: limit on the size of a file; only a single larger tensor exceeds it.
+        texts: of the training; None: the tokenizer's files are copied as they are.
     """
     config, family, hf = read_config(source)
     assert all(layer.merged for layer in model.modules() if isinstance(layer, lora.LoRALinear))
@@ -310,7 +366,9 @@ def save(
                 weight_map = {hf_name: file for file, hf_names in shards.items() for hf_name in hf_names}
                 index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map}
                 write_json(folder / "model.safetensors.index.json", index)
-            describe(folder, base_folder(source), hf, family.classes[model.head], model.head, dtype)
+            hf["vocab_size"] = model.config.vocab_size  # which may have new tokens
+            architecture, tokenizer = family.classes[model.head], hub.tokenizer_folder(source)
+            describe(folder, base_folder(source), tokenizer, hf, architecture, model.head, dtype, texts)
 
 
 def _plan_shards(sizes: dict[str, int], limit: int) -> dict[str, list[str]]:

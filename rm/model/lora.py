@@ -74,8 +74,12 @@ class LoRALinear(nn.Linear):
         return torch.addmm(base, low, self.lora_B.T)  # the sum is part of the product: no pass of its own
 
 
-def adapt(model: nn.Module, settings: LoraSettings, dtype: torch.dtype) -> None:
-    """Freeze a model on the meta device, cast it to `dtype`, and adapt each layer that the settings name."""
+def adapt(model: nn.Module, settings: LoraSettings, dtype: torch.dtype, trained: tuple[str, ...] = ()) -> None:
+    """Freeze a model on the meta device, cast it to `dtype`, and adapt each layer that the settings name.
+
+    Args:
+        trained: names of submodules that are trained in full.
+    """
     linear = {name: layer for name, layer in model.layers.named_modules() if isinstance(layer, nn.Linear)}
     leaves = {name.rpartition(".")[2] for name in linear}
     targets = leaves if ALL_LINEAR in settings.lora_target_modules else set(settings.lora_target_modules)
@@ -90,7 +94,7 @@ def adapt(model: nn.Module, settings: LoraSettings, dtype: torch.dtype) -> None:
             f"--lora_r {settings.lora_r} is more than the {narrowest} features of a target layer: lower it"
         )
     for name, p in model.named_parameters():
-        if name.partition(".")[0] not in model.fp32_modules:
+        if name.partition(".")[0] not in (*model.fp32_modules, *trained):
             p.requires_grad_(False)
             p.data = p.data.to(dtype)
     for name, layer in linear.items():

@@ -9,7 +9,7 @@ follows prints at its end how far it was off. `docs/scale.md` shows the plans of
 import contextlib
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -56,12 +56,14 @@ def show(
     plan_settings: PlanSettings,
     examples: Examples,
     loss: LossSettings | None = None,
+    new_ids: Sequence[int] = (),
 ) -> None:
     """Print what a run with these settings needs and takes.
 
     Args:
         cls: LanguageModel or RewardModel; `loss` is a reward model's.
         examples: to train on.
+        new_ids: of tokens that are added to the vocabulary.
 
     Raises:
         ValueError: the run will not fit; with advice.
@@ -74,7 +76,7 @@ def show(
     kernel = VarlenAttention if settings.parallel.dtype == "bfloat16" else SplitAttention
     on_a_gpu = kernel is VarlenAttention
     with dist.fake_process_group(processes), logits_of_a_gpu() if on_a_gpu else contextlib.nullcontext():
-        plan = Plan(cls, settings, plan_settings, examples, kernel, loss)
+        plan = Plan(cls, settings, plan_settings, examples, kernel, loss, new_ids)
         for line in plan.lines():
             dist.say(line)
         if not plan.fits(plan.heaviest):
@@ -111,10 +113,11 @@ class Plan:
         examples: Examples,
         kernel: type,
         loss: LossSettings | None = None,
+        new_ids: Sequence[int] = (),
     ):
         """`kernel` is a class of `rm.model.attention`; the other arguments are as for `show`."""
         self.cls, self.settings, self.plan_settings, self.examples = cls, settings, plan_settings, examples
-        self.kernel, self.loss = kernel, loss
+        self.kernel, self.loss, self.new_ids = kernel, loss, new_ids
         self.model = self._model(settings)
         self.loader = self._loader(settings)
         self.heaviest = self.simulate()
@@ -127,6 +130,7 @@ class Plan:
             training=build.Training(settings.memory, settings.lora, settings.lisa),
             loss=self.loss,
             kernel=self.kernel,
+            new_ids=self.new_ids,
         )
 
     def _loader(self, settings: TrainingSettings) -> Loader:

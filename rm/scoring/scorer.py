@@ -18,7 +18,7 @@ from rm.data.examples import Examples
 from rm.data.formats import Text, preference, split_turns
 from rm.distributed.sharding import ParallelSettings
 from rm.files import read_json
-from rm.hf import build
+from rm.hf import build, hub
 from rm.model.heads import RewardModel
 from rm.scoring.contract import Contract, resolve, text_encoder, verify
 from rm.scoring.score import local_rewards
@@ -48,13 +48,14 @@ class Scorer:
     ):
         """
         Args:
-            path: a reward model's folder, or an adapter's.
+            path: a reward model's folder, or an adapter's; or a name on the hub, org/name or org/name@revision.
             dtype, max_length, chat_template, dialogue_format: as the flags of eval_rm.py; None: as in training.
             max_tokens: computed at a time; more where a single prompt with its responses has more.
 
         Raises:
             ValueError: for a folder that is no reward model, or whose contract is violated.
         """
+        path, chat_template = hub.model(str(path)), chat_template and hub.template(chat_template)
         requested = ScoringTextSettings(
             chat_template=chat_template, dialogue_format=dialogue_format, max_length=max_length
         )

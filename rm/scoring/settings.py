@@ -11,8 +11,8 @@ class ScoringTextSettings(SettingsGroup):
     """Texts"""
 
     chat_template: str | None = setting(
-        None, "write dialogues by this Jinja file, or by the chat template of the model in this folder; only for a "
-        "model without scoring.json"
+        None, "write dialogues by this Jinja file, or by the chat template of this model; or hub:org/name[/FILE]; "
+        "only for a model without scoring.json", hub="template"
     )  # fmt: skip
     dialogue_format: str | None = setting(
         None, "write dialogues in this plain format; only for a model without scoring.json", tuple(DIALOGUE_FORMATS)

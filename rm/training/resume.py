@@ -39,8 +39,9 @@ class CheckpointSettings(SettingsGroup):
     resume_from_checkpoint: str = setting(
         AUTO,
         "auto: resume from the newest valid checkpoint of --output_dir, if there is one; none: always start anew; or "
-        "a checkpoint's folder to start a new --output_dir from",
+        "a checkpoint's folder, or hub:org/name, to start a new --output_dir from",
         may_change=True,
+        hub="checkpoint",
     )
     stall_timeout: float = setting(
         1800,

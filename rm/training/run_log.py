@@ -271,7 +271,7 @@ def provenance(settings: SettingsGroup) -> dict:
         device = torch.cuda.get_device_name()
     else:
         device = platform.processor() or platform.machine()
-    packages = ("torch", "tokenizers", "sentencepiece", "safetensors", "numpy")
+    packages = ("torch", "tokenizers", "safetensors", "numpy")
     return {
         "command": sys.argv,
         "settings": flatten(settings),

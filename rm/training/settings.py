@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from rm.config import SettingsGroup
 from rm.data.batch import BatchSettings, PackingSettings
 from rm.data.dataset import DataSettings, MixtureSettings, TextSettings, check_mixture
+from rm.data.special_tokens import TokenizerSettings
 from rm.data.split import SplitSettings
 from rm.distributed.sharding import MemorySettings, ParallelSettings, check_compile
 from rm.hf.build import ModelSettings
@@ -24,6 +25,7 @@ class TrainingSettings(SettingsGroup):
     run: RunSettings
     mixture: MixtureSettings
     text: TextSettings
+    tokenizer: TokenizerSettings
     split: SplitSettings
     batch: BatchSettings
     packing: PackingSettings
@@ -39,3 +41,9 @@ class TrainingSettings(SettingsGroup):
         check_compile(self.parallel, self.memory)
         if self.lisa.use_lisa and self.lora.use_lora:
             raise ValueError("--use_lora and --use_lisa exclude each other: LoRA trains in every layer; give one")
+        trains_all_tokens = self.lisa.lisa_train_embeddings and self.lisa.lisa_train_head
+        if self.tokenizer.add_special_tokens and self.lisa.use_lisa and not trains_all_tokens:
+            raise ValueError(
+                "--add_special_tokens needs --lisa_train_embeddings true and --lisa_train_head true: embedding and LM "
+                "head have new rows, which have to be trained"
+            )

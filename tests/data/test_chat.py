@@ -248,7 +248,8 @@ def test_a_missing_or_unreadable_template_is_none_or_an_error(tmp_path):
     assert_one_line_error("cannot be read .*utf-8", lambda: chat.choose_template(str(tmp_path / "x"), None, tokenizer))
     write_json(tmp_path / "tokenizer_config.json", [])
     assert_one_line_error(
-        "cannot be read as a JSON object", lambda: chat.choose_template(str(tmp_path), None, tokenizer)
+        "tokenizer_config.json holds a JSON list, not an object",
+        lambda: chat.choose_template(str(tmp_path), None, tokenizer),
     )
 
 

@@ -1,7 +1,5 @@
 """rm.data.tokenizer: ids equal to those of the original libraries, BOS and EOS by the folder's settings."""
 
-import json
-
 import pytest
 import sentencepiece
 import tokenizers
@@ -52,18 +50,6 @@ def test_ids_equal_those_of_transformers(json_folder):
     assert tokenizer.eos_id == hf_tokenizer.eos_token_id
 
 
-@pytest.mark.parametrize("add_bos", [True, False])
-def test_add_bos_token_acts_as_in_transformers_where_the_files_agree(add_bos, tmp_path):
-    transformers = pytest.importorskip("transformers")
-    make = llama_like if add_bos else byte_level
-    config = json.loads((make(tmp_path) / "tokenizer_config.json").read_text()) | {"add_bos_token": add_bos}
-    write_json(tmp_path / "tokenizer_config.json", config)
-    hf_tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
-    tokenizer = Tokenizer(tmp_path)
-    assert (tokenizer.bos_id is not None) == add_bos
-    assert [with_bos(tokenizer, text) for text in TEXTS] == [hf_tokenizer(text).input_ids for text in TEXTS]
-
-
 @given(text=st.text())
 def test_byte_level_ids_decode_to_the_text(bytes_folder, text):
     backend = tokenizers.Tokenizer.from_file(str(bytes_folder / "tokenizer.json"))
@@ -111,35 +97,26 @@ def test_bos_is_what_the_post_processor_of_a_tokenizer_json_adds(tmp_path):
     assert Tokenizer(llama_like(tmp_path / "b")).bos_id == 1
 
 
-@pytest.mark.parametrize("make", [llama_like, sentencepiece_model])
-def test_add_bos_token_overrides_the_model_file(make, tmp_path):
-    config = {"bos_token": {"content": "<s>"}, "eos_token": "</s>", "add_bos_token": False}
-    assert Tokenizer(make(tmp_path, config)).bos_id is None
-    write_json(tmp_path / "tokenizer_config.json", config | {"add_bos_token": True})
-    assert Tokenizer(tmp_path).bos_id == 1
-    write_json(tmp_path / "tokenizer_config.json", config | {"add_bos_token": None})
-    assert Tokenizer(tmp_path).bos_id == 1
+def test_add_bos_token_decides_for_a_tokenizer_model_alone(tmp_path):
+    config = {"bos_token": {"content": "<s>"}, "eos_token": "</s>"}
+    for add_bos_token, expected in ((True, 1), (False, None), (None, None)):
+        sentencepiece_model(tmp_path, config | {"add_bos_token": add_bos_token})
+        assert Tokenizer(tmp_path).bos_id == expected
 
 
-def test_add_bos_token_adds_a_bos_that_the_model_file_lacks(tmp_path):
-    config = {"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>", "add_bos_token": True}
-    tokenizer = Tokenizer(byte_level(tmp_path, config))
-    assert tokenizer.bos_id == tokenizer.eos_id
+def test_add_bos_token_is_ignored_beside_a_tokenizer_json(tmp_path):
+    for add_bos_token in (True, False):
+        llama_like(tmp_path / "llama", {"bos_token": "<s>", "eos_token": "</s>", "add_bos_token": add_bos_token})
+        assert Tokenizer(tmp_path / "llama").bos_id == 1
+        end = {"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>"}
+        byte_level(tmp_path / "bytes", end | {"add_bos_token": add_bos_token})
+        assert Tokenizer(tmp_path / "bytes").bos_id is None
 
 
 def test_add_bos_token_without_a_bos_token_is_an_error(tmp_path):
-    byte_level(tmp_path, {"bos_token": None, "eos_token": "<|endoftext|>", "add_bos_token": True})
+    sentencepiece_model(tmp_path, {"add_bos_token": True}, bos_id=-1)
     with pytest.raises(ValueError, match="add_bos_token is set, but no BOS token is named"):
         Tokenizer(tmp_path)
-
-
-def test_bos_and_eos_of_a_sentencepiece_model_are_its_own(piece_folder):
-    tokenizer = Tokenizer(piece_folder)
-    assert (tokenizer.bos_id, tokenizer.eos_id) == (1, 2)
-
-
-def test_a_sentencepiece_model_without_bos_has_none(tmp_path):
-    assert Tokenizer(sentencepiece_model(tmp_path, bos_id=-1)).bos_id is None
 
 
 @pytest.mark.parametrize("token", ["</s>", {"content": "</s>", "lstrip": False}])
@@ -166,13 +143,13 @@ def test_eos_is_otherwise_that_of_sentencepiece(tmp_path):
 @pytest.mark.parametrize("file", ["added_tokens.json", "tokenizer_config.json"])
 def test_eos_may_be_a_token_added_to_a_sentencepiece_model(file, tmp_path):
     sentencepiece_model(tmp_path)
-    listed = {"added_tokens_decoder": {"500": {"content": "<|im_end|>"}}}
+    listed = {"added_tokens_decoder": {"400": {"content": "<|im_end|>"}}}
     config = {"eos_token": "<|im_end|>"} | (listed if file == "tokenizer_config.json" else {})
     write_json(tmp_path / "tokenizer_config.json", config)
     if file == "added_tokens.json":
-        write_json(tmp_path / file, {"<|im_end|>": 500})
+        write_json(tmp_path / file, {"<|im_end|>": 400})
     tokenizer = Tokenizer(tmp_path)
-    assert (tokenizer.eos_id, tokenizer.vocab_size) == (500, 501)
+    assert (tokenizer.eos_id, tokenizer.vocab_size) == (400, 401)
 
 
 def test_a_folder_that_names_no_eos_is_an_error(tmp_path):
@@ -234,7 +211,7 @@ def test_the_fingerprint_depends_on_what_determines_the_ids(tmp_path):
     first = Tokenizer(llama_like(tmp_path, config)).fingerprint
     write_json(tmp_path / "tokenizer_config.json", config | {"chat_template": "new"})
     assert Tokenizer(tmp_path).fingerprint == first
-    for change in ({"add_bos_token": False}, {"eos_token": "<unk>"}):
+    for change in ({"tokenizer_class": "LlamaTokenizer"}, {"eos_token": "<unk>"}):
         write_json(tmp_path / "tokenizer_config.json", config | change)
         assert Tokenizer(tmp_path).fingerprint != first
     assert Tokenizer(byte_level(tmp_path / "other")).fingerprint != first

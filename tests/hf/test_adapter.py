@@ -98,11 +98,15 @@ def test_training_on_an_sft_adapter_equals_training_on_the_merged_model(folder, 
 
 
 def test_peft_loads_an_adapter_that_was_trained_on_an_adapter(folder, tmp_path):
-    """It names a full model as its base, since peft loads an adapter on nothing else."""
+    """It names a full model as its base, since peft loads an adapter on nothing else. All have its tokenizer."""
     import transformers
 
     peft_model(folder, tmp_path / "sft", "CAUSAL_LM")
+    text_fixtures.llama_like(tmp_path / "sft")  # a tokenizer of its own
     (trained,) = run_ranks(1, train_lora, tmp_path / "sft", tmp_path / "rm")
+    for written in ("adapter", "base", "model"):  # what the new adapter was trained with, not that of its base
+        tokenizers = [(path / "tokenizer.json").read_bytes() for path in (tmp_path / "rm" / written, tmp_path / "sft")]
+        assert tokenizers[0] == tokenizers[1]
     base = json.loads((tmp_path / "rm" / "adapter" / "adapter_config.json").read_text())["base_model_name_or_path"]
     model = transformers.AutoModelForSequenceClassification.from_pretrained(base, num_labels=1)
     model.config.pad_token_id = None
@@ -164,7 +168,9 @@ def test_an_adapter_that_does_not_fit_its_base_is_refused(tmp_path):
         ({"lora_alpha": "16"}, "lora_alpha '16' has to be of type number"),
         ({"lora_alpha": True}, "lora_alpha True has to be of type number"),
         ({"r": 0}, "r 0 has to be at least 1"),
-        ({"alpha_pattern": {"q_proj": "x"}}, "alpha_pattern 'q_proj': 'x' has to be of type number"),
+        ({"alpha_pattern": {"q_proj": "x"}}, "alpha_pattern['q_proj'] 'x' has to be of type number"),
+        ({"alpha_pattern": {"(.*.*)*x": 3}}, "alpha_pattern '(.*.*)*x' repeats a group"),
+        ({"base_model_name_or_path": 3}, "base_model_name_or_path 3 has to be of type string"),
         ({"alpha_pattern": {"(": 3}}, "alpha_pattern '(' is not a regular expression"),
     ],
 )

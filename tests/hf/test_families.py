@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from rm.data.batch import EvalBatches, Loader, pack
 from rm.distributed import process_group as dist
-from rm.hf import adapter, families, weights
+from rm.hf import adapter, build, families, weights
 from rm.model import lisa, lora
 from rm.model.attention import SplitAttention
 from rm.model.heads import LanguageModel, RewardModel
@@ -46,7 +46,7 @@ in_every_family = pytest.mark.parametrize("family", FAMILIES)
 
 
 def read(hf):
-    return families.find(hf).config(hf)
+    return families.find(hf).read(hf)
 
 
 def assert_close(actual, expected):
@@ -102,6 +102,96 @@ def test_the_window_of_gpt_neo_changes_logits_only_beyond_it(tmp_path):
     tokens = tiny.tokens(300)
     gap = (tiny.logits(local, tokens) - tiny.logits(everywhere, tokens)).abs().amax(-1)
     assert gap[:256].max() < 1e-5 < 1e-2 < gap[260:].min()
+
+
+YARN = {"rope_type": "yarn", "factor": 4.0}
+
+
+@pytest.mark.parametrize(
+    "family, edits",
+    [
+        ("mistral", {"layer_types": ["full_attention", "full_attention"]}),  # a ministral in transformers
+        ("mistral", {"layer_types": ["full_attention", "sliding_attention"]}),
+        ("gpt_neox", {"rotary_pct": 0.5, "partial_rotary_factor": 0.25, "rotary_emb_base": 100, "rope_theta": 5000}),
+        ("gpt_neox", {"rope_scaling": {"type": "linear", "factor": 2.0}, "rope_theta": 50}),
+        ("llama", {"rope_scaling": YARN | {"original_max_position_embeddings": 16}, "rope_theta": 500, "head_dim": 32}
+         | {"original_max_position_embeddings": 32}),
+        ("llama", {"rope_scaling": YARN, "rope_parameters": {"rope_type": "default", "rope_theta": 7}}),
+        ("phi3", {"original_max_position_embeddings": 32}),
+        ("gemma3_text", {"rope_parameters": {"full_attention": {"rope_theta": 300}}, "rope_local_base_freq": 20}
+         | {"rope_scaling": {"rope_type": "linear", "factor": 2.0}}),
+        ("gpt2", {"hidden_size": 32, "num_attention_heads": 4}),
+        ("llama", {"sliding_window": None, "head_dim": None, "num_key_value_heads": None}),
+    ],
+)  # fmt: skip
+def test_a_config_in_another_spelling_is_read_as_transformers_reads_it(tmp_path, family, edits):
+    folder = tiny.save_with(tiny.causal_lm(family, **{k: v for k, v in edits.items() if k == "head_dim"}), tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    config.pop("rope_parameters", None)
+    (folder / "config.json").write_text(json.dumps(config | edits))
+    tokens = tiny.tokens(60)
+    expected = tiny.their_logits(AutoModelForCausalLM.from_pretrained(folder).eval(), tokens)
+    assert_close(tiny.logits(tiny.ours(folder), tokens), expected)
+
+
+def test_every_key_that_transformers_writes_is_known():
+    """Of each family's class, with its defaults written out, and with the keys that older versions wrote."""
+    written_before = {
+        "torch_dtype": "bfloat16", "_attn_implementation_autoset": True, "pruned_heads": {}, "torchscript": False,
+        "do_sample": True, "max_length": 20, "num_beams": 1, "top_k": 50, "gradient_checkpointing": False,
+        "num_labels": 1, "finetuning_task": None, "use_mrope": False, "cross_attention_hidden_size": None,
+        "tie_encoder_decoder": False, "decoder_start_token_id": None, "tokenizer_class": "LlamaTokenizer",
+        "problem_type": "regression", "unsloth_version": "2025.1.1", "auto_map": {"AutoModel": "modeling.Model"},
+    }  # fmt: skip
+    defaults = tiny.transformers.GenerationConfig._get_default_generation_params()
+    for family in FAMILIES:
+        config = tiny.transformers.AutoConfig.for_model(family)
+        written = json.loads(config.to_json_string(use_diff=False))
+        everything = written_before | {name: value for name, value in defaults.items() if name not in written}
+        assert read(written | everything) == read(written)
+
+
+@pytest.mark.parametrize(
+    "edits, message",
+    [
+        ({"a_feature_of_next_year": 2}, "a_feature_of_next_year 2 is not implemented: .*; if it does not, remove it"),
+        ({"per_layer_config": {"1": {"head_dim": 4}}}, "per_layer_config .* is not implemented"),
+        ({"architectures": ["LlamaForRewardModelWithGating"]}, r"architectures\[0\] 'LlamaForRewardModelWithGating'"),
+        ({"architectures": "LlamaForCausalLM"}, "architectures 'LlamaForCausalLM' has to be of type list"),
+        ({"vocab_size": "99"}, "vocab_size '99' has to be of type whole number"),
+        ({"num_hidden_layers": 10**12}, "num_hidden_layers 1000000000000 has to be at most 10,000"),
+        ({"num_hidden_layers": 0}, "num_hidden_layers 0 has to be at least 1"),
+        ({"rms_norm_eps": float("nan")}, "rms_norm_eps nan has to be a finite number"),
+        ({"tie_word_embeddings": "no"}, "tie_word_embeddings 'no' has to be of type true or false"),
+        ({"sliding_window": 4096}, "sliding_window 4096 is not implemented"),
+        ({"layer_types": ["full_attention", "sliding_attention"]}, r"layer_types\[1\] 'sliding_attention'"),
+        ({"rope_scaling": "yarn"}, "rope_scaling 'yarn' has to be of type object"),
+        ({"rope_scaling": {"type": "linear", "factor": "2"}}, "rope_scaling.factor '2' has to be of type number"),
+        ({"rope_scaling": {"type": "default", "mrope_section": [1]}}, "rope_scaling.mrope_section .* not implemented"),
+        ({"value_head_prefix": "my_head"}, "value_head_prefix 'my_head' is not implemented, only 'score' or"),
+    ],
+)
+def test_an_unknown_key_or_another_type_is_refused_by_name(edits, message):
+    with pytest.raises(ValueError, match=f"config.json: {message}"):
+        read(LLAMA_HF | edits)
+
+
+@pytest.mark.parametrize(
+    "name, reward",
+    [("LlamaForCausalLM", False), ("LlamaForSequenceClassification", True), ("RewardModel", True)]
+    + [("LlamaRewardModel", True), ("LlamaModel", False)],
+)
+def test_classes_that_compute_the_same_are_read(tmp_path, name, reward):
+    hf = LLAMA_HF | {"architectures": [name]}
+    assert read(hf) == read(LLAMA_HF)
+    (tmp_path / "config.json").write_text(json.dumps(hf))
+    assert build.head_of(tmp_path) is (RewardModel if reward else LanguageModel)
+
+
+def test_two_names_of_one_setting_have_to_agree():
+    assert read(GPT2_HF | {"hidden_size": 32}) == read(GPT2_HF)
+    with pytest.raises(ValueError, match="hidden_size 64 and n_embd 32 are the same setting"):
+        read(GPT2_HF | {"hidden_size": 64})
 
 
 # Gradients and training
@@ -182,10 +272,22 @@ def test_peft_loads_a_saved_adapter_and_transformers_the_merged_model(tmp_path, 
 # Checkpoint files
 
 
-@pytest.mark.parametrize("name", ["value_head.weight", "v_head.weight", "v_head.summary.weight"])
-@pytest.mark.parametrize("family", ["llama", "gpt_neox"])
+@pytest.mark.parametrize(
+    "family, name",
+    [
+        ("llama", "value_head.weight"),
+        ("gpt_neox", "value_head.weight"),
+        ("llama", "v_head.weight"),
+        ("llama", "v_head.summary.weight"),
+        ("llama", "score_head.weight"),
+        ("llama", "regression_head.weight"),
+        ("mistral", "regression_head.weight"),
+        ("llama", "reward_head.weight"),
+        ("llama", "rm_head.weight"),
+    ],
+)
 def test_score_heads_of_other_trainers_are_loaded_and_saved_as_score(tmp_path, family, name):
-    """The names that TRL and earlier versions of OpenRLHF use."""
+    """The names that TRL, OpenRLHF, safe-rlhf, UltraRM and Eurus use."""
     hf_model = tiny.reward_model(family)
     source = tiny.save_with(hf_model, tmp_path / "m")
     tensors = load_file(source / "model.safetensors")
@@ -282,6 +384,15 @@ def test_an_exported_config_of_transformers_5_has_the_rope_of_transformers_4_as_
     torch.testing.assert_close(tiny.their_logits(again, tiny.tokens(40)), expected, rtol=0, atol=0)
 
 
+def test_a_gpt_neox_of_transformers_5_is_exported_with_its_own_names_of_transformers_4(tmp_path):
+    """Which takes rotary_emb_base and rotary_pct, whatever rope_theta and partial_rotary_factor are."""
+    source = tiny.save_with(tiny.causal_lm("gpt_neox", rotary_pct=0.5, rotary_emb_base=70), tmp_path / "source")
+    run_ranks(1, weights.save, tiny.ours(source), tmp_path / "out", source, torch.float32)
+    saved = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert saved["rotary_emb_base"] == 70 and saved["rotary_pct"] == 0.5
+    assert read({name: value for name, value in saved.items() if name != "rope_parameters"}) == read(saved)
+
+
 def test_both_spellings_of_rope_are_read():
     def rope(**settings):
         return read(LLAMA_HF | settings).ropes[0]
@@ -331,7 +442,7 @@ def test_dropout_settings_change_nothing():
         (LLAMA_HF | {"head_dim": 7}, "rotate 7 dimensions of each head .head_dim 7."),
         (
             LLAMA_HF | {"model_type": "qwen3", "layer_types": ["full_attention", "chunked"]},
-            r"layer_types \['chunked'\]",
+            r"layer_types\[1\] 'chunked' is not implemented",
         ),
         (LLAMA_HF | {"model_type": "qwen3", "layer_types": ["full_attention"]}, "layer_types describe 1 layers"),
         (LLAMA_HF | {"model_type": "gemma3_text", "attn_logit_softcapping": 50.0}, "attn_logit_softcapping 50.0"),
@@ -340,7 +451,10 @@ def test_dropout_settings_change_nothing():
         (LLAMA_HF | {"model_type": "phi3", "rope_scaling": YARN_ROPE}, "rope_scaling of type 'yarn'"),
         (GPT2_HF | {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx True"),
         (GPT_NEO_HF | {"activation_function": "relu"}, "activation_function 'relu'"),
-        (GPT_NEO_HF | {"attention_types": [[["global", "sparse"], 2]]}, r"attention_types \['sparse'\]"),
+        (
+            GPT_NEO_HF | {"attention_types": [[["global", "sparse"], 2]]},
+            r"attention_types \[\['global', 'sparse'\], 2\]",
+        ),
         (GPT_NEO_HF | {"num_layers": 6}, "attention_types describe 4 layers, num_layers is 6"),
     ],
 )

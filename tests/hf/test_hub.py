@@ -260,11 +260,14 @@ def test_every_setting_declared_for_the_hub_is_replaced_by_a_local_path(script, 
     monkeypatch.setattr(hub, "_snapshot", snapshot)
     on_hub = {name: flag.hub for name, flag in flags(script.Settings).items() if flag.hub}
     # All that name a model or data, whoever declares them.
-    assert on_hub.keys() == {name for name in flags(script.Settings) if name.endswith("_path")}
+    others = {"chat_template", "resume_from_checkpoint"} & flags(script.Settings).keys()
+    assert on_hub.keys() == others | {name for name in flags(script.Settings) if name.endswith("_path")}
     given, expected = {"output_dir": "out"}, {}
     for name, kind in on_hub.items():
         if kind == "model":
             given[name], expected[name] = f"o/{name}@v1", f"{tmp_path}/model/o/{name}/v1"
+        elif kind != "data":
+            given[name], expected[name] = f"hub:o/{name}@v1", f"{tmp_path}/model/o/{name}/v1"
         else:
             given[name] = (f"hub:o/{name}/a.json", "set=hub:o/d/b.json@v1", "here.json")
             first, second = f"{tmp_path}/dataset/o/{name}/main/a.json", f"set={tmp_path}/dataset/o/d/v1/b.json"
@@ -280,12 +283,18 @@ def test_an_existing_path_or_what_can_only_be_a_path_is_not_fetched(tmp_path, mo
     assert hub.model("o/n") == "o/n"
     for path in ("runs/sft/model", "/a/b", "./a/b", "../a"):
         assert hub.model(path) == path
+        assert hub.template(path) == hub.checkpoint(path) == path
+    assert hub.template("templates/mine.jinja") == "templates/mine.jinja"
+    for word in ("auto", "none", "o/step_5"):
+        assert hub.checkpoint(word) == word
     for path in ("data/train.jsonl", "data/train.json.gz", "sets=data/a.jsonl"):
         assert hub.data(path) == path
     with pytest.raises(ValueError, match="expected hub:org/name"):
         hub.model("hub:o")
     with pytest.raises(ValueError, match="a model is a repository, not a file"):
         hub.model("hub:o/m/file")
+    with pytest.raises(ValueError, match="a checkpoint is a repository, not a file"):
+        hub.checkpoint("hub:o/m/file")
 
 
 def adapter(folder: Path, base: str) -> Path:
@@ -310,14 +319,42 @@ def test_tokenizer_folder_of_an_adapter_is_that_of_its_base(tmp_path):
     assert hub.tokenizer_folder(outer) == tmp_path / "inner"
 
 
+def cached(cache: Path, repository: str) -> Path:
+    """A snapshot in the hub's cache, as a download leaves it."""
+    folder = cache / repository
+    (folder / "refs").mkdir(parents=True)
+    (folder / "refs" / "main").write_text(COMMIT)
+    return folder / "snapshots" / COMMIT
+
+
+def test_a_template_a_checkpoint_and_a_model_of_the_cache_are_found_without_a_network(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    snapshot = byte_level(cached(tmp_path, "models--o--n"))
+    (snapshot / "templates").mkdir()
+    (snapshot / "templates" / "chatml.jinja").write_text("{{ messages }}")
+    assert hub.template("hub:o/n") == hub.template("o/n") == hub.checkpoint("hub:o/n") == str(snapshot)
+    assert hub.template("hub:o/n/templates/chatml.jinja") == str(snapshot / "templates" / "chatml.jinja")
+    with pytest.raises(ValueError, match="hub:o/n/other.jinja: has no other.jinja at main"):
+        hub.template("hub:o/n/other.jinja")
+
+
 def test_tokenizer_folder_finds_a_base_in_the_local_hub_cache(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    repository = tmp_path / "models--o--n"
-    base = byte_level(repository / "snapshots" / COMMIT)
-    (repository / "refs").mkdir()
-    (repository / "refs" / "main").write_text(COMMIT)
+    base = byte_level(cached(tmp_path, "models--o--n"))
     folder = hub.tokenizer_folder(adapter(tmp_path / "adapter", "o/n"))
     assert folder == base and Tokenizer(folder).fingerprint == Tokenizer(base).fingerprint
+
+
+@pytest.mark.parametrize("bases", [("a", "a"), ("a", "b")])
+def test_adapters_that_are_each_others_base_are_refused(tmp_path, bases):
+    first, second = (tmp_path / name for name in bases)
+    adapter(first, str(second))
+    if second != first:
+        adapter(second, str(first))
+    for resolve in (hub.base_of, hub.tokenizer_folder, lambda folder: hub.model(str(folder))):
+        with pytest.raises(ValueError, match="is an adapter whose base is, in the end, itself: correct"):
+            resolve(first)
 
 
 def test_tokenizer_folder_of_an_adapter_without_its_base_is_an_error(tmp_path, monkeypatch):

@@ -418,12 +418,15 @@ def test_a_path_that_is_no_model_folder_is_refused_with_the_reason(tmp_path, fol
     [
         ("{", "config.json is not JSON"),
         ("[1]", "config.json holds a JSON list"),
+        ("[" * 100_000, "config.json is not JSON"),
+        ('{"model_type": [1]}', "config.json: model_type [1] is not supported"),
         (
             '{"model_type": "bert"}',
             "config.json: model_type 'bert' is not supported, only gemma, ",
         ),
         ('{"model_type": "llama"}', "config.json: the setting 'num_attention_heads' is missing"),
-        ('{"quantization_config": {"bits": 4}}', "config.json: quantization_config"),
+        ('{"model_type": "llama", "quantization_config": {"bits": 4}}', "config.json: quantization_config"),
+        ('{"model_type": "gpt_oss", "quantization_config": {"bits": 4}}', "config.json: model_type 'gpt_oss'"),
         ('{"model_type": "llama", "hidden_act": "gelu"}', "config.json: hidden_act 'gelu'"),
     ],
 )
@@ -488,6 +491,22 @@ def test_a_classifier_with_two_labels_is_not_a_reward_model(folder):
     assert "score.weight (2, 32) instead of (1, 32)" in load_error(folder, RewardModel)
 
 
+@pytest.mark.parametrize(
+    "tensors, message",
+    [
+        ({"score.weight": (1, 32), "score.bias": (1,)}, "1 unknown: score.bias; only a reward head of one linear"),
+        ({"score.0.weight": (32, 32), "score.2.weight": (1, 32)}, "2 unknown: score.0.weight, score.2.weight; only a"),
+        ({"v_head.summary.0.weight": (32, 32)}, "1 unknown: v_head.summary.0.weight; only a reward head"),
+        ({"score.weight": (1, 32), "my_head.weight": (1, 32)}, "1 unknown: my_head.weight"),
+        ({"score.weight": (1, 32), "v_head.weight": (1, 32)}, "1 stored twice: score.weight and v_head.weight"),
+        ({"lm_head.weight": (1, 32)}, "lm_head.weight (1, 32) instead of (99, 32)"),
+    ],
+)
+def test_a_reward_head_of_another_kind_is_refused_by_tensor_name(folder, tensors, message):
+    rewrite(folder, lambda stored: stored.update({name: torch.zeros(shape) for name, shape in tensors.items()}))
+    assert message in load_error(folder, RewardModel)
+
+
 @pytest.mark.parametrize("keep", [0, 5, 3000])
 def test_the_message_names_a_truncated_file(folder, keep):
     whole = (folder / "model.safetensors").read_bytes()
@@ -506,6 +525,12 @@ def test_the_message_names_a_file_that_the_index_names_but_is_missing(tmp_path, 
     missing = sorted(many.glob("*.safetensors"))[1]
     shutil.move(missing, tmp_path)
     assert f"model.safetensors.index.json names {missing.name}, which the folder lacks" in load_error(many)
+    for names, message in (
+        ({"x": "../m/model.safetensors"}, "only files of the same folder"),
+        ({"x": 3}, "of type string"),
+    ):
+        (many / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
+        assert message in load_error(many)
     (many / "model.safetensors.index.json").write_text("{}")
     assert "model.safetensors.index.json names no files" in load_error(many)
 

@@ -67,6 +67,16 @@ def test_a_plan_needs_no_weights_and_is_for_any_number_of_processes(folder, caps
             assert word in printed, cls
 
 
+def test_a_plan_counts_the_rows_of_new_tokens(folder):
+    settings, weights = settings_of(folder), []
+    for new_ids in ((), (400, 401)):
+        with dist.fake_process_group(1):
+            examples = made.pair_examples(made.token_pairs(8, longest=40))
+            plan = Plan(RewardModel, settings, settings.plan, examples, VarlenAttention, settings.loss, new_ids)
+        weights.append(plan.heaviest.footprint.weights)
+    assert weights[1] - weights[0] == 2 * 64 * 4  # two rows, 64 wide, in float32
+
+
 def test_a_run_compares_its_plan_with_what_it_took(folder, tmp_path, capsys, monkeypatch):
     settings = settings_of(folder, output_dir=tmp_path)
 

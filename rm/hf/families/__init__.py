@@ -3,8 +3,10 @@
 A new family is a file of its own and an entry in `FAMILIES`.
 """
 
+from pathlib import Path
+
 from rm.hf.families import gemma, gemma3, gpt2, gpt_neo, gpt_neox, llama, mistral, phi3, qwen2, qwen3
-from rm.hf.families.rules import Family, only
+from rm.hf.families.rules import Family
 
 FAMILIES: dict[str, Family] = {
     "gemma": gemma.FAMILY,
@@ -20,10 +22,9 @@ FAMILIES: dict[str, Family] = {
 }
 
 
-def find(hf: dict) -> Family:
+def find(hf: dict, file: Path = Path("config.json")) -> Family:
     """The family of a config.json; ValueError if it is not supported."""
     model_type = hf.get("model_type")
-    if model_type not in FAMILIES:
-        raise ValueError(f"model_type {model_type!r} is not supported, only {', '.join(sorted(FAMILIES))}")
-    only(hf, "is_causal", True, None)  # false: a bidirectional attention mask in transformers, whatever the family
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
+        raise ValueError(f"{file}: model_type {model_type!r} is not supported, only {', '.join(sorted(FAMILIES))}")
     return FAMILIES[model_type]

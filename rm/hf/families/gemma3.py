@@ -7,17 +7,26 @@ Gemma 2 is not implemented: it caps the attention logits, which no fused attenti
 from dataclasses import replace
 
 from rm.hf.families import gemma, llama
+from rm.hf.families.keys import AT_LEAST_1, COUNT, LENGTH, ROPE
 from rm.hf.families.rope import rope
-from rm.hf.families.rules import only, windows
+from rm.hf.families.rules import LAYER_TYPES, windows
+from rm.json_keys import Key
 from rm.model.transformer import ModelConfig
 
 DEFAULTS = gemma.DEFAULTS | {"num_key_value_heads": 4, "max_position_embeddings": 131072}
+ROPES = {"full_attention": Key(dict, keys=ROPE), "sliding_attention": Key(dict, keys=ROPE)}
+KEYS = gemma.KEYS | {
+    "rope_parameters": Key(dict, keys=ROPES),
+    "rope_local_base_freq": AT_LEAST_1,
+    "query_pre_attn_scalar": AT_LEAST_1,
+    "sliding_window": LENGTH,
+    "layer_types": LAYER_TYPES,
+    "sliding_window_pattern": COUNT,
+    "_sliding_window_pattern": COUNT,  # transformers 5 writes it beside layer_types
+}
 
 
 def config(hf: dict) -> ModelConfig:
-    for setting in ("attn_logit_softcapping", "final_logit_softcapping"):
-        only(hf, setting, None)
-    only(hf, "hidden_activation", "gelu_pytorch_tanh")
     hf = DEFAULTS | hf
     layers, head_dim = hf["num_hidden_layers"], hf["head_dim"]
     layer_types = hf.get("layer_types") or _layer_types(layers, period=hf.get("sliding_window_pattern") or 6)
@@ -27,7 +36,7 @@ def config(hf: dict) -> ModelConfig:
     # attention, transformers 5 writes rope_parameters with an entry for each.
     no_rope = {"rope_scaling": None, "rope_parameters": None}
     by_type = hf.get("rope_parameters") or {}
-    full = {"rope_parameters": (hf.get("rope_scaling") or {}) | (by_type.get("full_attention") or {})}
+    full = {"rope_parameters": (by_type.get("full_attention") or {}) | (hf.get("rope_scaling") or {})}
     sliding = {"rope_parameters": by_type.get("sliding_attention"), "rope_theta": hf.get("rope_local_base_freq")}
     ropes = {
         "full_attention": rope(hf | no_rope | full, head_dim, theta=1e6),
@@ -50,6 +59,7 @@ def _layer_types(layers: int, period: int) -> list[str]:
 
 FAMILY = replace(
     llama.FAMILY,
+    keys=KEYS,
     config=config,
     modules=llama.FAMILY.modules
     | {
@@ -60,4 +70,5 @@ FAMILY = replace(
         "model.layers.{}.post_feedforward_layernorm": "layers.{}.mlp_post_norm",
     },
     classes={"lm": "Gemma3ForCausalLM", "reward": "Gemma3TextForSequenceClassification"},
+    other_classes=("Gemma3TextModel", "Gemma3TextForCausalLM"),
 )

@@ -6,16 +6,30 @@ Defaults are those of transformers. Dropout settings are deliberately not read: 
 here, in training too.
 """
 
+from dataclasses import replace
+
+from rm.hf.families.keys import FLAG, HEADS_OF_A_LAYER, LAYERS, NUMBER, OFF, POSITIONS, SIZE
 from rm.hf.families.layout import QKV, Layout
-from rm.hf.families.rules import Family, only, quotient
+from rm.hf.families.rules import Family, quotient
+from rm.json_keys import Key
 from rm.model.transformer import ModelConfig
+
+KEYS = {
+    "n_head": HEADS_OF_A_LAYER,
+    "n_embd": SIZE,
+    "n_layer": LAYERS,
+    "vocab_size": SIZE,
+    "n_inner": replace(SIZE, required=False),
+    "n_positions": POSITIONS,
+    "activation_function": Key(str, only=("gelu_new", "gelu_pytorch_tanh")),  # two names of the same function
+    "layer_norm_epsilon": NUMBER,
+    "scale_attn_weights": Key(bool, only=(True,)),
+    "scale_attn_by_inverse_layer_idx": OFF,
+    "reorder_and_upcast_attn": FLAG,  # the same, with less rounding in float16
+}
 
 
 def config(hf: dict) -> ModelConfig:
-    only(hf, "activation_function", "gelu_new", "gelu_pytorch_tanh")  # two names of the same function
-    only(hf, "scale_attn_weights", True)
-    only(hf, "scale_attn_by_inverse_layer_idx", False)
-    only(hf, "add_cross_attention", False)
     head_dim = quotient(hf, "n_embd", "n_head")
 
     return ModelConfig(
@@ -42,6 +56,13 @@ def config(hf: dict) -> ModelConfig:
 
 
 FAMILY = Family(
+    keys=KEYS,
+    aliases={
+        "hidden_size": "n_embd",
+        "max_position_embeddings": "n_positions",
+        "num_attention_heads": "n_head",
+        "num_hidden_layers": "n_layer",
+    },
     config=config,
     modules={
         "transformer.wte": "embed",
@@ -58,4 +79,5 @@ FAMILY = Family(
     prefix="transformer.",
     ignored=frozenset({"transformer.h.{}.attn.bias", "transformer.h.{}.attn.masked_bias"}),
     classes={"lm": "GPT2LMHeadModel", "reward": "GPT2ForSequenceClassification"},
+    other_classes=("GPT2Model",),
 )

@@ -4,13 +4,29 @@ Defaults are those of transformers. Dropout settings are deliberately not read: 
 here, in training too.
 """
 
-from rm.hf.families.rules import Family, only, quotient
+from dataclasses import replace
+
+from rm.hf.families.keys import HEADS_OF_A_LAYER, LAYERS, NUMBER, POSITIONS, SIZE
+from rm.hf.families.rules import Family, quotient
+from rm.json_keys import Key
 from rm.model.transformer import ModelConfig
+
+KEYS = {
+    "num_heads": HEADS_OF_A_LAYER,
+    "hidden_size": SIZE,
+    "num_layers": LAYERS,
+    "vocab_size": SIZE,
+    "max_position_embeddings": replace(POSITIONS, required=True),
+    "intermediate_size": replace(SIZE, required=False),
+    "activation_function": Key(str, only=("gelu_new", "gelu_pytorch_tanh")),  # two names of the same function
+    "layer_norm_epsilon": NUMBER,
+    "attention_types": Key(list, items=Key(list)),
+    "attention_layers": Key(list),  # the same, written out: transformers reads attention_types
+    "window_size": POSITIONS,
+}
 
 
 def config(hf: dict) -> ModelConfig:
-    only(hf, "activation_function", "gelu_new", "gelu_pytorch_tanh")  # two names of the same function
-
     return ModelConfig(
         vocab_size=hf["vocab_size"],
         dim=hf["hidden_size"],
@@ -36,19 +52,22 @@ def config(hf: dict) -> ModelConfig:
 
 def windows(hf: dict) -> tuple[int, ...]:
     """The window of each layer, in tokens, 0 = full: `attention_types` [[["global", "local"], 6]] -> 0, 256, 0, ..."""
-    layer_types = []
-    for pattern, times in hf.get("attention_types") or [[["global", "local"], 12]]:
-        layer_types += pattern * times
     window_of_type = {"global": 0, "local": hf.get("window_size", 256)}
-    unknown = sorted(set(layer_types) - window_of_type.keys())
-    if unknown:
-        raise ValueError(f"attention_types {unknown} are not implemented, only global and local")
+    layer_types = []
+    for entry in hf.get("attention_types") or [[["global", "local"], 12]]:
+        match entry:
+            case [list() as pattern, int() as times] if all(kind in ("global", "local") for kind in pattern):
+                layer_types += pattern * times
+            case _:
+                raise ValueError(f"attention_types {entry} is not implemented, only [[global, local, ...], times]")
     if len(layer_types) != hf["num_layers"]:
         raise ValueError(f"attention_types describe {len(layer_types)} layers, num_layers is {hf['num_layers']}")
     return tuple(window_of_type[layer_type] for layer_type in layer_types)
 
 
 FAMILY = Family(
+    keys=KEYS,
+    aliases={"num_attention_heads": "num_heads", "num_hidden_layers": "num_layers"},
     config=config,
     modules={
         "transformer.wte": "embed",
@@ -67,4 +86,5 @@ FAMILY = Family(
     prefix="transformer.",
     ignored=frozenset({"transformer.h.{}.attn.attention.bias", "transformer.h.{}.attn.attention.masked_bias"}),
     classes={"lm": "GPTNeoForCausalLM", "reward": "GPTNeoForSequenceClassification"},
+    other_classes=("GPTNeoModel",),
 )

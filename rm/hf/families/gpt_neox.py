@@ -6,20 +6,40 @@ Defaults are those of transformers. Dropout settings are deliberately not read: 
 here, in training too.
 """
 
+from rm.hf.families.keys import AT_LEAST_1, FLAG, HEADS_OF_A_LAYER, LAYERS, NUMBER, POSITIONS, ROPE_KEYS, SIZE
 from rm.hf.families.layout import QKV, Layout
 from rm.hf.families.rope import rope
-from rm.hf.families.rules import Family, only, quotient
+from rm.hf.families.rules import Family, quotient
+from rm.json_keys import Key
 from rm.model.transformer import ModelConfig
 
 # The last three are the same function; transformers writes its constant with more or fewer digits.
 MLPS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_fast": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh"}
+KEYS = ROPE_KEYS | {
+    "num_attention_heads": HEADS_OF_A_LAYER,
+    "num_hidden_layers": LAYERS,
+    "vocab_size": SIZE,
+    "hidden_size": SIZE,
+    "intermediate_size": SIZE,
+    "hidden_act": Key(str, only=tuple(MLPS)),
+    "layer_norm_eps": NUMBER,
+    "max_position_embeddings": POSITIONS,
+    "rotary_emb_base": AT_LEAST_1,
+    "rotary_pct": NUMBER,
+    # At the top level, transformers reads the two above in place of these.
+    "rope_theta": AT_LEAST_1,
+    "partial_rotary_factor": NUMBER,
+    "attention_bias": FLAG,
+    "use_parallel_residual": FLAG,
+}
 
 
 def config(hf: dict) -> ModelConfig:
-    only(hf, "hidden_act", *MLPS)
     head_dim = quotient(hf, "hidden_size", "num_attention_heads")
     layers = hf["num_hidden_layers"]
-    layer_rope = rope(hf, head_dim, theta=hf.get("rotary_emb_base", 10000.0), partial=hf.get("rotary_pct", 0.25))
+    theta, partial = hf.get("rotary_emb_base", 10000.0), hf.get("rotary_pct", 0.25)
+    own_names = {"rope_theta": theta, "partial_rotary_factor": partial}
+    layer_rope = rope(hf | own_names, head_dim, partial=partial)
 
     return ModelConfig(
         vocab_size=hf["vocab_size"],
@@ -46,6 +66,7 @@ def config(hf: dict) -> ModelConfig:
 
 
 FAMILY = Family(
+    keys=KEYS,
     config=config,
     modules={
         "gpt_neox.embed_in": "embed",
@@ -68,4 +89,5 @@ FAMILY = Family(
         }
     ),
     classes={"lm": "GPTNeoXForCausalLM", "reward": "GPTNeoXForSequenceClassification"},
+    other_classes=("GPTNeoXModel",),
 )

@@ -4,16 +4,31 @@ Defaults are those of transformers. Dropout settings are deliberately not read: 
 here, in training too.
 """
 
+from rm.hf.families.keys import COUNT, FLAG, HEADS_OF_A_LAYER, LAYERS, NUMBER, POSITIONS, ROPE_KEYS, SIZE
 from rm.hf.families.rope import rope
-from rm.hf.families.rules import Family, only, quotient
+from rm.hf.families.rules import Family, quotient
+from rm.json_keys import Key
 from rm.model.transformer import ModelConfig
 
 MLPS = {"silu": "swiglu", "gelu_pytorch_tanh": "geglu_tanh"}
+KEYS = ROPE_KEYS | {
+    "num_attention_heads": HEADS_OF_A_LAYER,
+    "num_key_value_heads": COUNT,
+    "num_hidden_layers": LAYERS,
+    "vocab_size": SIZE,
+    "hidden_size": SIZE,
+    "intermediate_size": SIZE,
+    "head_dim": COUNT,
+    "hidden_act": Key(str, only=tuple(MLPS)),
+    "rms_norm_eps": NUMBER,
+    "max_position_embeddings": POSITIONS,
+    "attention_bias": FLAG,
+    "mlp_bias": FLAG,
+}
 
 
 def config(hf: dict, partial: float | None = None) -> ModelConfig:
     """The config of a LLaMA; similar families replace the fields in which they differ. For `partial` see `rope`."""
-    only(hf, "hidden_act", *MLPS)
     hf = hf | {"num_key_value_heads": hf.get("num_key_value_heads") or hf["num_attention_heads"]}
     quotient(hf, "num_attention_heads", "num_key_value_heads")
     head_dim = hf.get("head_dim") or quotient(hf, "hidden_size", "num_attention_heads")
@@ -43,6 +58,7 @@ def config(hf: dict, partial: float | None = None) -> ModelConfig:
 
 
 FAMILY = Family(
+    keys=KEYS,
     config=config,
     modules={
         "model.embed_tokens": "embed",
@@ -61,4 +77,5 @@ FAMILY = Family(
     prefix="model.",
     ignored=frozenset({"model.layers.{}.self_attn.rotary_emb.inv_freq", "model.rotary_emb.inv_freq"}),
     classes={"lm": "LlamaForCausalLM", "reward": "LlamaForSequenceClassification"},
+    other_classes=("LlamaModel", "LLaMAForCausalLM", "LLaMaForCausalLM", "LlamaRewardModel"),  # the last one is UltraRM
 )

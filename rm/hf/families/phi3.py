@@ -7,6 +7,7 @@ the sequence.
 from dataclasses import replace
 
 from rm.hf.families import llama
+from rm.hf.families.keys import LENGTH, OFF
 from rm.hf.families.layout import QKV, Layout
 from rm.model.transformer import ModelConfig
 
@@ -29,7 +30,15 @@ NOT_FUSED = {hf_module: part for hf_module, part in llama.FAMILY.modules.items()
 
 FAMILY = replace(
     llama.FAMILY,
+    keys=llama.KEYS
+    | {
+        "sliding_window": LENGTH,
+        "attention_bias": OFF,
+        "mlp_bias": OFF,
+        "lm_head_bias": OFF,
+    },
     config=config,
     modules=NOT_FUSED | FUSED,
     classes={"lm": "Phi3ForCausalLM", "reward": "Phi3ForSequenceClassification"},
+    other_classes=("Phi3Model",),
 )

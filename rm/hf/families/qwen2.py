@@ -3,8 +3,17 @@
 from dataclasses import replace
 
 from rm.hf.families import llama
-from rm.hf.families.rules import windows
+from rm.hf.families.keys import FLAG, LENGTH, OFF
+from rm.hf.families.rules import LAYER_TYPES, windows
+from rm.json_keys import Key
 from rm.model.transformer import ModelConfig
+
+WINDOW_KEYS = {
+    "use_sliding_window": FLAG,
+    "sliding_window": LENGTH,
+    "max_window_layers": LENGTH,
+    "layer_types": LAYER_TYPES,
+}
 
 
 def config(hf: dict) -> ModelConfig:
@@ -24,5 +33,15 @@ def upper_windows(hf: dict) -> tuple[int, ...]:
 
 
 FAMILY = replace(
-    llama.FAMILY, config=config, classes={"lm": "Qwen2ForCausalLM", "reward": "Qwen2ForSequenceClassification"}
+    llama.FAMILY,
+    keys=llama.KEYS
+    | WINDOW_KEYS
+    | {
+        "attention_bias": FLAG,  # without effect: q, k and v always have one, the output never
+        "mlp_bias": OFF,
+        "dual_chunk_attention_config": Key(dict),  # vLLM reads it, for texts beyond 256k tokens; transformers does not
+    },
+    config=config,
+    classes={"lm": "Qwen2ForCausalLM", "reward": "Qwen2ForSequenceClassification"},
+    other_classes=("Qwen2Model",),
 )

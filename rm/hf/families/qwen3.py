@@ -3,7 +3,8 @@
 from dataclasses import replace
 
 from rm.hf.families import llama
-from rm.hf.families.qwen2 import upper_windows
+from rm.hf.families.keys import OFF
+from rm.hf.families.qwen2 import WINDOW_KEYS, upper_windows
 from rm.model.transformer import ModelConfig
 
 
@@ -13,6 +14,7 @@ def config(hf: dict) -> ModelConfig:
 
 FAMILY = replace(
     llama.FAMILY,
+    keys=llama.KEYS | WINDOW_KEYS | {"mlp_bias": OFF},
     config=config,
     modules=llama.FAMILY.modules
     | {
@@ -20,4 +22,5 @@ FAMILY = replace(
         "model.layers.{}.self_attn.k_norm": "layers.{}.attn.k_norm",
     },
     classes={"lm": "Qwen3ForCausalLM", "reward": "Qwen3ForSequenceClassification"},
+    other_classes=("Qwen3Model",),
 )

@@ -44,16 +44,21 @@ def rope(hf: dict, head_dim: int, theta: float = 10000.0, partial: float | None 
         frequencies, scale = FREQUENCIES[rope_type](period, theta, parameters)
     except KeyError as error:
         raise ValueError(f"rope_scaling of type {rope_type!r} lacks {error}") from error
+    except ZeroDivisionError:
+        raise ValueError(f"rope_scaling of type {rope_type!r} divides by zero with {parameters}") from None
     return Rope(tuple(frequencies.tolist()), scale)
 
 
 def _parameters(hf: dict) -> dict:
-    """All rope parameters of a config.json in one dictionary, without those that are null."""
+    """All rope parameters of a config.json in one dictionary, without those that are null, as transformers has them."""
+    nested = hf.get("rope_scaling") or hf.get("rope_parameters") or {}  # the one replaces the other
     top_level = {name: hf.get(name) for name in ("rope_theta", "partial_rotary_factor")}
-    # As in transformers: at the top level, or else the length that the model takes.
-    original = hf.get("original_max_position_embeddings") or hf.get("max_position_embeddings")
-    length = {"original_max_position_embeddings": original}
-    parameters = length | top_level | (hf.get("rope_scaling") or {}) | (hf.get("rope_parameters") or {})
+    length = {"original_max_position_embeddings": hf.get("max_position_embeddings")}
+    first = {"original_max_position_embeddings": hf.get("original_max_position_embeddings")}  # before the nested one
+    return length | _not_null(top_level) | _not_null(nested) | _not_null(first)
+
+
+def _not_null(parameters: dict) -> dict:
     return {name: value for name, value in parameters.items() if value is not None}
 
 
@@ -72,7 +77,10 @@ def legacy_spelling(hf: dict) -> dict:
     scaling = {name: value for name, value in parameters.items() if name not in ("rope_theta", "partial_rotary_factor")}
     if parameters.get("rope_type", "default") != "default":
         spelling["rope_scaling"] = scaling
-    spelling |= {name: parameters.get(name) for name in ("rope_theta", "partial_rotary_factor")}
+    names = {"rope_theta": "rope_theta", "partial_rotary_factor": "partial_rotary_factor"}
+    if hf["model_type"] == "gpt_neox":
+        names = {"rope_theta": "rotary_emb_base", "partial_rotary_factor": "rotary_pct"}
+    spelling |= {old_name: parameters.get(name) for name, old_name in names.items()}
     return {name: value for name, value in spelling.items() if value is not None and hf.get(name) is None}
 
 

@@ -8,15 +8,19 @@ a parameter name (`name`) is that of a parameter of our model, layers.7.attn.q_p
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 
+from rm.hf.families.keys import COMMON, HEADS
 from rm.hf.families.layout import Layout
+from rm.json_keys import Key, check_keys
 from rm.model.transformer import ModelConfig
 
 LAYER_INDEX = re.compile(r"(?<=\.)\d+(?=\.)")
-# Names of a reward model's head: transformers (score), OpenRLHF's former name (value_head), TRL (v_head).
-HEADS = {"score": "score", "value_head": "score", "v_head": "score", "v_head.summary": "score"}
+WRAPPERS = ("RewardModel",)  # OpenRLHF's class around any family: a linear head on the last token
+NULL_MEANS_NONE = ("sliding_window", "num_key_value_heads")  # no window, one for each head; other nulls mean absence
+LAYER_TYPES = Key(list, items=Key(str, only=("full_attention", "sliding_attention")))
 
 
 @dataclass(frozen=True)
@@ -24,7 +28,9 @@ class Family:
     """What `rm.hf.weights` has to know of a family.
 
     Attributes:
-        config: reads a config.json; raises ValueError for a setting that the model does not implement.
+        keys: of its config.json, besides those that all families have in common (`rm.hf.families.keys`).
+        config: makes a `ModelConfig` of a config.json whose keys have been checked; raises ValueError for what the
+            model does not implement. See `read`.
         modules: checkpoint module -> module of our model, or a `Layout` of several; {} stands for the layer index. A
             tensor keeps its last component, weight or bias. Where several checkpoint modules map to one of ours, the
             first is the one that is written.
@@ -32,13 +38,45 @@ class Family:
         ignored: checkpoint tensors that are saved buffers, not weights (attention masks, rotary tables); old versions
             of transformers wrote them.
         classes: "lm" or "reward" -> class name in transformers, written to config.json as `architectures`.
+        other_classes: names of classes that compute the same, in config.json files of others.
+        aliases: another name of a key -> the key, where transformers reads both.
     """
 
+    keys: dict[str, Key]
     config: Callable[[dict], ModelConfig]
     modules: dict[str, str | Layout]
     prefix: str
     ignored: frozenset[str]
     classes: dict[str, str]
+    other_classes: tuple[str, ...] = ()
+    aliases: dict[str, str] = field(default_factory=dict)
+
+    def read(self, hf: dict, file: Path = Path("config.json")) -> ModelConfig:
+        """The config of our model.
+
+        Raises:
+            ValueError: the file has a key that is not known, or a value that the model does not implement.
+        """
+        if hf.get("quantization_config"):
+            raise ValueError(f"{file}: quantization_config: quantized weights are not implemented")
+        hf = self._without_aliases(hf, file)
+        # A class of its own, with code in the folder, may compute another attention, or a reward in another way.
+        classes = (*self.classes.values(), *self.other_classes, *WRAPPERS)
+        check_keys(file, hf, COMMON | self.keys | {"architectures": Key(list, items=Key(str, only=classes))})
+        present = {name: value for name, value in hf.items() if value is not None or name in NULL_MEANS_NONE}
+        try:
+            return self.config(present)
+        except ValueError as error:
+            raise ValueError(f"{file}: {error}") from error
+
+    def _without_aliases(self, hf: dict, file: Path) -> dict:
+        """The content of a config.json with each key under its own name."""
+        hf = dict(hf)
+        for alias, name in self.aliases.items():
+            value = hf.pop(alias, None)
+            if value is not None and hf.setdefault(name, value) != value:
+                raise ValueError(f"{file}: {alias} {value!r} and {name} {hf[name]!r} are the same setting: correct one")
+        return hf
 
     def parameter_names(self, hf_name: str) -> list[str]:
         """Names of our parameters that a checkpoint tensor holds, in order; empty if the family has no such tensor."""
@@ -93,13 +131,6 @@ def _split(name: str) -> tuple[str, str, str]:
     return module, leaf, index[0] if index else ""
 
 
-def only(hf: dict, setting: str, *implemented) -> None:
-    """Raise ValueError for a value that the model does not implement. The first of `implemented` is the default."""
-    value = hf.get(setting, implemented[0])
-    if value not in implemented:
-        raise ValueError(f"{setting} {value!r} is not implemented, only {' or '.join(map(repr, implemented))}")
-
-
 def quotient(hf: dict, dividend: str, divisor: str) -> int:
     """hf[dividend] / hf[divisor]; ValueError if it is not an integer."""
     if hf[dividend] % hf[divisor]:
@@ -111,9 +142,6 @@ def windows(hf: dict, layers: int) -> tuple[int, ...]:
     """The sliding window of each layer, in tokens, from `layer_types` and `sliding_window`; 0 = full attention."""
     layer_types = hf.get("layer_types") or ["full_attention"] * layers
     window_of_type = {"full_attention": 0, "sliding_attention": hf.get("sliding_window") or 0}
-    unknown = sorted(set(layer_types) - window_of_type.keys())
-    if unknown:
-        raise ValueError(f"layer_types {unknown} are not implemented, only {' and '.join(window_of_type)}")
     if len(layer_types) != layers:
         raise ValueError(f"layer_types describe {len(layer_types)} layers, num_hidden_layers is {layers}")
     return tuple(window_of_type[layer_type] for layer_type in layer_types)
