@@ -67,8 +67,8 @@ def known_flags() -> set[str]:
 
 
 def flags_of_test_commands() -> set[str]:
-    """The flags of the benchmarks and of the tests with clusters."""
-    files = (*ROOT.glob("tests/benchmarks/*.py"), *ROOT.glob("tests/cluster/*.py"))
+    """The flags of the benchmarks, of the tests with clusters and of the acceptance of a machine."""
+    files = (file for folder in ("benchmarks", "cluster", "acceptance") for file in ROOT.glob(f"tests/{folder}/*.py"))
     return {name for file in files for name in re.findall(r"add(?:_argument)?\(\s*\"--(\w+)\"", file.read_text())}
 
 
