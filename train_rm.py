@@ -34,7 +34,7 @@ from rm.training import optim, resume
 from rm.training.checkpointer import Checkpointer
 from rm.training.evaluate import add_sums, evaluate
 from rm.training.optim import OptimSettings
-from rm.training.run_log import RunLog
+from rm.training.run_log import RunLog, say_what_runs
 from rm.training.settings import TrainingSettings
 
 
@@ -99,6 +99,7 @@ def main(settings: Settings) -> None:
     model = build.build(RewardModel, base, settings.parallel, training=training, loss=settings.loss)
     build.check_data(model, settings.text.max_length, data.train, data.held_out)
     build.load(model, base, seed)
+    say_what_runs(model)
     optimizer = optim.adamw(model, settings.optim)
 
     # examples -> the micro-batches of every step

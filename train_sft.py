@@ -31,7 +31,7 @@ from rm.training import optim, resume
 from rm.training.checkpointer import Checkpointer
 from rm.training.evaluate import add_sums, evaluate
 from rm.training.optim import OptimSettings
-from rm.training.run_log import RunLog
+from rm.training.run_log import RunLog, say_what_runs
 from rm.training.settings import TrainingSettings
 
 
@@ -88,6 +88,7 @@ def main(settings: Settings) -> None:
     model = build.build(LanguageModel, base, settings.parallel, training=training)
     build.check_data(model, settings.text.max_length, data.train, data.held_out)
     build.load(model, base, seed)
+    say_what_runs(model)
     optimizer = optim.adamw(model, settings.optim)
 
     # examples -> the micro-batches of every step

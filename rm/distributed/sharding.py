@@ -74,7 +74,8 @@ def compute_dtype(dtype: str) -> torch.dtype:
     """What `--dtype` stands for on this device."""
     if dtype != "auto":
         return getattr(torch, dtype)
-    has_bfloat16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    # Emulated bfloat16, on GPUs before Ampere, is slower than float32.
+    has_bfloat16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.bfloat16 if has_bfloat16 else torch.float32
 
 
