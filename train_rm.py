@@ -21,7 +21,7 @@ from rm.data.batch import EvalBatches, Loader, StepBatches
 from rm.data.encode import Task
 from rm.data.tokenizer import Tokenizer
 from rm.distributed import process_group as dist
-from rm.distributed.sharding import full_tensor
+from rm.distributed.sharding import full_tensor, set_requires_all_reduce
 from rm.hf import build, hub
 from rm.model import lisa, losses
 from rm.model.heads import Model, RewardModel, Sums
@@ -58,7 +58,9 @@ def train_step(
     """
     total: Sums = {}
     torch.manual_seed(batches.seed)  # of dropout: a resumed run repeats it
-    for batch in batches.micro_batches:
+    last = len(batches.micro_batches)
+    for n, batch in enumerate(batches.micro_batches, start=1):
+        set_requires_all_reduce(model, n == last)  # between shard groups, gradients are exchanged once a step
         sums = model(batch.to(dist.device()))
         # Sums are divided once, by the count of the whole step over all ranks and micro-batches, so that gradients do
         # not depend on how it is split. FSDP averages gradients over ranks: world_size undoes that.

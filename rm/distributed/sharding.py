@@ -44,6 +44,12 @@ class ParallelSettings(SettingsGroup):
         "of it, so that only gradients are exchanged between groups; none: over all processes",
         may_change=True,
     )
+    reshard_after_forward: bool = setting(
+        True,
+        "free the gathered parameters of a layer after its forward, and gather them again for its backward; false: "
+        "keep them, which takes the memory of a whole model in --dtype and saves a third of the communication",
+        may_change=True,
+    )
 
     def check(self) -> None:
         require_positive(shard_group_size=self.shard_group_size)
@@ -103,7 +109,7 @@ def parallelize(model: nn.Module, settings: ParallelSettings, recompute: str = "
     dtype = compute_dtype(settings.dtype)
     has_master_weights = train and dtype != torch.float32
     if dist.world_size() > 1 or has_master_weights:
-        _shard(model, _mesh(group_size), dtype)
+        _shard(model, _mesh(group_size), dtype, settings.reshard_after_forward)
     else:
         cast_to_compute(model, dtype)
 
@@ -145,14 +151,14 @@ def _mesh(group_size: int) -> DeviceMesh:
     return init_device_mesh(device, (world_size // group_size, group_size), mesh_dim_names=("replica", "shard"))
 
 
-def _shard(model: nn.Module, mesh: DeviceMesh, dtype: torch.dtype) -> None:
+def _shard(model: nn.Module, mesh: DeviceMesh, dtype: torch.dtype, reshard_after_forward: bool) -> None:
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
     policy = MixedPrecisionPolicy(
         param_dtype=None if dtype == torch.float32 else dtype, reduce_dtype=torch.float32, cast_forward_inputs=False
     )
     for layer in model.layers:
-        fully_shard(layer, mesh=mesh, mp_policy=policy)
+        fully_shard(layer, mesh=mesh, mp_policy=policy, reshard_after_forward=reshard_after_forward)
     for name in model.fp32_modules:  # units of their own, without a policy: they compute in float32
         fully_shard(model.get_submodule(name), mesh=mesh)
     # The root unit holds embedding, last norm and LM head, so that tied weights stay in one unit.
@@ -207,8 +213,15 @@ def requires_grad_changed(model: nn.Module) -> None:
             reset_mixed_precision_dtypes(module)
 
 
+def set_requires_all_reduce(model: nn.Module, required: bool) -> None:
+    """Whether backwards from now on exchange gradients between shard groups, or add them up within each group."""
+    if is_sharded(model):
+        model.set_requires_all_reduce(required)
+
+
 def reshard(model: nn.Module) -> None:
-    """Free the gathered parameters that a forward without backward leaves in a sharded model's root unit.
+    """Free the gathered parameters that a forward without backward leaves: those of the root unit, and of the layers
+    with --reshard_after_forward false.
 
     Whoever then changes the shards (to swap in averaged weights, say) can rely on the next forward to gather them.
     """

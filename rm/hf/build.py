@@ -216,6 +216,7 @@ def _output(model: Transformer, batch: MicroBatch) -> Tensor:
         sums = model(batch)
         output = sums["loss"] / sums["count"]
     model.train(was_training)
+    sharding.reshard(model)  # the weights may change before the next forward
     return output
 
 

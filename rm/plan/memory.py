@@ -16,7 +16,7 @@ from torch import nn
 
 from rm.data.batch import StepBatches
 from rm.distributed import process_group as dist
-from rm.distributed.sharding import is_sharded, local
+from rm.distributed.sharding import is_sharded, local, set_requires_all_reduce
 from rm.distributed.torch_private import FakeTensorMode, FSDPMemTracker, MemTracker, TorchDispatchMode
 
 
@@ -56,7 +56,9 @@ def of_step(model: nn.Module, batches: StepBatches, all_moments: bool = False) -
             tracker = MemTracker()
             tracker.track_external(model)
         with tracker, _Traffic() as traffic:
-            for batch in batches.micro_batches:
+            last = len(batches.micro_batches)
+            for n, batch in enumerate(batches.micro_batches, start=1):
+                set_requires_all_reduce(model, n == last)  # as `train_step` does
                 tracker.reset_mod_stats()  # or the tracker refuses a second forward
                 (model(batch)["loss"] / model.count(batches)).backward()
         (peak,) = tracker.get_tracker_snapshot("peak").values()

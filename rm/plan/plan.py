@@ -145,13 +145,9 @@ class Plan:
         lisa.activate_layers(model, no_optimizer, longest.step, settings.lisa, settings.run.seed)
         keeps_moments = settings.lisa.use_lisa and settings.lisa.lisa_state == "keep"
         footprint = memory.of_step(model, batches, keeps_moments)
-        # Traffic was measured over these micro-batches; a step has `mean_count` of them.
-        scale = longest.mean_count / len(batches.micro_batches)
-        traffic = {
-            "gather_traffic": footprint.gather_traffic * scale,
-            "replica_traffic": footprint.replica_traffic * scale,
-        }
-        return Heaviest(longest.tokens, longest.mean_count, replace(footprint, **traffic))
+        # Measured over these micro-batches; a step has `mean_count` of them. Between groups their number is irrelevant.
+        gather_traffic = footprint.gather_traffic * longest.mean_count / len(batches.micro_batches)
+        return Heaviest(longest.tokens, longest.mean_count, replace(footprint, gather_traffic=gather_traffic))
 
     @property
     def device_bytes(self) -> float:
