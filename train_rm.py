@@ -129,6 +129,7 @@ def main(settings: Settings) -> None:
             if held_out and run.evaluation_due(step + 1):
                 run.log_evaluation(step + 1, evaluate(model, held_out, checkpointer.poll))
         # ------------------------------------------------------------------ the loop ends
+        optimizer.state.clear()  # the end needs memory
         build.save(model, run.folder, base, settings.lora, data.train)
         contract.write_all(model, run.folder, reward_examples, base, settings.text, settings.packing)
     compare_with_plan(settings)

@@ -14,6 +14,7 @@ import torch
 from rm import cli
 from rm.config import REQUIRED, SettingsGroup, parse, require_positive, setting
 from rm.distributed import process_group as dist
+from rm.distributed import sharding
 from rm.distributed.sharding import ParallelSettings
 from rm.hf import build, hub, weights
 from rm.hf.build import ModelSettings
@@ -52,6 +53,7 @@ def main(settings: Settings) -> None:
     # The kernel computes nothing here.
     model = build.load(build.build(cls, source, ParallelSettings(dtype="float32"), kernel=SplitAttention), source)
     weights.save(model, export.output_dir, source, getattr(torch, export.dtype), int(export.max_shard_gb * 10**9))
+    sharding.release(model)
     if cls is RewardModel:
         contract.copy_to(source, export.output_dir)
     dist.say(f"saved {export.output_dir}")

@@ -62,6 +62,7 @@ def build(
     loss: LossSettings | None = None,
     kernel: type | None = None,
     sharded: bool = True,
+    offload: bool = False,
 ) -> Transformer:
     """The model of a folder's config.json on the meta device, without values.
 
@@ -71,6 +72,7 @@ def build(
         loss: of a reward model.
         kernel: a class of `rm.model.attention`; None: the fastest one here.
         sharded: False for a model that this process uses alone, without a process group.
+        offload: of a model on a GPU, keep only the layers that are being computed there, and the rest in host memory.
     """
     config, *_ = weights.read_config(folder)
     dtype = sharding.compute_dtype(parallel.dtype)
@@ -80,6 +82,7 @@ def build(
     with torch.device("meta"), _WithoutInitialization():
         model = cls(config, kernel, **options)
     model.compute_dtype = dtype
+    model.memory_device = torch.device("cpu") if offload else dist.device()
     if not sharded:
         sharding.cast_to_compute(model, dtype)
         return model
@@ -91,7 +94,7 @@ def build(
             lora.adapt(model, training.lora, dtype)
             if not training.lora.shard_base:  # every process is a shard group of its own: nothing is gathered
                 parallel = replace(parallel, shard_group_size=1)
-    sharding.parallelize(model, parallel, recompute, train=training is not None)
+    sharding.parallelize(model, parallel, recompute, train=training is not None, offload=offload)
     return model
 
 
@@ -113,7 +116,7 @@ def load(model: Transformer, folder: str | Path, seed: int | None = None) -> Tra
             model, N(0, 1/sqrt(D + 1)) (Stiennon et al., arXiv 2009.01325). The values do not depend on the number of
             ranks. None: a folder without a score head is refused.
     """
-    sharding.allocate(model)
+    sharding.allocate(model, model.memory_device)
     missing = weights.load(model, folder)
     if missing and seed is None:
         raise ValueError(NO_SCORE.format(folder=folder))
@@ -184,8 +187,9 @@ def _write_merged_base(base: str, folder: Path, model: Transformer) -> str:
     peft loads an adapter on a full model only. The values are those that the adapter was trained on.
     """
     parallel = ParallelSettings(dtype=dtype_name(model.compute_dtype))
-    merged = load(build(head_of(base), base, parallel), base)
+    merged = load(build(head_of(base), base, parallel, offload=True), base)  # beside the model that was trained
     weights.save(merged, folder, base, model.compute_dtype)
+    sharding.release(merged)
     dist.say(f"saved {folder}, the base of the new adapter: {base} is an adapter itself")
     return str(folder)
 

@@ -228,6 +228,7 @@ class Plan:
         kinds = ("weights", "gradients", "optimizer", "activations", "gathered")
         values = dataclasses.asdict(footprint)
         yield _line("memory, GiB", ", ".join(f"{kind} {values[kind] / GIB:.2f}" for kind in kinds))
+        yield _line("", f"at the end of the run {footprint.end / GIB:.2f}; in host memory {footprint.host / GIB:.2f}")
         verdict = "fits" if self.fits(self.heaviest) else "does NOT fit"
         assumed = f"assuming {LIBRARIES / GIB:g} for libraries and {FRAGMENTATION:.0%} fragmentation"
         yield _line("", f"peak {footprint.peak / GIB:.2f}; {assumed}: {reserved:.1f}, {verdict}")
