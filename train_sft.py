@@ -10,6 +10,7 @@ the token that ends it; texts that are packed together do not attend to each oth
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +28,7 @@ from rm.model import lisa
 from rm.model.heads import LanguageModel, Model, Sums
 from rm.plan.settings import PlanSettings, compare_with_plan
 from rm.report.training import write_report
-from rm.training import optim, resume
+from rm.training import flops, optim, resume
 from rm.training.checkpointer import Checkpointer
 from rm.training.evaluate import add_sums, evaluate
 from rm.training.optim import OptimSettings
@@ -100,8 +101,9 @@ def main(settings: Settings) -> None:
     # the step to begin with: 0, or where this run was stopped
     start = resume.restore(model, optimizer, out, settings.checkpoint, settings, base, data.facts)
     facts = {"data": data.facts}
+    mfu = partial(flops.utilization, model, loader)
     with (
-        RunLog(settings.run, settings, loader.steps, loader.steps_per_epoch, facts, start) as run,
+        RunLog(settings.run, settings, loader.steps, loader.steps_per_epoch, facts, start, mfu) as run,
         Checkpointer(model, optimizer, run, settings.checkpoint) as checkpointer,
     ):
         if held_out and run.evaluation_due(start.step):

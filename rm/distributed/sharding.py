@@ -118,8 +118,9 @@ def parallelize(
         cast_to_compute(model, dtype)
 
 
-def allocate(model: nn.Module, device: torch.device) -> None:
-    """Give a model on the meta device memory on a device, without values."""
+def allocate(model: nn.Module, device: torch.device | None = None) -> None:
+    """Give a model on the meta device memory on a device, without values. None: this process's device."""
+    device = device or dist.device()
     if is_sharded(model):
         model.to_empty(device=device)
         return

@@ -12,6 +12,7 @@ import platform
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -93,13 +94,16 @@ class RunLog:
         steps_per_epoch: int,
         facts: dict,
         start: Start = Start(),  # noqa: B008
+        utilization: Callable[[float], float | None] = lambda tokens_per_second: None,
     ):
         """
         Args:
             all_settings: the script's, for run.json.
             facts: go into run.json beside settings and versions: the data, whatever else identifies the run.
+            utilization: of the devices (MFU) at a number of tokens per second; None where it is not known.
         """
         self.settings, self.steps, self.steps_per_epoch, self.start = settings, steps, steps_per_epoch, start
+        self.utilization = utilization
         self.folder, self.step = Path(settings.output_dir), start.step
         self.window: list[dict] = []  # this rank's sums of each step since they were last brought to the host
         self.unlogged_sums = list(start.unlogged_sums)
@@ -170,6 +174,9 @@ class RunLog:
         line = self._position(step) | values | {"learning_rate": learning_rate}
         line["tokens_per_second"] = round(tokens / seconds, 2)
         line[f"{unit}_per_second"] = round(examples / seconds, 2)
+        mfu = self.utilization(tokens / seconds)
+        if mfu is not None:
+            line["mfu"] = round(mfu, 4)
         line["peak_memory_gib"] = round(dist.peak_memory() / 2**30, 3)
         if dist.device().type == "cuda":  # with what the allocator holds and cannot use
             line["reserved_memory_gib"] = round(torch.cuda.max_memory_reserved() / 2**30, 3)

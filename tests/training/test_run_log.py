@@ -108,3 +108,17 @@ def test_one_line_says_what_runs_and_a_slow_dtype_is_warned_of():
     assert ", bfloat16, " in line and "no bfloat16 units" in warning and "--dtype float32" in warning
     for unit in ("avx512_bf16", "amx_bf16", "bf16"):
         assert len(run_ranks(1, said_of, "bfloat16", unit)[0]) == 1
+
+
+def test_the_utilization_of_devices_is_logged_where_it_is_known(tmp_path):
+    def logged(mfu: float | None) -> tuple[dict, list[float]]:
+        asked = []
+        settings = run_log.RunSettings(output_dir=str(tmp_path / str(mfu)))
+        utilization = lambda tokens_per_second: asked.append(tokens_per_second) or mfu  # noqa: E731
+        with run_log.RunLog(settings, settings, 1, 1, facts={}, utilization=utilization) as log:
+            log.log_step(1, sums(1.0, 2), torch.tensor(1.0), 1e-3, BATCHES, "pairs")
+        return json.loads((tmp_path / str(mfu) / "metrics.jsonl").read_text()), asked
+
+    line, (tokens_per_second,) = run_ranks(1, logged, 0.25)[0]
+    assert line["mfu"] == 0.25 and line["tokens_per_second"] == pytest.approx(tokens_per_second, abs=0.01)
+    assert "mfu" not in run_ranks(1, logged, None)[0][0]
