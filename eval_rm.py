@@ -31,7 +31,7 @@ from rm.report.evaluation import evaluation_page, terminal_table
 from rm.scoring import contract
 from rm.scoring.score import all_rewards
 from rm.scoring.settings import ScoringTextSettings
-from rm.training.run_log import check_unused, provenance
+from rm.training.run_log import check_unused, provenance, say_what_runs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +84,7 @@ def score_sets(settings: Settings, model_path: str, sets: dict[str, list[str]]) 
     model = build.build(RewardModel, model_path, settings.parallel)
     build.check_data(model, text.max_length, *examples.values())
     build.load(model, model_path)
+    say_what_runs(model, train=False)
     if agreed:
         score = partial(contract.score_examples, model)
         contract.verify(agreed, model_path, encoder, model.compute_dtype, score)

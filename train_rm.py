@@ -10,6 +10,7 @@ replies, or another (--loss, docs/losses.md); the reward is read at the last tok
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +21,7 @@ from rm.data import dataset, special_tokens
 from rm.data.batch import EvalBatches, Loader, StepBatches
 from rm.data.encode import Task
 from rm.distributed import process_group as dist
-from rm.distributed.sharding import full_tensor
+from rm.distributed.sharding import full_tensor, set_requires_all_reduce
 from rm.hf import build, hub, weights
 from rm.hf.folder import TextFiles
 from rm.model import lisa, losses
@@ -30,11 +31,11 @@ from rm.plan.settings import PlanSettings, compare_with_plan
 from rm.report.training import write_report
 from rm.scoring import contract, reward_set
 from rm.scoring.reward_set import RewardSetSettings
-from rm.training import optim, resume
+from rm.training import flops, optim, resume
 from rm.training.checkpointer import Checkpointer
 from rm.training.evaluate import add_sums, evaluate
 from rm.training.optim import OptimSettings
-from rm.training.run_log import RunLog
+from rm.training.run_log import RunLog, say_what_runs
 from rm.training.settings import TrainingSettings
 
 
@@ -58,7 +59,9 @@ def train_step(
     """
     total: Sums = {}
     torch.manual_seed(batches.seed)  # of dropout: a resumed run repeats it
-    for batch in batches.micro_batches:
+    last = len(batches.micro_batches)
+    for n, batch in enumerate(batches.micro_batches, start=1):
+        set_requires_all_reduce(model, n == last)  # between shard groups, gradients are exchanged once a step
         sums = model(batch.to(dist.device()))
         # Sums are divided once, by the count of the whole step over all ranks and micro-batches, so that gradients do
         # not depend on how it is split. FSDP averages gradients over ranks: world_size undoes that.
@@ -102,6 +105,7 @@ def main(settings: Settings) -> None:
     )
     build.check_data(model, settings.text.max_length, data.train, data.held_out)
     build.load(model, base, seed, tokenizer.new_ids)
+    say_what_runs(model)
     optimizer = optim.adamw(model, settings.optim)
 
     # examples -> the micro-batches of every step
@@ -111,8 +115,9 @@ def main(settings: Settings) -> None:
     # the step to begin with: 0, or where this run was stopped
     start = resume.restore(model, optimizer, out, settings.checkpoint, settings, base, data.facts)
     facts = {"data": data.facts}
+    mfu = partial(flops.utilization, model, loader)
     with (
-        RunLog(settings.run, settings, loader.steps, loader.steps_per_epoch, facts, start) as run,
+        RunLog(settings.run, settings, loader.steps, loader.steps_per_epoch, facts, start, mfu) as run,
         Checkpointer(model, optimizer, run, settings.checkpoint) as checkpointer,
     ):
         if held_out and run.evaluation_due(start.step):
@@ -129,6 +134,7 @@ def main(settings: Settings) -> None:
             if held_out and run.evaluation_due(step + 1):
                 run.log_evaluation(step + 1, evaluate(model, held_out, checkpointer.poll))
         # ------------------------------------------------------------------ the loop ends
+        optimizer.state.clear()  # the end needs memory
         build.save(model, run.folder, base, settings.lora, data.train, texts)
         contract.write_all(model, run.folder, reward_examples, base, settings.text, settings.packing)
     compare_with_plan(settings)

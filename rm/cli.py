@@ -5,9 +5,10 @@ import os
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Iterator
 
-from rm.distributed.process_group import Stopped, rank, under_torchrun
+from rm.distributed.process_group import Stopped, rank, under_torchrun, world_size
 
 
 @contextlib.contextmanager
@@ -24,18 +25,29 @@ def one_line_errors() -> Iterator[None]:
         with _errors_to_exit_status():
             yield
     except SystemExit as done:
-        _exit_under_torchrun(done.code)
+        _exit_at_once(done.code)
         raise
-    _exit_under_torchrun(0)
+    except Exception:
+        if _has_peers():
+            traceback.print_exc()
+            _exit_at_once(1)
+        raise
+    _exit_at_once(0)
 
 
-def _exit_under_torchrun(status: int | None) -> None:
-    """Under torchrun, end the process without Python's own shutdown: everything is written by now.
+def _has_peers() -> bool:
+    """Whether Python's own shutdown is to be avoided at the end of this process.
 
-    On a busy machine threads of torch that are still at work abort the process during shutdown (torch 2.13). torchrun
-    takes that for a failure, and kills the ranks that are still writing.
+    Threads of NCCL may wait in it for ranks that are dead or in a collective. And on a busy machine threads of torch
+    that are still at work abort the process (torch 2.13), which torchrun takes for a failure: it then kills the ranks
+    that are still writing.
     """
-    if under_torchrun():
+    return under_torchrun() or world_size() > 1
+
+
+def _exit_at_once(status: int | None) -> None:
+    """End a process that has peers without Python's own shutdown: everything is written by now."""
+    if _has_peers():
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(OSError):  # the reading end of a pipe may be closed
                 stream.flush()

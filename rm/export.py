@@ -17,6 +17,7 @@ from rm.config import REQUIRED, SettingsGroup, parse, require_positive, setting
 from rm.data.dataset import TextSettings
 from rm.data.tokenizer import Tokenizer
 from rm.distributed import process_group as dist
+from rm.distributed import sharding
 from rm.distributed.sharding import ParallelSettings
 from rm.hf import build, hub, weights
 from rm.hf.build import ModelSettings
@@ -57,6 +58,7 @@ def main(settings: Settings) -> None:
     model = build.load(build.build(cls, source, ParallelSettings(dtype="float32"), kernel=SplitAttention), source)
     max_shard_bytes = int(export.max_shard_gb * 10**9)
     weights.save(model, export.output_dir, source, getattr(torch, export.dtype), max_shard_bytes, _texts(source))
+    sharding.release(model)
     if cls is RewardModel:
         contract.copy_to(source, export.output_dir)
     dist.say(f"saved {export.output_dir}")

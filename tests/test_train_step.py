@@ -18,11 +18,12 @@ from rm.distributed import process_group as dist
 from rm.distributed import sharding
 from rm.model.heads import LanguageModel, RewardModel
 from rm.model.losses import LossSettings
+from rm.plan import memory
 from rm.scoring import score
 from rm.training import optim
 from rm.training.evaluate import evaluate
 from rm.training.run_log import RunLog, RunSettings
-from tests import made, reference
+from tests import made, reference, training_runs
 from tests.ranks import run_ranks
 from tests.training_runs import ATTENTION_COST, Settings, examples_of, sharded
 
@@ -144,6 +145,19 @@ def test_several_micro_batches_a_rank_and_empty_ones_do_occur():
 
 def lines_of(settings: Settings):
     return train(RewardModel, made.LLAMA, settings, examples_of(RewardModel, 16))[0]
+
+
+@pytest.mark.apart
+def test_gradients_are_exchanged_between_groups_once_a_step():
+    with dist.fake_process_group(4):
+        model = sharded(made.model(RewardModel), sharding.ParallelSettings(shard_group_size=2))
+        batches = loader_of(examples_of(RewardModel, 16), updated(SETTINGS, global_batch_size=16)).at(0)
+        optimizer = optim.adamw(model, SETTINGS.optim)
+        with memory._Traffic() as traffic:
+            train_rm.train_step(model, optimizer, batches, 1.0)
+    assert len(batches.micro_batches) > 1
+    size = sum(p.numel() for p in model.parameters())
+    assert traffic.replicated == pytest.approx(2 * size * 4 / 2, rel=1e-2)  # a ring sends each value twice
 
 
 def test_bfloat16_computes_nearly_as_float32_and_the_same_on_every_rank():
@@ -297,28 +311,42 @@ def test_evaluation_is_exact_over_ranks_and_scores_keep_the_order(world_size):
         assert means["loss"] == pytest.approx(reference.pair_loss_sum(model, pairs).item() / n, rel=1e-5)
 
 
-def evaluated_before_and_after_a_change(examples) -> tuple[float, float]:
-    """The losses before and after the shards of the embedding, in the root unit, are doubled in place."""
-    model = sharded(made.model(RewardModel))
-    # Held from before, as an optimizer does: in a gathered unit the module has another parameter in its place.
-    shard = sharding.local(model.embed.weight)
-    batches = EvalBatches(examples, SETTINGS.packing)
-    before = evaluate(model, batches)["loss"]
-    with torch.no_grad():
-        shard.mul_(2)
-    return before, evaluate(model, batches)["loss"]
+def swapped_around_an_evaluation(settings: Settings) -> tuple[list[float], torch.Tensor, list[tuple[float, float]]]:
+    """A changed loop: after each step, evaluate and score with averaged weights (EMA), then train with the own again.
+
+    Returns:
+        The losses of the evaluations, the last rewards, and the (loss, gradient norm) of every step.
+    """
+    examples = examples_of(RewardModel, 16)
+    model, loader = sharded(made.model(RewardModel), settings.parallel), loader_of(examples, settings)
+    optimizer = optim.adamw(model, settings.optim)
+    shards = [sharding.local(p.detach()) for p in model.parameters()]
+    average = [shard.clone() for shard in shards]
+    held_out = EvalBatches(made.pair_examples(made.token_pairs(5, seed=9)), settings.packing)
+
+    losses, lines = [], []
+    for s in range(3):
+        lines.append(training_runs.run_step(model, optimizer, loader.at(s)))
+        for shard, averaged in zip(shards, average, strict=True):
+            averaged.lerp_(shard, 0.5)
+        own = [shard.clone() for shard in shards]
+        for shard, averaged in zip(shards, average, strict=True):
+            shard.copy_(averaged)
+        losses.append(evaluate(model, held_out)["loss"])
+        rewards = score.all_rewards(model, held_out)
+        for shard, before in zip(shards, own, strict=True):
+            shard.copy_(before)
+    return losses, rewards, lines
 
 
-def test_evaluate_leaves_the_model_resharded():
-    """The next forward gathers the shards as they are then: no evaluation leaves gathered parameters behind."""
-    pairs = made.token_pairs(5, seed=1)
-    expected, model = [], made.model(RewardModel)
-    for _ in range(2):
-        expected.append(reference.pair_loss_sum(model, pairs).item() / len(pairs))
-        model.embed.weight.data.mul_(2)
-    assert abs(expected[0] - expected[1]) > 1e-2
-    for losses in run_ranks(2, evaluated_before_and_after_a_change, made.pair_examples(pairs)):
-        assert losses == pytest.approx(expected, rel=1e-5)
+@pytest.mark.parametrize("keep_gathered", [False, True])
+def test_weights_swapped_around_an_evaluation_are_those_of_one_process(keep_gathered):
+    settings = updated(SETTINGS, reshard_after_forward=not keep_gathered)
+    ((losses, rewards, lines),) = run_ranks(1, swapped_around_an_evaluation, settings)
+    for got_losses, got_rewards, got_lines in run_ranks(2, swapped_around_an_evaluation, settings):
+        torch.testing.assert_close(torch.tensor(got_losses), torch.tensor(losses), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(got_rewards, rewards, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(torch.tensor(got_lines), torch.tensor(lines), rtol=1e-4, atol=1e-5)
 
 
 def test_scores_of_rankings_are_in_the_order_of_the_stored_replies():

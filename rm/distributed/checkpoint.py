@@ -43,12 +43,16 @@ class Snapshot:
     parameters: dict[str, dict]  # NAME -> shape, scalar optimizer state; the same on every rank
 
 
-def snapshot(saved: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> Snapshot:
+def snapshot(
+    saved: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer, pinned: dict[str, Tensor] | None = None
+) -> Snapshot:
     """Copy parameters and optimizer state to host memory. Nothing is written yet.
 
     Args:
         saved: the parameters that a checkpoint holds, by name.
+        pinned: the pinned memory of the last snapshot, which is overwritten; to be kept for the next. Unused on a CPU.
     """
+    pinned = {} if pinned is None else pinned
     tensors, slices, parameters = {}, {}, {}
     for name, parameter in saved.items():
         state = optimizer.state.get(parameter, {})
@@ -58,8 +62,22 @@ def snapshot(saved: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer) -
         if _is_first_copy(parameter):
             slices[name] = [[s.start, s.stop] for s in local_slices(parameter)]
             for kind, value in arrays.items():
-                tensors[f"{kind}/{name}"] = local(value).to("cpu", copy=True)
+                tensors[f"{kind}/{name}"] = _to_host(local(value), f"{kind}/{name}", pinned)
+    if pinned:
+        torch.cuda.current_stream().synchronize()  # the copies are asynchronous
     return Snapshot(tensors, slices, parameters)
+
+
+def _to_host(value: Tensor, key: str, pinned: dict[str, Tensor]) -> Tensor:
+    """A copy in host memory: from a GPU in pinned memory, to which copies are several times faster.
+
+    Pinning takes as long as copying, so that it is done once.
+    """
+    if not value.is_cuda:
+        return value.to("cpu", copy=True)
+    if key not in pinned:
+        pinned[key] = torch.empty(value.shape, dtype=value.dtype, pin_memory=True)
+    return pinned[key].copy_(value, non_blocking=True)
 
 
 def write(folder: Path, rank: int, snapshot: Snapshot) -> None:

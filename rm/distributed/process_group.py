@@ -8,8 +8,11 @@ import contextlib
 import ctypes
 import datetime
 import os
+import platform
 import resource
+import shutil
 import signal
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 
@@ -33,25 +36,110 @@ class Stopped(Exception):
         self.signal = signal
 
 
+# How long a rank waits for others. To connect, and in NCCL's collectives, where a rank that never arrives is an error:
+CONNECT_TIMEOUT = datetime.timedelta(minutes=10)
+# In gloo's collectives, since one rank may download or tokenize for hours while the others wait. A rank that dies is
+# noticed at once, as its connections are closed, and a machine that dies by the launcher.
+GLOO_TIMEOUT = datetime.timedelta(hours=24)
+
+
 @contextlib.contextmanager
 def session(seed: int) -> Iterator[None]:
-    """Join the process group that torchrun describes in the environment, or make one of a single rank."""
+    """Join the process group that torchrun describes in the environment, or make one of a single rank.
+
+    Raises:
+        ValueError: the machine has GPUs that torch cannot use.
+    """
     _end_with_the_launcher()
+    _set_allocator()
+    check_accelerators()
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     if torch.cuda.is_available():
         torch.cuda.set_device(device())
-    timeout = datetime.timedelta(minutes=10)
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
-        torch_dist.init_process_group(backend, timeout=timeout)
+        torch_dist.init_process_group(backend, timeout=CONNECT_TIMEOUT)
+        if world_size() > 1:
+            from rm.distributed.torch_private import set_gloo_timeout
+
+            set_gloo_timeout(GLOO_TIMEOUT)
     else:  # a store in memory needs no port, so that runs on one machine cannot collide
-        torch_dist.init_process_group(backend, store=torch_dist.HashStore(), rank=0, world_size=1, timeout=timeout)
+        store = torch_dist.HashStore()
+        torch_dist.init_process_group(backend, store=store, rank=0, world_size=1, timeout=CONNECT_TIMEOUT)
     torch.manual_seed(seed)
     _keep_freed_memory()
+    all_ranks_leave = False
     try:
         yield
+        all_ranks_leave = True
+    except Stopped:
+        all_ranks_leave = True
+        raise
     finally:
-        if torch_dist.is_initialized():  # `fake_process_group` replaces it
+        # To destroy an NCCL group is a collective: after an error on one rank it would wait for ranks that are in
+        # another collective or dead. The process ends without it (`rm.cli`).
+        if torch_dist.is_initialized() and (all_ranks_leave or world_size() == 1):  # `fake_process_group` replaces it
             torch_dist.destroy_process_group()
+
+
+def _set_allocator() -> None:
+    """Let the memory blocks of CUDA's caching allocator grow. Read when CUDA starts; the user's own setting is kept.
+
+    Micro-batches have many lengths, and blocks of fixed size that fit one do not fit the next.
+    """
+    if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:  # the name that torch had before 2.9, which it still reads
+        os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
+
+
+def check_accelerators() -> None:
+    """Say which accelerators are not used, and raise ValueError for GPUs that torch cannot use.
+
+    A driver that is too old for torch, or a torch without CUDA, would otherwise train on the CPU in silence.
+    """
+    if torch.cuda.is_available():
+        return
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    if accelerator is not None:
+        say(f"torch has an accelerator of type {accelerator.type}, which is not used: this runs on the CPU")
+    where = _names_gpus()
+    if where:
+        raise ValueError(
+            f"there are GPUs ({where}), and torch {torch.__version__} cannot use them: {_why_no_cuda()} Or set "
+            f'CUDA_VISIBLE_DEVICES="" to run on the CPU'
+        )
+
+
+def _names_gpus() -> str | None:
+    """What says that this process is to have GPUs; None where nothing does."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return f"CUDA_VISIBLE_DEVICES={visible}" if visible.strip() not in ("", "-1") else None
+    granted = os.environ.get("SLURM_GPUS_ON_NODE", "")
+    if granted.isdecimal() and int(granted):
+        return f"SLURM_GPUS_ON_NODE={granted}"
+    if not shutil.which("nvidia-smi"):
+        return None
+    try:
+        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    names = [line for line in listed.splitlines() if line.startswith("GPU ")]
+    return f"nvidia-smi: {names[0].partition(' (UUID')[0]}" if names else None
+
+
+def _why_no_cuda() -> str:
+    """The reason that torch has for not using CUDA, and what to do, in sentences."""
+    if torch.version.cuda is None and torch.version.hip is None:
+        return "it was built without CUDA. Install a build with CUDA (https://pytorch.org/get-started/locally)."
+    try:
+        torch.cuda.init()
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).strip().splitlines()[0].rstrip(".")
+    else:
+        reason = "it finds no device"
+    return (
+        f"{reason}. Update the driver, or install a build of torch for the driver's version of CUDA (this one is for "
+        f"{torch.version.cuda or torch.version.hip})."
+    )
 
 
 @contextlib.contextmanager
@@ -125,6 +213,13 @@ def device() -> torch.device:
     if torch.cuda.is_available() and not is_fake:
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
     return torch.device("cpu")
+
+
+def device_name() -> str:
+    """What the device is called by its maker."""
+    if device().type == "cuda":
+        return torch.cuda.get_device_name()
+    return platform.processor() or platform.machine()
 
 
 def peak_memory() -> int:

@@ -44,6 +44,12 @@ class ParallelSettings(SettingsGroup):
         "of it, so that only gradients are exchanged between groups; none: over all processes",
         may_change=True,
     )
+    reshard_after_forward: bool = setting(
+        True,
+        "free the gathered parameters of a layer after its forward, and gather them again for its backward; false: "
+        "keep them, which takes the memory of a whole model in --dtype and saves a third of the communication",
+        may_change=True,
+    )
 
     def check(self) -> None:
         require_positive(shard_group_size=self.shard_group_size)
@@ -74,11 +80,14 @@ def compute_dtype(dtype: str) -> torch.dtype:
     """What `--dtype` stands for on this device."""
     if dtype != "auto":
         return getattr(torch, dtype)
-    has_bfloat16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    # Emulated bfloat16, on GPUs before Ampere, is slower than float32.
+    has_bfloat16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.bfloat16 if has_bfloat16 else torch.float32
 
 
-def parallelize(model: nn.Module, settings: ParallelSettings, recompute: str = "none", train: bool = True) -> None:
+def parallelize(
+    model: nn.Module, settings: ParallelSettings, recompute: str = "none", train: bool = True, offload: bool = False
+) -> None:
     """Compile, recompute and shard a model on the meta device, where it stays.
 
     Args:
@@ -86,6 +95,7 @@ def parallelize(model: nn.Module, settings: ParallelSettings, recompute: str = "
             compute in float32 whatever the others do.
         recompute: a value of --gradient_checkpointing.
         train: False for a model that only scores: it needs no float32 master weights.
+        offload: keep the shards of a model on a GPU in host memory, and copy them to the GPU layer by layer.
     """
     if settings.torch_compile:
         model.kernel = _eager(model.kernel)
@@ -101,21 +111,23 @@ def parallelize(model: nn.Module, settings: ParallelSettings, recompute: str = "
         raise ValueError(f"--shard_group_size {group_size} does not divide the {dist.world_size()} processes")
     dtype = compute_dtype(settings.dtype)
     has_master_weights = train and dtype != torch.float32
-    if dist.world_size() > 1 or has_master_weights:
-        _shard(model, _mesh(group_size), dtype)
+    offload = offload and dist.device().type == "cuda"
+    if dist.world_size() > 1 or has_master_weights or offload:
+        _shard(model, _mesh(group_size), dtype, settings.reshard_after_forward, offload)
     else:
         cast_to_compute(model, dtype)
 
 
-def allocate(model: nn.Module) -> None:
-    """Give a model on the meta device memory on this process's device, without values."""
+def allocate(model: nn.Module, device: torch.device | None = None) -> None:
+    """Give a model on the meta device memory on a device, without values. None: this process's device."""
+    device = device or dist.device()
     if is_sharded(model):
-        model.to_empty(device=dist.device())
+        model.to_empty(device=device)
         return
     # Not to_empty: empty_like of a meta tensor imports sympy, which takes half a second.
     for module in model.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
-            values = torch.empty(parameter.shape, dtype=parameter.dtype, device=dist.device())
+            values = torch.empty(parameter.shape, dtype=parameter.dtype, device=device)
             setattr(module, name, nn.Parameter(values, requires_grad=parameter.requires_grad))
 
 
@@ -144,20 +156,22 @@ def _mesh(group_size: int) -> DeviceMesh:
     return init_device_mesh(device, (world_size // group_size, group_size), mesh_dim_names=("replica", "shard"))
 
 
-def _shard(model: nn.Module, mesh: DeviceMesh, dtype: torch.dtype) -> None:
-    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+def _shard(model: nn.Module, mesh: DeviceMesh, dtype: torch.dtype, reshard_after_forward: bool, offload: bool) -> None:
+    from torch.distributed import fsdp
 
-    policy = MixedPrecisionPolicy(
+    precision = fsdp.MixedPrecisionPolicy(
         param_dtype=None if dtype == torch.float32 else dtype, reduce_dtype=torch.float32, cast_forward_inputs=False
     )
+    place = fsdp.CPUOffloadPolicy(pin_memory=False) if offload else fsdp.OffloadPolicy()
+    shard = functools.partial(fsdp.fully_shard, mesh=mesh, offload_policy=place)
     for layer in model.layers:
-        fully_shard(layer, mesh=mesh, mp_policy=policy)
-    for name in model.fp32_modules:  # units of their own, without a policy: they compute in float32
-        fully_shard(model.get_submodule(name), mesh=mesh)
+        shard(layer, mp_policy=precision, reshard_after_forward=reshard_after_forward)
+    for name in model.fp32_modules:  # units of their own, without a precision policy: they compute in float32
+        shard(model.get_submodule(name))
     # The root unit holds embedding, last norm and LM head, so that tied weights stay in one unit.
-    fully_shard(model, mesh=mesh, mp_policy=policy)
+    shard(model, mp_policy=precision)
     for name in model.forward_methods:
-        register_fsdp_forward_method(model, name)
+        fsdp.register_fsdp_forward_method(model, name)
 
 
 # What a backward would spend most on if it recomputed it. The rest is cheap: norms, rotary positions, activations.
@@ -206,14 +220,28 @@ def requires_grad_changed(model: nn.Module) -> None:
             reset_mixed_precision_dtypes(module)
 
 
+def set_requires_all_reduce(model: nn.Module, required: bool) -> None:
+    """Whether backwards from now on exchange gradients between shard groups, or add them up within each group."""
+    if is_sharded(model):
+        model.set_requires_all_reduce(required)
+
+
 def reshard(model: nn.Module) -> None:
-    """Free the gathered parameters that a forward without backward leaves in a sharded model's root unit.
+    """Free the gathered parameters that a forward without backward leaves: those of the root unit, and of the layers
+    with --reshard_after_forward false.
 
     Whoever then changes the shards (to swap in averaged weights, say) can rely on the next forward to gather them.
     """
     for module in model.modules():
         if is_sharded(module):
             module.reshard()
+
+
+def release(model: nn.Module) -> None:
+    """Free the memory of a model's parameters, whoever still refers to them. The model cannot be used afterwards."""
+    reshard(model)
+    for parameter in model.parameters():
+        local(parameter.detach()).untyped_storage().resize_(0)
 
 
 def local(tensor: Tensor) -> Tensor:

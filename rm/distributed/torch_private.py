@@ -4,6 +4,7 @@ A torch release may rename them. Then the feature that needs one fails with a me
 does: it is imported inside functions, or by `rm.plan.memory`, which only a plan imports.
 """
 
+import datetime
 import importlib
 
 import torch
@@ -41,6 +42,20 @@ def reset_mixed_precision_dtypes(module: FSDPModule) -> None:
             group._init_mp_dtypes()
     except AttributeError as error:
         raise _missing("FSDPModule._get_fsdp_state", "--use_lisa true on a sharded model") from error
+
+
+def set_gloo_timeout(timeout: datetime.timedelta) -> None:
+    """Set how long gloo waits for another rank; `init_process_group` has one timeout for all backends.
+
+    Afterwards, not before: then the timeout of connecting is that of `init_process_group`.
+    """
+    try:
+        gloo = torch.distributed.group.WORLD._get_backend(torch.device("cpu"))
+        gloo._set_default_timeout(timeout)
+    except AttributeError as error:
+        raise _missing(
+            "ProcessGroup._get_backend or Backend._set_default_timeout", "a run of several processes"
+        ) from error
 
 
 def _missing(name: str, feature: str) -> ValueError:

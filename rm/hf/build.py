@@ -65,6 +65,7 @@ def build(
     kernel: type | None = None,
     sharded: bool = True,
     new_ids: Sequence[int] = (),
+    offload: bool = False,
 ) -> Transformer:
     """The model of a folder's config.json on the meta device, without values.
 
@@ -75,6 +76,7 @@ def build(
         kernel: a class of `rm.model.attention`; None: the fastest one here.
         sharded: False for a model that this process uses alone, without a process group.
         new_ids: of tokens that are added to the folder's vocabulary. LoRA trains embedding and LM head in full then.
+        offload: of a model on a GPU, keep only the layers that are being computed there, and the rest in host memory.
     """
     config, *_ = weights.read_config(folder)
     config = replace(config, vocab_size=max([config.vocab_size, *(i + 1 for i in new_ids)]))
@@ -85,6 +87,7 @@ def build(
     with torch.device("meta"), _WithoutInitialization():
         model = cls(config, kernel, **options)
     model.compute_dtype = dtype
+    model.memory_device = torch.device("cpu") if offload else dist.device()
     if not sharded:
         sharding.cast_to_compute(model, dtype)
         return model
@@ -96,7 +99,7 @@ def build(
             lora.adapt(model, training.lora, dtype, trained=("embed", "lm_head") if new_ids else ())
             if not training.lora.shard_base:  # every process is a shard group of its own: nothing is gathered
                 parallel = replace(parallel, shard_group_size=1)
-    sharding.parallelize(model, parallel, recompute, train=training is not None)
+    sharding.parallelize(model, parallel, recompute, train=training is not None, offload=offload)
     return model
 
 
@@ -120,7 +123,7 @@ def load(model: Transformer, folder: str | Path, seed: int | None = None, new_id
         new_ids: as for `build`; their rows become the mean of the others.
     """
     weights.check(model, folder, new_ids)
-    sharding.allocate(model)
+    sharding.allocate(model, model.memory_device)
     missing = weights.load(model, folder, new_ids)
     if missing and seed is None:
         raise ValueError(NO_SCORE.format(folder=folder))
@@ -202,13 +205,15 @@ def _write_base(base: str, folder: Path, model: Transformer, texts: TextFiles | 
     """
     new_ids = [] if texts is None else texts.tokenizer.new_ids
     parallel = ParallelSettings(dtype=dtype_name(model.compute_dtype))
-    full = load(build(head_of(base), base, parallel, new_ids=new_ids), base, new_ids=new_ids)
+    # Offloaded, since the model that was trained is still in memory.
+    full = load(build(head_of(base), base, parallel, offload=True, new_ids=new_ids), base, new_ids=new_ids)
     if new_ids:
         trained = dict(model.named_parameters())
         for name, parameter in full.named_parameters():
             if name in weights.OF_VOCABULARY and name in trained:
                 sharding.fill(parameter, sharding.full_tensor(trained[name]))
     weights.save(full, folder, base, model.compute_dtype, texts=texts)
+    sharding.release(full)
     why = "with the new tokens" if new_ids else f"as {base} is an adapter itself"
     dist.say(f"saved {folder}, the base of the new adapter, {why}")
     return str(folder)
@@ -240,6 +245,7 @@ def _output(model: Transformer, batch: MicroBatch) -> Tensor:
         sums = model(batch)
         output = sums["loss"] / sums["count"]
     model.train(was_training)
+    sharding.reshard(model)  # the weights may change before the next forward
     return output
 
 

@@ -36,6 +36,7 @@ from rm.model.transformer import ModelConfig
 
 HEADS_OF_OTHERS = tuple(f"{name}." for name in HEADS)
 OF_VOCABULARY = ("embed.weight", "lm_head.weight")  # parameters with a row for each token
+MAX_SHARD_BYTES = 5 * 10**9  # of a file that is written; only a single larger tensor exceeds it
 FLOATS = ("F64", "F32", "F16", "BF16")  # dtypes that a checkpoint may have, as safetensors spells them
 
 
@@ -322,7 +323,7 @@ def save(
     out: str | Path,
     source: str | Path,
     dtype: torch.dtype,
-    max_shard_bytes: int = 5 * 10**9,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
     texts: TextFiles | None = None,
 ) -> None:
     """Write a Hugging Face folder, completely or not at all; it replaces a model that `out` holds. All ranks call it.
@@ -354,13 +355,16 @@ def save(
         for file, hf_names in shards.items():
             tensors = {}
             for hf_name in hf_names:
-                # All ranks take part in gathering a parameter.
-                parts = [full_tensor(parameters[name]) for name in names_of[hf_name]]
+                # All ranks take part in gathering a parameter. It is cast before, on its device: a copy to the host
+                # would cast on one core, and in bfloat16 there is half as much to gather and to copy.
+                parts = [full_tensor(parameters[name].detach().to(dtypes[hf_name])) for name in names_of[hf_name]]
                 if dist.is_main():
-                    parts = [part.to("cpu", dtypes[hf_name]) for part in parts]
+                    parts = [part.cpu() for part in parts]
                     tensors[hf_name] = family.layout(hf_name).join(parts, config.n_kv_heads).contiguous()
             if dist.is_main():
                 save_file(tensors, folder / file, metadata={"format": "pt"})
+            # The others wait here, in gloo, and not in NCCL's next gather, which has ten minutes from its start.
+            dist.barrier()
         if dist.is_main():
             if len(shards) > 1:
                 weight_map = {hf_name: file for file, hf_names in shards.items() for hf_name in hf_names}

@@ -16,8 +16,10 @@ from torch import nn
 
 from rm.data.batch import StepBatches
 from rm.distributed import process_group as dist
-from rm.distributed.sharding import is_sharded, local
+from rm.distributed.sharding import is_sharded, local, set_requires_all_reduce
 from rm.distributed.torch_private import FakeTensorMode, FSDPMemTracker, MemTracker, TorchDispatchMode
+from rm.hf.weights import MAX_SHARD_BYTES
+from rm.model import lora
 
 
 @dataclass(frozen=True)
@@ -29,13 +31,16 @@ class Footprint:
     optimizer: int  # Adam's two moments of the parameters that train
     activations: int  # of forward and backward, with the loss
     gathered: int  # full parameters and gradients of the layers being computed, and communication buffers
+    end: int  # at the end of the run, when the model is exported and scored without the optimizer
+    host: int  # host memory: the snapshot of a checkpoint, and at the end a file of weights or their float32 shards
     gather_traffic: int  # sent and received in a step within a shard group: parameters, gradients
     replica_traffic: int  # sent and received in a step between shard groups: gradients
 
     @property
     def peak(self) -> int:
-        """The most that is held at a time."""
-        return self.weights + self.gradients + self.optimizer + self.activations + self.gathered
+        """The most that is held at a time, in a step or at the end."""
+        step = self.weights + self.gradients + self.optimizer + self.activations + self.gathered
+        return max(step, self.end)
 
 
 def of_step(model: nn.Module, batches: StepBatches, all_moments: bool = False) -> Footprint:
@@ -56,7 +61,9 @@ def of_step(model: nn.Module, batches: StepBatches, all_moments: bool = False) -
             tracker = MemTracker()
             tracker.track_external(model)
         with tracker, _Traffic() as traffic:
-            for batch in batches.micro_batches:
+            last = len(batches.micro_batches)
+            for n, batch in enumerate(batches.micro_batches, start=1):
+                set_requires_all_reduce(model, n == last)  # as `train_step` does
                 tracker.reset_mod_stats()  # or the tracker refuses a second forward
                 (model(batch)["loss"] / model.count(batches)).backward()
         (peak,) = tracker.get_tracker_snapshot("peak").values()
@@ -64,16 +71,44 @@ def of_step(model: nn.Module, batches: StepBatches, all_moments: bool = False) -
     for kind, size in peak.items():
         sizes[_KIND_OF.get(getattr(kind, "name", None))] += size
     layers = set(model.layers.parameters()) if all_moments else set()
-    trained = sum(local(p).nbytes for p in model.parameters() if p.requires_grad or p in layers)
+    trained = {p for p in model.parameters() if p.requires_grad or p in layers}
     return Footprint(
         weights=sizes["weights"],
         gradients=sizes["gradients"],
-        optimizer=2 * trained,
+        optimizer=2 * sum(local(p).nbytes for p in trained),
         activations=sizes["activations"],
         gathered=sizes["gathered"],
+        end=_end(model, sizes["weights"]),
+        host=_host(model, trained),
         gather_traffic=traffic.gathered,
         replica_traffic=traffic.replicated,
     )
+
+
+def _end(model: nn.Module, weights: int) -> int:
+    """Bytes on the device at the end of a run.
+
+    `build.save` gathers one parameter at a time, whose shards are put together in a copy. A reward model's probe texts
+    are then scored in float32 without the trained model: at a time, with the embedding, one layer and the next.
+    """
+    exported = weights + 2 * max(p.numel() for p in model.parameters()) * model.compute_dtype.itemsize
+    if model.head == "lm":
+        return exported
+    layers = sum(p.numel() for p in model.layers.parameters())
+    rest = sum(p.numel() for p in model.parameters()) - layers
+    return max(exported, 4 * (rest + 2 * layers // len(model.layers)))
+
+
+def _host(model: nn.Module, trained: set[nn.Parameter]) -> int:
+    """Bytes of host memory. Pinned memory is allocated in powers of two."""
+    snapshot = 0
+    for p in lora.checkpointed(model).values():
+        pinned = 1 << (max(1, local(p).nbytes) - 1).bit_length()
+        snapshot += pinned * (3 if p in trained else 1)  # with Adam's moments
+    size = sum(p.numel() for p in model.parameters())
+    file = min(MAX_SHARD_BYTES, size * model.compute_dtype.itemsize)
+    shards = 0 if model.head == "lm" else 4 * size // dist.world_size()
+    return snapshot + max(file, shards)
 
 
 _KIND_OF = {

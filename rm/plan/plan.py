@@ -15,7 +15,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
-from torch import nn
 
 from rm.config import flatten, updated
 from rm.data.batch import Loader
@@ -30,6 +29,7 @@ from rm.model.transformer import Transformer
 from rm.plan import memory
 from rm.plan.memory import Footprint
 from rm.plan.settings import FILE, GIB, PlanSettings
+from rm.training.flops import step_flops
 from rm.training.settings import TrainingSettings
 
 LIBRARIES = 3 * GIB  # assumed: CUDA context, buffers of NCCL and cuBLAS
@@ -149,13 +149,9 @@ class Plan:
         lisa.activate_layers(model, no_optimizer, longest.step, settings.lisa, settings.run.seed)
         keeps_moments = settings.lisa.use_lisa and settings.lisa.lisa_state == "keep"
         footprint = memory.of_step(model, batches, keeps_moments)
-        # Traffic was measured over these micro-batches; a step has `mean_count` of them.
-        scale = longest.mean_count / len(batches.micro_batches)
-        traffic = {
-            "gather_traffic": footprint.gather_traffic * scale,
-            "replica_traffic": footprint.replica_traffic * scale,
-        }
-        return Heaviest(longest.tokens, longest.mean_count, replace(footprint, **traffic))
+        # Measured over these micro-batches; a step has `mean_count` of them. Between groups their number is irrelevant.
+        gather_traffic = footprint.gather_traffic * longest.mean_count / len(batches.micro_batches)
+        return Heaviest(longest.tokens, longest.mean_count, replace(footprint, gather_traffic=gather_traffic))
 
     @property
     def device_bytes(self) -> float:
@@ -236,6 +232,7 @@ class Plan:
         kinds = ("weights", "gradients", "optimizer", "activations", "gathered")
         values = dataclasses.asdict(footprint)
         yield _line("memory, GiB", ", ".join(f"{kind} {values[kind] / GIB:.2f}" for kind in kinds))
+        yield _line("", f"at the end of the run {footprint.end / GIB:.2f}; in host memory {footprint.host / GIB:.2f}")
         verdict = "fits" if self.fits(self.heaviest) else "does NOT fit"
         assumed = f"assuming {LIBRARIES / GIB:g} for libraries and {FRAGMENTATION:.0%} fragmentation"
         yield _line("", f"peak {footprint.peak / GIB:.2f}; {assumed}: {reserved:.1f}, {verdict}")
@@ -282,31 +279,6 @@ def _longest_micro_batch(loader: Loader) -> LongestMicroBatch:
         count += len(assigned)  # the same on every rank
     tokens, step, assigned = longest
     return LongestMicroBatch(tokens, step, assigned, count / steps)
-
-
-def step_flops(model: nn.Module, loader: Loader, gradient_checkpointing: str) -> float:
-    """Operations of a mean step over all processes, recomputation included.
-
-    A product with a matrix of n entries takes 2n operations per token in the forward, 2n for the gradient of its input,
-    and 2n for the gradient of the matrix where it trains. Attention's backward takes twice its forward. After the last
-    layer's attention only the positions that the head reads are computed.
-    """
-    passes = 2 + (1 if gradient_checkpointing == "full" else 0)
-
-    def products(*modules: nn.Module) -> int:
-        matrices = [p for module in modules for p in module.parameters() if p.ndim == 2]
-        return 2 * sum(p.numel() * (passes + p.requires_grad) for p in matrices)
-
-    after_attention = products(model.layers[-1].attn.o_proj, model.layers[-1].mlp)
-    tokens, attention_cost = loader.lengths.sum(), loader.costs.sum() - loader.lengths.sum()
-    per_token = sum(layer.weight.numel() for layer in model.layers.modules() if isinstance(layer, nn.Linear))
-    flops = tokens * (products(model.layers) - after_attention) + 2 * attention_cost * (passes + 1) * per_token
-    if model.head == "lm":
-        head = model.head_weight
-        flops += loader.labels.sum() * (after_attention + 2 * head.numel() * (2 + head.requires_grad))
-    else:
-        flops += len(loader.examples.grade) * after_attention
-    return float(flops) / loader.steps_per_epoch
 
 
 def _line(name: str, text: str) -> str:

@@ -24,6 +24,7 @@ from rm.data.examples import Examples
 from rm.data.formats import Text, split_turns
 from rm.data.tokenizer import Tokenizer
 from rm.distributed import process_group as dist
+from rm.distributed import sharding
 from rm.distributed.sharding import ParallelSettings, dtype_name
 from rm.files import read_json, write_json
 from rm.hf import build, hub
@@ -161,7 +162,7 @@ def write(
     encoder = text_encoder(folder, text, None)
     probes = _probe_texts(encoder)
     examples = encoder.examples([[probe] for probe in probes])
-    scores = score_examples(_load(folder), examples).tolist()
+    scores = _scores_on_disk(folder, examples).tolist()
     tokens = [[*example.prefix.tolist(), *example.replies[0].tolist()] for example in examples]
     contract = Contract(
         template_sha256=None if encoder.template is None else encoder.template.fingerprint,
@@ -198,7 +199,7 @@ def copy_to(source: str | Path, folder: str | Path) -> None:
     dist.barrier()
     text, _ = resolve(folder, ScoringTextSettings())
     scores = verify(
-        contract, folder, text_encoder(folder, text, contract), torch.bfloat16, partial(score_examples, _load(folder))
+        contract, folder, text_encoder(folder, text, contract), torch.bfloat16, partial(_scores_on_disk, folder)
     )
     golden = tuple(replace(old, score=new) for old, new in zip(contract.golden, scores, strict=True))
     if dist.is_main():
@@ -206,9 +207,16 @@ def copy_to(source: str | Path, folder: str | Path) -> None:
     dist.barrier()
 
 
-def _load(folder: str | Path) -> RewardModel:
-    """A reward model in fp32, sharded over the ranks."""
-    return build.load(build.build(RewardModel, folder, ParallelSettings(dtype="float32")), folder)
+def _scores_on_disk(folder: str | Path, examples: Examples) -> Tensor:
+    """(R,) rewards from the files in a folder, computed in fp32. All ranks call it.
+
+    The model is sharded over the ranks, and on a GPU its shards stay in host memory: training may have taken half as
+    many bytes for each parameter as fp32 does.
+    """
+    model = build.load(build.build(RewardModel, folder, ParallelSettings(dtype="float32"), offload=True), folder)
+    rewards = score_examples(model, examples)
+    sharding.release(model)
+    return rewards
 
 
 def _probe_texts(encoder: TextEncoder) -> list[Text]:
@@ -236,9 +244,11 @@ def write_all(
 ) -> None:
     """At the end of a training: the contract of `folder/model`, and of `folder/adapter` where LoRA left one.
 
-    All ranks call it. The other arguments are as for `write`.
+    All ranks call it. The other arguments are as for `write`. The model is released: what is scored next is read from
+    disk, and there may be no memory for a second model.
     """
     statistics = reward_statistics(model, EvalBatches(reward_set.examples, packing))
+    sharding.release(model)
     statistics["reward_set"] = reward_set.name
     forms = [folder / "model"]
     if dist.any_rank((folder / "adapter").is_dir()):

@@ -39,6 +39,7 @@ class Checkpointer:
         self.saved_step = run.start.step  # of the newest checkpoint
         self.pending: _PendingWrite | None = None  # on all ranks or on none
         self.failures = 0  # in a row
+        self.pinned: dict[str, torch.Tensor] = {}  # memory of snapshots on GPUs; no two are needed at a time
 
     def __enter__(self):
         if dist.is_main():
@@ -102,7 +103,8 @@ class Checkpointer:
         unlogged_sums = self.run.collect()  # raises if a step was not finite: nothing is saved after it
         state = {"step": self.run.step, "unlogged_sums": list(unlogged_sums), "identity": self.run.start.identity}
         folder = self.folder / f".step_{self.run.step}.{self.attempt}"
-        self.pending = _PendingWrite(folder, state, checkpoint.snapshot(lora.checkpointed(self.model), self.optimizer))
+        snapshot = checkpoint.snapshot(lora.checkpointed(self.model), self.optimizer, self.pinned)
+        self.pending = _PendingWrite(folder, state, snapshot)
         self.run.add_to_next_line(checkpoint_blocked_seconds=time.perf_counter() - began)
 
     def _finish_write(self) -> None:

@@ -1,8 +1,9 @@
 """Where a run begins: at step 0, or where it was stopped, and only if it is the same training.
 
 The same command resumes from the newest valid checkpoint of its --output_dir. Learning rate, data order and dropout are
-functions of (seed, step), so only weights, optimizer state and the step are restored: with as many processes as before,
-the rest of the run is bit-identical to an uninterrupted one; with another number of processes, or other micro-batches,
+functions of (seed, step), so only weights, optimizer state and the step are restored. With as many processes as before,
+the rest of the run is as equal to an uninterrupted one as two runs of the same command are: bit-identical on a CPU with
+one thread, up to the last bits on a GPU (docs/numerics.md). With another number of processes, or other micro-batches,
 it sees the same batches and differs by rounding (and by dropout, which every process draws for itself).
 """
 

@@ -12,6 +12,7 @@ import platform
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -24,7 +25,9 @@ from tqdm import tqdm
 from rm.config import REQUIRED, SettingsGroup, flatten, require_positive, setting
 from rm.data.batch import StepBatches
 from rm.distributed import process_group as dist
+from rm.distributed.sharding import dtype_name
 from rm.files import read_json, write_atomically
+from rm.model.transformer import Transformer
 from rm.training import trackers
 from rm.training.metrics_file import MetricsFile
 
@@ -91,13 +94,16 @@ class RunLog:
         steps_per_epoch: int,
         facts: dict,
         start: Start = Start(),  # noqa: B008
+        utilization: Callable[[float], float | None] = lambda tokens_per_second: None,
     ):
         """
         Args:
             all_settings: the script's, for run.json.
             facts: go into run.json beside settings and versions: the data, whatever else identifies the run.
+            utilization: of the devices (MFU) at a number of tokens per second; None where it is not known.
         """
         self.settings, self.steps, self.steps_per_epoch, self.start = settings, steps, steps_per_epoch, start
+        self.utilization = utilization
         self.folder, self.step = Path(settings.output_dir), start.step
         self.window: list[dict] = []  # this rank's sums of each step since they were last brought to the host
         self.unlogged_sums = list(start.unlogged_sums)
@@ -168,7 +174,12 @@ class RunLog:
         line = self._position(step) | values | {"learning_rate": learning_rate}
         line["tokens_per_second"] = round(tokens / seconds, 2)
         line[f"{unit}_per_second"] = round(examples / seconds, 2)
+        mfu = self.utilization(tokens / seconds)
+        if mfu is not None:
+            line["mfu"] = round(mfu, 4)
         line["peak_memory_gib"] = round(dist.peak_memory() / 2**30, 3)
+        if dist.device().type == "cuda":  # with what the allocator holds and cannot use
+            line["reserved_memory_gib"] = round(torch.cuda.max_memory_reserved() / 2**30, 3)
         self._write(line | self.extra, seconds_left=seconds / steps * (self.steps - step))
         self.unlogged_sums = []
         self._begin_line()
@@ -258,6 +269,24 @@ def _check_finite(step: int, sums: dict[str, float]) -> None:
         )
 
 
+def say_what_runs(model: Transformer, train: bool = True) -> None:
+    """Print one line: devices, dtype, attention kernel, parameters; and a warning where the dtype is a slow choice."""
+    parameters = sum(p.numel() for p in model.parameters())
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    training = f", of which {trained:,} train" if train else ""
+    dist.say(
+        f"{dist.world_size()} x {dist.device().type} ({dist.device_name()}), {dtype_name(model.compute_dtype)}, "
+        f"{model.kernel.__name__}; {parameters:,} parameters{training}"
+    )
+    if model.compute_dtype == torch.bfloat16 and dist.device().type == "cpu" and not _cpu_has_bfloat16():
+        dist.say("warning: this CPU has no bfloat16 units and emulates them: --dtype float32 is up to 100 times faster")
+
+
+def _cpu_has_bfloat16() -> bool:
+    capabilities = torch.cpu.get_capabilities()
+    return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))  # the last: of ARM
+
+
 def provenance(settings: SettingsGroup) -> dict:
     """Everything that identifies a run later: command, settings, versions, device, commit."""
     try:
@@ -267,16 +296,12 @@ def provenance(settings: SettingsGroup) -> dict:
         ).stdout.strip()
     except (OSError, subprocess.TimeoutExpired):
         commit = ""
-    if torch.cuda.is_available():
-        device = torch.cuda.get_device_name()
-    else:
-        device = platform.processor() or platform.machine()
     packages = ("torch", "tokenizers", "safetensors", "numpy")
     return {
         "command": sys.argv,
         "settings": flatten(settings),
         "processes": dist.world_size(),
-        "device": device,
+        "device": dist.device_name(),
         "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
         "git_commit": commit or None,
         "started": _now(),

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -123,3 +124,34 @@ def test_a_checkpoint_of_another_format_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, "FORMAT", 99)
     with pytest.raises(ValueError, match="has format 2, this version reads 99"):
         checkpoint.read(tmp_path / "step_2")
+
+
+class OnGpu(torch.Tensor):
+    """A tensor that says it is on a GPU."""
+
+    is_cuda = True
+
+
+def test_snapshots_of_a_gpu_reuse_pinned_memory(monkeypatch):
+    """Without a GPU nothing can be pinned: what is asked for is counted."""
+    empty, asked, waits = torch.empty, [], []
+
+    def allocate(*shape, pin_memory=False, **options):
+        asked.append(pin_memory)
+        return empty(*shape, **options)
+
+    monkeypatch.setattr(torch, "empty", allocate)
+    stream = SimpleNamespace(synchronize=lambda: waits.append(1))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: stream)
+    monkeypatch.setattr(checkpoint, "_is_first_copy", lambda parameter: True)
+    weight = torch.arange(4.0).as_subclass(OnGpu)
+    saved, pinned = {"weight": weight}, {}
+    optimizer = SimpleNamespace(state={weight: {"step": torch.tensor(1.0), "exp_avg": weight + 1}})
+    first = checkpoint.snapshot(saved, optimizer, pinned)
+    assert asked == [True, True] and len(waits) == 1
+    weight += 10
+    second = checkpoint.snapshot(saved, optimizer, pinned)
+    assert asked == [True, True] and len(waits) == 2
+    assert second.tensors["parameter/weight"].data_ptr() == first.tensors["parameter/weight"].data_ptr()
+    assert second.tensors["parameter/weight"].tolist() == [10, 11, 12, 13]
+    assert second.tensors["exp_avg/weight"].tolist() == [1, 2, 3, 4] and second.parameters["weight"]["numbers"]

@@ -152,9 +152,12 @@ def test_shard_groups_that_do_not_divide_the_processes_are_refused():
         run_ranks(4, local_values, 3)
 
 
-def test_auto_is_float32_on_a_cpu_and_bfloat16_on_a_gpu_that_supports_it(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert sharding.compute_dtype("auto") == torch.float32
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
-    assert sharding.compute_dtype("auto") == torch.bfloat16
+@pytest.mark.parametrize(
+    ("available", "native", "expected"),
+    [(False, False, torch.float32), (True, False, torch.float32), (True, True, torch.bfloat16)],
+)
+def test_auto_is_bfloat16_only_on_a_gpu_that_computes_in_it(available, native, expected, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: available)
+    # A T4 emulates it: torch says yes unless it is asked not to count that.
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or native)
+    assert sharding.compute_dtype("auto") == expected

@@ -1,8 +1,10 @@
 """rm.distributed.torch_private: a private name that torch renames breaks what needs it, with a message, and no more."""
 
+import datetime
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -43,6 +45,12 @@ def test_a_missing_method_of_fsdp_is_an_error_that_says_what_needs_it():
         torch_private.reset_mixed_precision_dtypes(torch.nn.Linear(1, 1))  # not an FSDP2 unit
     for part in (f"torch {torch.__version__} has no ", "FSDPModule._get_fsdp_state", "--use_lisa true on a sharded"):
         assert part in str(caught.value)
+
+
+def test_a_missing_method_of_a_process_group_is_an_error_that_says_what_needs_it(monkeypatch):
+    monkeypatch.setattr(torch.distributed, "group", SimpleNamespace(WORLD=object()))
+    with pytest.raises(ValueError, match="ProcessGroup._get_backend or .*, which a run of several processes needs"):
+        torch_private.set_gloo_timeout(datetime.timedelta(hours=1))
 
 
 def test_an_unknown_name_is_an_attribute_error():

@@ -116,11 +116,41 @@ def test_weights_and_moments_are_a_ranks_share_and_traffic_is_what_fsdp_moves():
     assert simulated.gather_traffic == pytest.approx(moved, rel=2e-3) and simulated.replica_traffic == 0
 
 
-def test_only_gradients_are_exchanged_between_shard_groups():
+def test_the_end_of_a_run_holds_the_weights_or_layers_in_float32():
+    with dist.fake_process_group(4):
+        parallel = ParallelSettings(dtype="bfloat16")
+        lm, rm = (memory.of_step(build(cls, parallel), batches_of(cls)) for cls in (LanguageModel, RewardModel))
+        model = build(RewardModel, parallel)
+    size, layers = (sum(p.numel() for p in x.parameters()) for x in (model, model.layers))
+    largest = model.embed.weight.numel()
+    assert lm.end == pytest.approx(lm.weights + 2 * largest * 4)  # gathered, and put together in a copy
+    assert rm.end == pytest.approx(
+        max(rm.weights + 2 * largest * 4, 4 * (size - layers + 2 * layers / len(model.layers)))
+    )
+    # The snapshot: weights and two moments, each in the next power of two. Then a file, or a quarter of the weights.
+    assert 3 * rm.weights + size * 4 <= rm.host <= 6 * rm.weights + size * 4
+    assert dataclasses.replace(lm, end=10**12).peak == 10**12 and lm.peak < 10**12
+
+
+def test_layers_that_stay_gathered_save_a_third_of_the_traffic_and_take_memory():
+    found = []
+    with dist.fake_process_group(4):
+        for reshard in (True, False):
+            model = build(RewardModel, ParallelSettings(dtype="bfloat16", reshard_after_forward=reshard))
+            found.append(memory.of_step(model, batches_of(RewardModel)))
+        layers = sum(p.numel() for p in model.layers.parameters())
+    freed, kept = found
+    assert freed.gather_traffic - kept.gather_traffic == pytest.approx(
+        2 * 2 * layers * 3 / 4, rel=2e-2
+    )  # bfloat16, two micro-batches
+    assert freed.gathered < kept.gathered
+
+
+def test_only_gradients_are_exchanged_between_shard_groups_and_once_a_step():
     with dist.fake_process_group(4):
         model = build(RewardModel, ParallelSettings(dtype="bfloat16", shard_group_size=2))
         size = sum(p.numel() for p in model.parameters())
         simulated = memory.of_step(model, batches_of(RewardModel))
     assert simulated.weights == pytest.approx(size * 4 / 2, rel=1e-3)
-    # Two micro-batches, and a ring all-reduce sends nearly everything twice.
-    assert simulated.replica_traffic == pytest.approx(2 * 2 * size * 4 / 2, rel=1e-3)
+    # Once, after the second of two micro-batches; a ring all-reduce sends nearly everything twice.
+    assert simulated.replica_traffic == pytest.approx(2 * size * 4 / 2, rel=1e-3)

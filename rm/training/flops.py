@@ -1,0 +1,75 @@
+"""Operations of training, and the share of a device's peak that they reach (MFU, arXiv 2204.02311, appendix B).
+
+Operations are those that the model needs: 6 for each token and each weight that trains (2 in the forward, 2 for the
+gradient of the input, 2 for that of the weight), 4 for one that is frozen, and those of attention. Recomputation does
+not count, though it takes time.
+"""
+
+import re
+
+import torch
+from torch import nn
+
+from rm.data.batch import Loader
+from rm.distributed import process_group as dist
+
+# Dense bfloat16 with accumulation in float32, in 10^12 operations per second, from the makers' data sheets.
+PEAKS = {
+    "B200": 2250,
+    "H200": 989,
+    "H100 PCIe": 756,
+    "H100 NVL": 835,
+    "H100": 989,
+    "A100": 312,
+    "L40S": 362,
+    "A10": 125,
+    "RTX 4090": 165,
+    "RTX 3090": 71,
+}
+SLOWER = {"MIG", "Laptop", "D", "Ti"}  # words in the names of devices with another peak
+
+
+def peak_flops(device_name: str) -> float | None:
+    """Operations per second of a GPU in bfloat16, as torch names it ("NVIDIA A100-SXM4-80GB"); None if unknown."""
+    words = set(re.split("[ -]", device_name))
+    if words & SLOWER:
+        return None
+    return next((peak * 1e12 for name, peak in PEAKS.items() if set(name.split()) <= words), None)
+
+
+def utilization(model: nn.Module, loader: Loader, tokens_per_second: float) -> float | None:
+    """The share of the peak of all devices; None where it is not known, and in float32.
+
+    Args:
+        tokens_per_second: over all processes; as many operations are counted for each as in the mean of the epoch.
+    """
+    peak = peak_flops(dist.device_name()) if dist.device().type == "cuda" else None
+    if peak is None or model.compute_dtype != torch.bfloat16:
+        return None
+    per_token = step_flops(model, loader) * loader.steps_per_epoch / float(loader.lengths.sum())
+    return tokens_per_second * per_token / (peak * dist.world_size())
+
+
+def step_flops(model: nn.Module, loader: Loader, gradient_checkpointing: str = "none") -> float:
+    """Operations of a mean step over all processes, with those of the given recomputation.
+
+    A product with a matrix of n entries takes 2n operations per token in the forward, 2n for the gradient of its input,
+    and 2n for the gradient of the matrix where it trains. Attention's backward takes twice its forward. After the last
+    layer's attention only the positions that the head reads are computed.
+    """
+    passes = 2 + (1 if gradient_checkpointing == "full" else 0)
+
+    def products(*modules: nn.Module) -> int:
+        matrices = [p for module in modules for p in module.parameters() if p.ndim == 2]
+        return 2 * sum(p.numel() * (passes + p.requires_grad) for p in matrices)
+
+    after_attention = products(model.layers[-1].attn.o_proj, model.layers[-1].mlp)
+    tokens, attention_cost = loader.lengths.sum(), loader.costs.sum() - loader.lengths.sum()
+    per_token = sum(layer.weight.numel() for layer in model.layers.modules() if isinstance(layer, nn.Linear))
+    flops = tokens * (products(model.layers) - after_attention) + 2 * attention_cost * (passes + 1) * per_token
+    if model.head == "lm":
+        head = model.head_weight
+        flops += loader.labels.sum() * (after_attention + 2 * head.numel() * (2 + head.requires_grad))
+    else:
+        flops += len(loader.examples.grade) * after_attention
+    return float(flops) / loader.steps_per_epoch
