@@ -19,7 +19,7 @@ from rm.distributed import sharding
 from rm.distributed.sharding import MemorySettings, ParallelSettings, dtype_name
 from rm.files import read_json
 from rm.hf import adapter, hub, weights
-from rm.hf.folder import copy_tokenizer
+from rm.hf.folder import copy_tokenizer, name_padding
 from rm.model import lisa, lora
 from rm.model.attention import choose_kernel
 from rm.model.heads import LanguageModel, RewardModel
@@ -162,7 +162,9 @@ def save(model: Transformer, folder: Path, base: str, settings: LoraSettings, ex
             base = _write_merged_base(base, folder / "base", model)
         adapter.save(model, folder / "adapter", base, settings, family)
         if dist.is_main():
-            copy_tokenizer(folder / "adapter", weights.base_folder(base), hf, model.head)
+            copy_tokenizer(folder / "adapter", weights.base_folder(base))
+            if model.head == "reward":
+                name_padding(folder / "adapter", hf)
         _merge(model, folder, pack(examples, range(min(4, len(examples)))))
     weights.save(model, folder / "model", base, model.compute_dtype)
     dist.say(f"saved {folder / 'model'}")

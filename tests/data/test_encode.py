@@ -48,11 +48,11 @@ def encode(tmp_path):
     Its template is the one of `dialogue_format`, or else the model's own, if any.
     """
 
-    def run(task, tokenizer, records, max_length=512, dialogue_format=None, cut=None):
+    def run(task, tokenizer, records, max_length=512, dialogue_format=None, cut=None, bare_text="auto"):
         path = tmp_path / "data.jsonl"
         path.write_text("".join(json.dumps(record) + "\n" for record in records))
         template = chat.choose_template(None, dialogue_format, tokenizer)
-        return dataset.read(task, [path], tokenizer, max_length, template, cut)
+        return dataset.read(task, [path], tokenizer, max_length, template, cut, bare_text)
 
     return run
 
@@ -95,14 +95,49 @@ def test_a_pair_has_the_same_tokens_in_every_format(record, tokenizer, encode):
 
 
 def test_a_models_default_template_does_not_change_plain_texts(qwen, encode):
-    (pair,), _ = encode(Task.PREFERENCE, qwen, [{"prompt": "a", "chosen": "b", "rejected": "c"}])
-    assert full_texts(pair) == [with_ends(qwen, "ab"), with_ends(qwen, "ac")]
+    (pair,), _ = encode(Task.PREFERENCE, qwen, [{"chosen": HH + " b", "rejected": HH + " c"}])
+    assert full_texts(pair) == [with_ends(qwen, HH + " b"), with_ends(qwen, HH + " c")]
+
+
+BARE = {"prompt": "hi", "chosen": "the dog", "rejected": "the mat"}
+AS_MESSAGES = {"prompt": [user("hi")], "chosen": [assistant("the dog")], "rejected": [assistant("the mat")]}
+
+
+@pytest.mark.parametrize(
+    "bare",
+    [
+        BARE,
+        {"prompt": "hi", "responses": ["the dog", "the mat"], "scores": [1, 0]},
+        {"prompt": "hi", "chosen": ["the dog"], "rejected": ["the mat"]},
+        {"prompt": "\n\nHuman: hi\n\nAssistant:", "chosen": " the dog", "rejected": " the mat"},
+    ],
+    ids=["pair", "ranking", "lists", "turns in the prompt"],
+)
+def test_a_bare_prompt_and_reply_are_a_dialogue_or_joined(bare, qwen, plain, encode):
+    (as_messages,), _ = encode(Task.PREFERENCE, qwen, [AS_MESSAGES])
+    for bare_text in ("auto", "dialogue"):
+        (pair,), report = encode(Task.PREFERENCE, qwen, [bare], bare_text=bare_text)
+        assert full_texts(pair) == full_texts(as_messages)
+        assert ", bare prompts and replies as dialogues:" in str(report)
+    joined = [with_ends(qwen, bare["prompt"] + reply) for reply in replies_of(bare)]
+    (pair,), report = encode(Task.PREFERENCE, qwen, [bare], bare_text="plain")
+    assert full_texts(pair) == joined and ", bare prompts and replies joined:" in str(report)
+    (pair,), _ = encode(Task.PREFERENCE, plain, [bare])  # which has no template
+    assert full_texts(pair) == [with_ends(plain, bare["prompt"] + reply) for reply in replies_of(bare)]
+    with pytest.raises(ValueError, match="--bare_text dialogue: the model has no chat template; give --chat_template"):
+        encode(Task.PREFERENCE, plain, [bare], bare_text="dialogue")
+
+
+def replies_of(record):
+    replies = record.get("responses") or [record["chosen"], record["rejected"]]
+    return [reply if isinstance(reply, str) else reply[0] for reply in replies]
 
 
 def test_messages_are_written_by_the_models_own_template(qwen, encode):
     (pair,), report = encode(Task.PREFERENCE, qwen, [{"chosen": CHOSEN, "rejected": REJECTED}])
     for tokens in full_texts(pair):
-        assert tokens.count(qwen.eos_id) == 5 and tokens[-1] == qwen.eos_id  # of a system message and four turns
+        # Of a system message and four turns; the reward is read at the line break behind the last one.
+        assert tokens.count(qwen.eos_id) == 5 and tokens[-2:] == [qwen.eos_id, *qwen.encode("\n")]
     assert str(report) == "1 records of chosen/rejected: all kept"
 
 
@@ -220,8 +255,8 @@ def test_truncation_on_the_left_drops_replies_that_do_not_fit(plain, encode):
     examples, report = encode(Task.PREFERENCE, plain, pairs, 4, cut="left")
     assert examples.record.tolist() == [1]
     assert str(report) == (
-        "2 records of prompt/chosen/rejected (1) and chosen/rejected (1): 1 kept; dropped 1 whose replies alone "
-        "are longer than --max_length 4"
+        "2 records of prompt/chosen/rejected (1) and chosen/rejected (1), bare prompts and replies joined: 1 kept; "
+        "dropped 1 whose replies alone are longer than --max_length 4"
     )
 
 
