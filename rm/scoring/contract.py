@@ -366,8 +366,9 @@ def verify(
     """
     if not contract.golden:
         return []
-    # The texts are as long as they were after training, whatever max_length is requested now.
-    encoder = replace(encoder, max_length=max(len(golden.tokens) for golden in contract.golden), cut=None)
+    # The texts are as long as they were in training, whatever max_length is requested now.
+    cut = contract.truncation_side if contract.overlong == "truncate" else None
+    encoder = replace(encoder, max_length=contract.max_length, cut=cut)
     examples = encoder.examples([[golden.text] for golden in contract.golden])
     scores = score(examples).tolist()
     for number, (golden, example, now) in enumerate(zip(contract.golden, examples, scores, strict=True), start=1):
