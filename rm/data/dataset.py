@@ -190,7 +190,7 @@ def read(
 
     SFT reads demonstrations: loss on all of a plain text, on the output of text2text, on the assistant's turns of a
     dialogue. PREFERENCE reads the full texts of a prompt's replies, which share their first tokens. SCORING reads the
-    same, but needs no grades, and a prompt may have one reply.
+    same, but needs no grades, and a prompt may have one reply. SCORED_DEMONSTRATIONS reads the texts of demonstrations.
 
     Args:
         max_length: of a text in tokens.
@@ -209,7 +209,7 @@ def read(
     bare = None
 
     def to_sample(record: dict) -> Sample:
-        if task is Task.SFT:
+        if task.reads_demonstrations:
             return demonstration(record, as_messages)
         return preference(record, as_messages, as_dialogue)
 
@@ -219,7 +219,7 @@ def read(
             for where, record in read_records(path):
                 try:
                     sample = first = to_sample(record)
-                    if task is not Task.SFT and "prompt" in record:
+                    if not task.reads_demonstrations and "prompt" in record:
                         # Records of one conversation share their first user message. Only as messages can a prompt
                         # that is a bare string be told from the reply behind it.
                         first = preference(record, as_messages, bare_as_dialogue=True)

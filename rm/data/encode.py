@@ -27,9 +27,14 @@ BATCH_RECORDS = 1024  # records tokenized at a time: enough to occupy every core
 class Task(enum.Enum):
     """What the examples are for, which decides what a record must have."""
 
-    SFT = "sft"  # texts whose tokens, or some of them, carry loss
+    SFT = "sft"  # demonstrations: texts whose tokens, or some of them, carry loss
     PREFERENCE = "preference"  # responses with grades
     SCORING = "scoring"  # responses that need no grades
+    SCORED_DEMONSTRATIONS = "scored demonstrations"  # texts of demonstrations, to be scored
+
+    @property
+    def reads_demonstrations(self) -> bool:
+        return self in (Task.SFT, Task.SCORED_DEMONSTRATIONS)
 
 
 @dataclass(frozen=True)
@@ -107,11 +112,11 @@ class Encoder:
         """The record's texts, ready to tokenize; None if the record is dropped."""
         sample = record.sample
         texts = sample.texts
-        if self.task is Task.SFT:
+        if self.task.reads_demonstrations:
             texts = [_until_last_reply(text) for text in texts]
         if any(isinstance(text, list) and text[-1]["role"] != "assistant" for text in texts):
             return self._drop("not ending with an assistant message")
-        if self.task is Task.SFT and not any(_has_content(text, sample.loss_from) for text in texts):
+        if self.task.reads_demonstrations and not any(_has_content(text, sample.loss_from) for text in texts):
             return self._drop("with empty text")
         try:
             rendered = [self._render_text(text, sample.loss_from) for text in texts]
@@ -279,7 +284,7 @@ def common_prefix(texts: Sequence[np.ndarray]) -> int:
 
 
 def _until_last_reply(text: Text) -> Text:
-    """A dialogue without the messages after its last reply: in SFT they carry no loss."""
+    """A dialogue without the messages after its last reply: they are no demonstration."""
     if isinstance(text, str):
         return text
     replies = [i for i, message in enumerate(text) if message["role"] == "assistant"]

@@ -7,7 +7,9 @@ import pytest
 
 from rm.data import chat, dataset
 from rm.data.encode import Task, common_prefix
+from rm.data.split import SplitSettings
 from rm.data.tokenizer import Tokenizer
+from rm.distributed import process_group as dist
 from tests.templates import folder_of
 from tests.text_fixtures import byte_level, llama_like, sentencepiece_model
 
@@ -198,6 +200,63 @@ def test_loss_of_a_dialogue_is_on_every_reply_and_its_end(dialogue_format, qwen,
     text = qwen._model.model.decode(loss_tokens(one), skip_special_tokens=False)
     assert text == ("hello<|im_end|>the dog<|im_end|>" if dialogue_format is None else "hello the dog<|im_end|>")
     assert "thanks" not in qwen._model.model.decode(full_texts(one)[0])
+
+
+OPEN = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}\n{% endfor %}"  # ends no turn
+
+
+def test_eos_is_appended_to_a_dialogue_for_sft_only_and_only_where_the_template_ends_no_turn(qwen, tmp_path, capsys):
+    line_break, template = qwen.encode("\n"), tmp_path / "open.jinja"
+    template.write_text(OPEN)
+    (tmp_path / "sft.jsonl").write_text(json.dumps({"messages": CHOSEN}))
+    (tmp_path / "pairs.jsonl").write_text(json.dumps({"chosen": CHOSEN, "rejected": REJECTED}))
+
+    def load(task, file, **text):
+        data = dataset.DataSettings(dataset_path=(str(tmp_path / file),), cache_dir=str(tmp_path / "cache"))
+        others = dataset.MixtureSettings(), SplitSettings(validation_split_percentage=0)
+        with dist.session(0):
+            loaded = dataset.load(task, data, dataset.TextSettings(**text), *others, qwen, seed=0)
+        return loaded.train[0], capsys.readouterr().out
+
+    for task, file in ((Task.SFT, "sft.jsonl"), (Task.PREFERENCE, "pairs.jsonl")):
+        example, said = load(task, file)
+        assert full_texts(example)[0][-2:] == [qwen.eos_id, *line_break] and "warning" not in said
+        example, said = load(task, file, chat_template=str(template))
+        ending = [*line_break, qwen.eos_id] if task is Task.SFT else line_break
+        assert full_texts(example)[0][-len(ending) :] == ending
+        assert said.count("warning: the chat template ends no turn with a special token in 1 records") == 1
+    # What the template writes behind a reply, and EOS, are what ends it: they carry loss.
+    example, _ = load(Task.SFT, "sft.jsonl", chat_template=str(template))
+    assert loss_tokens(example)[-2:] == [*line_break, qwen.eos_id]
+    # The line break behind <|im_end|> is in the text and carries none.
+    example, _ = load(Task.SFT, "sft.jsonl")
+    assert loss_tokens(example)[-1] == qwen.eos_id
+
+
+def test_demonstrations_to_score_are_written_as_preferences_are(qwen, tmp_path):
+    (tmp_path / "sft.jsonl").write_text(json.dumps({"messages": CHOSEN}))
+    (tmp_path / "pairs.jsonl").write_text(json.dumps({"chosen": CHOSEN, "rejected": REJECTED}))
+    template = chat.ChatTemplate(OPEN, "mine", qwen)
+    (one,), _ = dataset.read(Task.SCORED_DEMONSTRATIONS, [tmp_path / "sft.jsonl"], qwen, 512, template)
+    (pair,), _ = dataset.read(Task.PREFERENCE, [tmp_path / "pairs.jsonl"], qwen, 512, template)
+    assert full_texts(one)[0] == full_texts(pair)[0]
+
+
+def test_a_preference_is_not_refused_for_want_of_a_loss_mask(qwen, encode, tmp_path):
+    # It drops the thought of a reply, so that markers around the reply do not show where it begins.
+    source = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content.split('</think>')[-1] }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n<think>\n{% endif %}"
+    )
+    template = chat.ChatTemplate(source, "mine", qwen)
+    pair = {"prompt": "hi", "chosen": "<think>a</think>the dog", "rejected": "<think>b</think>the mat"}
+    (tmp_path / "pairs").write_text(json.dumps(pair))
+    (tmp_path / "sft").write_text(json.dumps({"messages": [user("hi"), assistant(pair["chosen"])]}))
+    (one,), _ = dataset.read(Task.PREFERENCE, [tmp_path / "pairs"], qwen, 512, template)
+    text = qwen._model.model.decode(full_texts(one)[0], skip_special_tokens=False)
+    assert text == "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\nthe dog<|im_end|>\n"
+    with pytest.raises(ValueError, match="mine rewrites the dialogue before a reply"):
+        dataset.read(Task.SFT, [tmp_path / "sft"], qwen, 512, template)
 
 
 def test_an_explicit_template_makes_text2text_a_dialogue(plain, encode):
