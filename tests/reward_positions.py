@@ -1,10 +1,13 @@
 """The rewards of the same dialogues from Scorer and from the software that reads an exported folder."""
 
+import json
 from pathlib import Path
 
 import torch
 import transformers
 
+import eval_rm
+from rm.config import compose
 from rm.data.dataset import TextSettings
 from rm.distributed import process_group as dist
 from rm.distributed.sharding import ParallelSettings
@@ -104,3 +107,51 @@ def tokens(scorer: Scorer, texts: list) -> list[list[int]]:
     """The token ids that a Scorer scores."""
     examples = scorer.encoder.examples([[text] for text in texts])
     return [[*example.prefix.tolist(), *example.replies[0].tolist()] for example in examples]
+
+
+def eval_scores(folder: Path, data: Path, out: Path) -> list[list[float]]:
+    """What eval_rm.py writes for the replies of a file's records."""
+    flat = dict(model_name_or_path=str(folder), dataset_path=(str(data),), output_dir=str(out), score_only=True)
+    with dist.session(0):
+        eval_rm.main(compose(eval_rm.Settings, **flat, cache_dir=str(out / "cache")))
+    return [json.loads(line)["scores"] for line in open(out / "scores.jsonl")]
+
+
+def rewards_in(trainer) -> list[tuple]:
+    """Train; returns what the trainer computed: (prompts, completions, (N, F) rewards) of every batch."""
+    calculate, computed = trainer._calculate_rewards, []
+
+    def record(inputs, prompts, completions, ids):
+        rewards = calculate(inputs, prompts, completions, ids)
+        computed.append((prompts, completions, rewards))
+        return rewards
+
+    trainer._calculate_rewards = record
+    trainer.train()
+    return computed
+
+
+def trainer_of(name: str, reward_funcs: list, prompts: list, folder: Path):
+    """A trainer of TRL, "GRPO" or "RLOO", with a tiny policy, for one step."""
+    import datasets
+    import trl
+
+    config, cls = getattr(trl, f"{name}Config"), getattr(trl, f"{name}Trainer")
+    arguments = config(
+        output_dir=str(folder / "run"),
+        report_to=[],
+        use_cpu=True,
+        bf16=False,
+        max_steps=1,
+        per_device_train_batch_size=4,
+        num_generations=2,
+        max_completion_length=6,
+        save_strategy="no",
+        disable_tqdm=True,
+    )
+    policy = folder_of("ChatML", folder / "policy")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(policy)
+    tokenizer.pad_token = "<|endoftext|>"
+    data = datasets.Dataset.from_list([{"prompt": prompt, "column": 1} for prompt in prompts])
+    tiny.llama(vocab_size=480, max_position_embeddings=512).save_pretrained(policy)
+    return cls(str(policy), reward_funcs=reward_funcs, args=arguments, train_dataset=data, processing_class=tokenizer)

@@ -2,18 +2,25 @@
 
 import json
 import math
-from pathlib import Path
 
 import pytest
 import torch
 
-import eval_rm
 from rm import export
 from rm.config import compose
 from rm.distributed import process_group as dist
 from rm.scoring import Scorer, reward_function
 from tests import tiny
-from tests.reward_positions import DIALOGUES, Clients, dialogue, reward_folder, tokens
+from tests.reward_positions import (
+    DIALOGUES,
+    Clients,
+    dialogue,
+    eval_scores,
+    reward_folder,
+    rewards_in,
+    tokens,
+    trainer_of,
+)
 from tests.templates import KINDS, folder_of
 from tests.text_fixtures import byte_level, metaspace
 
@@ -74,13 +81,6 @@ def test_eval_rm_scores_as_transformers_does(tmp_path):
     assert [one for (one,) in scores] == pytest.approx(clients.alone(clients.ids(DIALOGUES)), abs=1e-4)
 
 
-def eval_scores(folder: Path, data: Path, out: Path, **flags) -> list[list[float]]:
-    flat = dict(model_name_or_path=str(folder), dataset_path=(str(data),), output_dir=str(out), score_only=True)
-    with dist.session(0):
-        eval_rm.main(compose(eval_rm.Settings, **flat | {"cache_dir": str(out / "cache")} | flags))
-    return [json.loads(line)["scores"] for line in open(out / "scores.jsonl")]
-
-
 # Models that TRL trained
 
 
@@ -133,43 +133,6 @@ def test_a_model_that_trl_trained_is_read_as_transformers_reads_it(trained_by_tr
 
 
 # TRL's trainers with a reward model of ours
-
-
-def rewards_in(trainer) -> list[tuple]:
-    """Train; returns what the trainer computed: (prompts, completions, (N, F) rewards) of every batch."""
-    calculate, computed = trainer._calculate_rewards, []
-
-    def record(inputs, prompts, completions, ids):
-        rewards = calculate(inputs, prompts, completions, ids)
-        computed.append((prompts, completions, rewards))
-        return rewards
-
-    trainer._calculate_rewards = record
-    trainer.train()
-    return computed
-
-
-def trainer_of(name: str, reward_funcs: list, prompts: list, folder: Path):
-    """A trainer of TRL with a tiny policy, for one step."""
-    config, cls = getattr(trl, f"{name}Config"), getattr(trl, f"{name}Trainer")
-    arguments = config(
-        output_dir=str(folder / "run"),
-        report_to=[],
-        use_cpu=True,
-        bf16=False,
-        max_steps=1,
-        per_device_train_batch_size=4,
-        num_generations=2,
-        max_completion_length=6,
-        save_strategy="no",
-        disable_tqdm=True,
-    )
-    policy = folder_of("ChatML", folder / "policy")
-    tokenizer = transformers.AutoTokenizer.from_pretrained(policy)
-    tokenizer.pad_token = "<|endoftext|>"
-    data = datasets.Dataset.from_list([{"prompt": prompt, "column": 1} for prompt in prompts])
-    tiny.llama(vocab_size=480, max_position_embeddings=512).save_pretrained(policy)
-    return cls(str(policy), reward_funcs=reward_funcs, args=arguments, train_dataset=data, processing_class=tokenizer)
 
 
 @pytest.mark.parametrize("name", ["GRPO", "RLOO"])
