@@ -40,10 +40,11 @@ setup(
             "pyarrow",
             "transformers>=5",
             "peft",
+            "trl",
             "scipy",
             "scikit-learn",
             "matplotlib",
-        ],  # transformers, peft, scipy and scikit-learn are oracles, never imported by rm/
+        ],  # transformers, peft, trl, scipy and scikit-learn are oracles, never imported by rm/
         "bench": [
             "trl",
             "datasets",
