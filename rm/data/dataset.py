@@ -170,7 +170,7 @@ def read_cached(
         return examples, asdict(report)
 
     template_key = None if template is None else f"{template.fingerprint} {template.explicit}"
-    how = [text.max_length, template_key, text.cut, bare_as_dialogue(text.bare_text, template), padding_id]
+    how = [text.max_length, template_key, text.cut, text.bare_text, padding_id]
     key = [task.value, tokenizer.fingerprint, *map(str, how)]
     examples, report = cache.open_or_make(cache_dir or cache.default_folder(), key, tuple(paths), make)
     return examples, Report(**report)
@@ -206,11 +206,13 @@ def read(
     encoder = Encoder(tokenizer, task, template, max_length, cut, padding_id)
     as_messages = template is not None and template.explicit
     as_dialogue = bare_as_dialogue(bare_text, template)
+    if task.reads_demonstrations and bare_text == "auto":
+        as_dialogue = as_messages  # text2text is plain text unless a setting says otherwise
     bare = None
 
     def to_sample(record: dict) -> Sample:
         if task.reads_demonstrations:
-            return demonstration(record, as_messages)
+            return demonstration(record, as_dialogue)
         return preference(record, as_messages, as_dialogue)
 
     def pending() -> Iterator[PendingRecord]:

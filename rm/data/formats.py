@@ -54,8 +54,8 @@ def demonstration(record: dict, as_messages: bool = False) -> Sample:
         return Sample(name, [_dialogue(record, "messages")])
     prompt, reply = (_string(record[key], key) for key in ("input", "output"))
     if as_messages:
-        return Sample(name, [[_message("user", prompt), _message("assistant", reply)]])
-    return Sample(name, [prompt + reply], loss_from=len(prompt))
+        return Sample(name, [[_message("user", prompt), _message("assistant", reply)]], bare=True)
+    return Sample(name, [prompt + reply], loss_from=len(prompt), bare=True)
 
 
 def preference(record: dict, as_messages: bool = False, bare_as_dialogue: bool | None = None) -> Sample:

@@ -110,13 +110,13 @@ def _padding(folder: Path, hf: dict, template: ChatTemplate | None) -> tuple[str
 
     tokenizer = Tokenizer(folder)
     template = template or choose_template(None, None, tokenizer)
-    ends, is_open = _last_tokens(tokenizer, template)
+    ends, written, is_open = _tokens_of_dialogues(tokenizer, template)
     # The vocabulary may be larger than the embedding: such ids have no row in it.
     candidates = {token: i for token, i in tokenizer.vocabulary.items() if i not in ends and i < hf["vocab_size"]}
     settings = read_json(folder / "special_tokens_map.json") | read_json(folder / "tokenizer_config.json")
     pad, unk, bos = (_string(settings.get(name)) for name in ("pad_token", "unk_token", "bos_token"))
     special = sorted(tokenizer.special, key=lambda token: ("pad" not in token.lower(), tokenizer.special[token]))
-    unused = [token for token in special if token != bos and (template is None or token not in template.source)]
+    unused = [token for token in special if token != bos and tokenizer.special[token] not in written]
     if is_open:
         of_text = {unk, "<unk>"}
         preferred = [token for token in (pad, *unused, bos) if token in tokenizer.special and token not in of_text]
@@ -136,11 +136,11 @@ def _padding(folder: Path, hf: dict, template: ChatTemplate | None) -> tuple[str
     return token, candidates[token]
 
 
-def _last_tokens(tokenizer: Tokenizer, template: ChatTemplate | None) -> tuple[set[int], bool]:
-    """(tokens in which texts end or end a turn, whether a dialogue may end in any other)"""
-    ends, is_open = {tokenizer.eos_id}, False
+def _tokens_of_dialogues(tokenizer: Tokenizer, template: ChatTemplate | None) -> tuple[set[int], set[int], bool]:
+    """(tokens in which texts end or end a turn, tokens that a template writes, whether a dialogue may end in any)"""
+    ends, written, is_open = {tokenizer.eos_id}, set(), False
     if template is None or template.plain:
-        return ends, is_open
+        return ends, written, is_open
     for reply in ("b", ""):
         dialogue = [{"role": "user", "content": "a"}, {"role": "assistant", "content": reply}]
         try:
@@ -150,8 +150,9 @@ def _last_tokens(tokenizer: Tokenizer, template: ChatTemplate | None) -> tuple[s
             continue
         ((ids, _),) = tokenizer.encode_parts([text.parts])
         ends |= {text.end_id, *ids[-1:]}
+        written |= set(ids)
         is_open |= text.end is None
-    return ends, is_open
+    return ends, written, is_open
 
 
 def _string(token: str | dict | None) -> str | None:

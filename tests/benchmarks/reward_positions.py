@@ -72,9 +72,9 @@ def row(kind: str, tokenizer: str) -> tuple[list[str], dict[str, str]]:
         cells = {client: f"{np.abs(np.subtract(scores, expected)).max():.0e}" for client, scores in found.items()}
         cells |= {"shortened": shortened(kind, make, folder / "short", pad)}
         cells |= {trainer: in_trainer(trainer, model, folder / trainer) for trainer in ("GRPO", "RLOO")}
-        last = clients.tokenizer.convert_ids_to_tokens(clients.ids(DIALOGUES[:1])[0][-1])
-        head = [kind, tokenizer, f"`{last}`", f"`{clients.tokenizer.pad_token}`"]
-    return head, cells
+        last = clients.tokenizer.decode(clients.ids(DIALOGUES[:1])[0][-1:])
+        shown = [repr(token).replace("|", "\\|") for token in (last, clients.tokenizer.pad_token)]
+    return [kind, tokenizer, *shown], cells
 
 
 def shortened(kind: str, make, folder: Path, pad: str) -> str:
