@@ -78,7 +78,9 @@ def score_sets(settings: Settings, model_path: str, sets: dict[str, list[str]]) 
     task = Task.SCORING if settings.evaluation.score_only else Task.PREFERENCE
     examples, counts = {}, {}
     for name, paths in sets.items():
-        examples[name], report = read_cached(task, paths, text, encoder.tokenizer, settings.data.cache_dir)
+        examples[name], report = read_cached(
+            task, paths, text, encoder.tokenizer, settings.data.cache_dir, encoder.padding_id
+        )
         counts[name] = asdict(report)
         dist.say(f"{name}: {report}")
     model = build.build(RewardModel, model_path, settings.parallel)

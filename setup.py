@@ -19,6 +19,7 @@ setup(
     py_modules=["train_sft", "train_rm", "eval_rm"],
     install_requires=[
         "torch>=2.11,<2.14",
+        "sentencepiece>=0.2.3",
         "tokenizers",
         "safetensors",
         "numpy",
@@ -39,11 +40,11 @@ setup(
             "pyarrow",
             "transformers>=5",
             "peft",
+            "trl",
             "scipy",
             "scikit-learn",
-            "sentencepiece",
             "matplotlib",
-        ],  # transformers, peft, scipy, scikit-learn and sentencepiece are oracles, never imported by rm/
+        ],  # transformers, peft, trl, scipy and scikit-learn are oracles, never imported by rm/
         "bench": [
             "trl",
             "datasets",

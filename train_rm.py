@@ -136,7 +136,7 @@ def main(settings: Settings) -> None:
         # ------------------------------------------------------------------ the loop ends
         optimizer.state.clear()  # the end needs memory
         build.save(model, run.folder, base, settings.lora, data.train, texts)
-        contract.write_all(model, run.folder, reward_examples, base, settings.text, settings.packing)
+        contract.write_all(model, run.folder, reward_examples, settings.text, settings.packing)
     compare_with_plan(settings)
     write_report(out)
 

@@ -105,11 +105,40 @@ TEMPLATES = {
     "Qwen3": (QWEN_3, IM, None, "<|im_end|>"),
     "marked": (MARKED, IM, None, "<|im_end|>"),
 }
+DEEPSEEK_R1 = (  # its distilled models'; drops thoughts; without its tools
+    "{% if not add_generation_prompt is defined %}{% set add_generation_prompt = false %}{% endif %}"
+    "{% set ns = namespace(system_prompt='') %}{%- for message in messages %}{%- if message['role'] == 'system' %}"
+    "{% set ns.system_prompt = message['content'] %}{%- endif %}{%- endfor %}{{bos_token}}{{ns.system_prompt}}"
+    "{%- for message in messages %}{%- if message['role'] == 'user' %}{{'<｜User｜>' + message['content']}}{%- endif %}"
+    "{%- if message['role'] == 'assistant' and message['content'] is not none %}{% set content = message['content'] %}"
+    "{% if '</think>' in content %}{% set content = content.split('</think>')[-1] %}{% endif %}"
+    "{{'<｜Assistant｜>' + content + '<｜end▁of▁sentence｜>'}}{%- endif %}{%- endfor -%}"
+    "{% if add_generation_prompt %}{{'<｜Assistant｜><think>\\n'}}{% endif %}"
+)
+GLM = (  # ends no turn
+    "{% for message in messages %}{{ '<|' + message['role'] + '|>\\n' + message['content'] }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+)
+BEGIN, END = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>"
+# Ten kinds of templates, by what a dialogue ends in
+KINDS = {name: TEMPLATES[name] for name in ("Llama-3", "Llama-2", "Gemma", "Zephyr", "Phi-3", "Qwen3")} | {
+    "ChatML": TEMPLATES["SmolLM"],
+    "DeepSeek-R1-Distill": (DEEPSEEK_R1, [BEGIN, END, "<｜User｜>", "<｜Assistant｜>"], BEGIN, END),
+    "marks hold the line break": (
+        MARKED.replace("<|im_end|>' }}{% endgeneration %}", "<|im_end|>\\n' }}{% endgeneration %}").replace(
+            "'<|im_end|>' }}{%- endif %}{{- '\\n' }}", "'<|im_end|>\\n' }}{%- endif %}"
+        ),
+        IM,
+        None,
+        "<|im_end|>",
+    ),
+    "GLM, which ends no turn": (GLM, ["<|user|>", "<|assistant|>"], None, "<|endoftext|>"),
+}
 
 
 def folder_of(name: str, folder: Path, make=byte_level) -> Path:
     """Make a folder with a small tokenizer that has this template and its special tokens."""
-    template, special, bos, eos = TEMPLATES[name]
+    template, special, bos, eos = (KINDS | TEMPLATES)[name]
     make(folder)
     model = Tokenizer.from_file(str(folder / "tokenizer.json"))
     rstrip = name == "Phi-3"

@@ -95,7 +95,8 @@ def read_or_error(task, content: bytes, tokenizer, folder, template=None, max_le
     assert len(examples) == report.kept == len(examples.record) and examples.tokens.max() < tokenizer.vocab_size + 9
     for example in examples:
         last_tokens = {int(reply[-1]) for reply in example.replies}
-        assert last_tokens <= {tokenizer.eos_id} and all(map(len, example.replies))
+        line_break = {*tokenizer.encode("\n")} if template is not None and not template.plain else set()
+        assert last_tokens <= {tokenizer.eos_id} | line_break and all(map(len, example.replies))
         assert all(len(example.prefix) + len(reply) <= max_length for reply in example.replies)
         assert task is Task.PREFERENCE or example.loss[0].any()
     return examples

@@ -2,10 +2,12 @@
 process; a step that is not finite updates nothing.
 """
 
+import dataclasses
 import functools
 import inspect
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -370,6 +372,15 @@ def test_reward_statistics_are_those_of_best_replies_or_texts():
     for examples in (made.ranking_examples(rankings, [[0, 1, 2], [3, 1], [5, 5]]), made.text_examples(texts)):
         for got in run_ranks(2, statistics, examples):
             assert got == pytest.approx(expected, rel=1e-5)
+
+
+def test_reward_statistics_take_the_better_reply_by_the_label():
+    examples = made.pair_examples([([1, 2], [1, 3]), ([4, 5], [4, 6]), ([7, 8], [7, 9])])
+    examples = dataclasses.replace(examples, label=np.array([0.9, 0.0, 0.5], np.float32))
+    better = [[1, 2], [4, 6], [7, 8], [7, 9]]  # a label of 0 turns a pair round, 0.5 is a tie
+    alone = torch.stack([reference.reward_of(made.model(RewardModel), text) for text in better]).double()
+    (got,) = run_ranks(1, statistics, examples)
+    assert got["reward_mean"] == pytest.approx(alone.mean().item(), rel=1e-5)
 
 
 def largest_micro_batch(global_batch_size: int) -> int:

@@ -69,6 +69,20 @@ def llama_like(folder: Path, config: dict | None = None) -> Path:
     return folder
 
 
+def metaspace(folder: Path, config: dict | None = None) -> Path:
+    """Make a folder like Mistral's or Gemma's: BPE over ▁ pieces; a character that it does not know becomes <unk>."""
+    folder.mkdir(parents=True, exist_ok=True)
+    model = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True))
+    model.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+    model.decoder = decoders.Metaspace(prepend_scheme="first")
+    special = ["<unk>", "<s>", "</s>", "<|endoftext|>"]
+    model.train_from_iterator(CORPUS, trainers.BpeTrainer(vocab_size=300, special_tokens=special, show_progress=False))
+    model.save(str(folder / "tokenizer.json"))
+    default = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "</s>"}
+    write_json(folder / "tokenizer_config.json", default if config is None else config)
+    return folder
+
+
 def sentencepiece_model(folder: Path, config: dict | None = None, **options) -> Path:
     """Make a folder like LLaMA 1's: a sentencepiece BPE with byte fallback; <unk> 0, <s> 1, </s> 2."""
     folder.mkdir(parents=True, exist_ok=True)

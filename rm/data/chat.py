@@ -7,10 +7,12 @@ provides. It leaves two things open, which are found out here:
 ordinary characters where a user typed it. So special-token strings in messages are escaped before the template runs.
 Those in its output are then the template's own; they are returned as ids, between strings (`Parts`).
 
-*Which tokens are the assistant's.* A template may mark them with {% generation %}, but few do. For the others, markers
-are put around every reply before the template runs; apart from the markers, the text must not change.
+*Which tokens are the assistant's.* Only SFT needs to know. A template may mark them with {% generation %}, but few do.
+For the others, markers are put around every reply before the template runs; apart from the markers, the text must not
+change.
 
-A text ends with the token that ends its last turn. Where a template writes none, `rm.data.encode` appends EOS.
+The ids are those of transformers' `apply_chat_template`: nothing is cut off and nothing is appended. So a reward is
+read where other software reads it.
 """
 
 import datetime
@@ -40,7 +42,9 @@ DIALOGUE_FORMATS = {
     "hh": _TURNS % ("###Human: ", "###Assistant: "),
     "anthropic": _TURNS % (r"\n\nHuman: ", r"\n\nAssistant: "),
 }
+BARE_TEXT = ("auto", "dialogue", "plain")  # see `bare_as_dialogue`
 FIXED_DATE = datetime.datetime(2024, 7, 26)  # for templates that write today's date: texts must not depend on it
+FORMATTED_DATE = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
 
 # Unicode noncharacters, which no text may contain (`_escape` checks it), serve as markers in the template's input.
 NONCHARACTERS = re.compile("[\ufdd0-\ufdef]")
@@ -51,12 +55,22 @@ REPLY_MARKERS = re.compile(f"[{REPLY_START}{REPLY_END}]")
 
 @dataclass(frozen=True)
 class Rendered:
-    """A text to tokenize, and the spans in it that the assistant writes."""
+    """A text to tokenize. Positions in it are in characters; a special token counts as one."""
 
     parts: Parts
-    spans: list[tuple[int, int]]  # (start, end) in characters; a special token counts as one
-    opened: bool = False  # the template decides about BOS, so none is to be added
-    ended: bool = False  # the last part is a token that ends a turn, so no EOS is to be added
+    spans: list[tuple[int, int]]  # (start, end) of what the assistant writes; without meaning if it was not looked for
+    plain: bool = True  # the text is to be put between BOS and EOS; else it has those that its template writes
+    end: int | None = None  # position of the special token that ends the last turn; None: there is no such token
+
+    @property
+    def end_id(self) -> int | None:
+        """The special token that ends the last turn."""
+        position = 0
+        for part in self.parts:
+            if position == self.end:
+                return part
+            position += len(part) if isinstance(part, str) else 1
+        return None
 
 
 class ChatTemplate:
@@ -80,18 +94,38 @@ class ChatTemplate:
         used = {name: token for name, token in self._named_tokens.items() if name in source}
         self.fingerprint = hashlib.sha256(json.dumps([source, plain, used]).encode()).hexdigest()
 
-    def render(self, messages: list[Message]) -> Rendered:
+    def render(self, messages: list[Message], find_replies: bool = True) -> Rendered:
         """Write a dialogue that ends with an assistant message.
 
+        Args:
+            find_replies: find out what the assistant writes, for SFT. Some templates rewrite dialogues in such a way
+                that it cannot be found.
+
         Raises:
-            ValueError: the template refuses the dialogue, or changes replies so that they cannot be found in its text.
+            ValueError: the template refuses the dialogue, or replies cannot be found in its text.
         """
         escaped: list[str] = []
         messages = [{key: self._escape(value, escaped) for key, value in message.items()} for message in messages]
         text = self._run(messages)
         marks_itself = REPLY_START in text  # by {% generation %}
-        marked = text if marks_itself else self._mark(messages, text)
-        return self._cut(marked, escaped, marks_itself)
+        if find_replies and not marks_itself:
+            text = self._mark(messages, text)
+        return self._cut(text, escaped, marks_itself)
+
+    def for_other_software(self, tokenizer: Tokenizer) -> str:
+        """Jinja text with which `apply_chat_template` of transformers gives the same ids as `rm.data.encode` here.
+
+        A plain format gets the BOS and EOS that it is put between, and today's date is a fixed one.
+        """
+        source = FORMATTED_DATE.sub(lambda call: json.dumps(FIXED_DATE.strftime(call[2])), self.source)
+        if not self.plain:
+            return source
+        if tokenizer.bos_id is not None:
+            # Some tokenizers put a blank before a text, but not behind a special token.
+            (plain,) = tokenizer.encode_batch(["#"])
+            ((behind_bos, _),) = tokenizer.encode_parts([[tokenizer.bos_id, "#"]])
+            source = "{{ bos_token }}" + ("" if behind_bos[1:] == plain else "{{ ' ' }}") + source
+        return source + "{% if not add_generation_prompt %}{{ eos_token }}{% endif %}"
 
     @cached_property
     def _template(self) -> jinja2.Template:
@@ -181,7 +215,7 @@ class ChatTemplate:
         return marked + pieces[-1]
 
     def _cut(self, marked: str, escaped: list[str], marks_itself: bool) -> Rendered:
-        """Cut a marked text into strings and special tokens.
+        """Cut a text, which may have markers, into strings and special tokens.
 
         The token that ends an assistant's turn belongs to the reply: the model has to generate it.
 
@@ -190,16 +224,19 @@ class ChatTemplate:
         """
         parts: list[str | int] = []
         spans: list[tuple[int, int]] = []
-        position = 0  # in characters, a special token counting as one, as in `Rendered.spans`
+        position = 0  # in characters, a special token counting as one, as in `Rendered`
         seeks_end = False  # behind a reply, before the special token that ends its turn
+        end = None  # of the special tokens behind the last text, with white space at most between them, the first
         for piece in self._split_pattern.split(marked):
             if piece == REPLY_START:
                 spans.append((position, position))
+                end = None  # a special token before an empty reply does not end it
             elif piece == REPLY_END:
                 spans[-1] = (spans[-1][0], position)
                 seeks_end = not marks_itself
             elif piece in self._special_ids:
                 parts.append(self._special_ids[piece])
+                end = position if end is None else end
                 position += 1
                 if seeks_end:
                     spans[-1] = (spans[-1][0], position)
@@ -215,25 +252,14 @@ class ChatTemplate:
                 position += len(piece)
                 # Only white space may stand between a reply and the token that ends it (Llama 2: "reply </s>").
                 # After other text, a special token belongs to the next turn.
-                seeks_end = seeks_end and piece.isspace()
-        return self._end(parts, spans, position, seeks_end)
-
-    def _end(self, parts: list[str | int], spans: list[tuple[int, int]], position: int, seeks_end: bool) -> Rendered:
-        """Cut off white space behind the last special token: a reward is read at a token that means the end.
-
-        Args:
-            position: the end of the text.
-            seeks_end: nothing but white space follows the last reply, so no token ends its turn.
-        """
+                if not piece.isspace():
+                    seeks_end, end = False, None
         if seeks_end:
-            # The text's end is the end of the last turn: this white space is all that the template ends it with.
+            # No token ends the last turn: the white space behind the reply is all that the template ends it with.
             spans[-1] = (spans[-1][0], position)
-        elif isinstance(parts[-1], str) and parts[-1].isspace() and spans[-1][1] <= position - len(parts[-1]):
-            # White space behind the last span, such as the "\n" of "<|im_end|>\n"
-            position -= len(parts.pop())
-        # A special token that stands before an empty last reply does not end it.
-        ended = not isinstance(parts[-1], str) and position > spans[-1][0]
-        return Rendered(parts, spans, opened=not self.plain, ended=ended)
+        if not parts:
+            raise ValueError(f"{self.name} writes nothing for the dialogue; use another template")
+        return Rendered(parts, spans, self.plain, end)
 
 
 def choose_template(
@@ -258,6 +284,19 @@ def choose_template(
     if source is None:
         raise ValueError(f"{name}: the folder has no chat template; give a Jinja file, or use --dialogue_format")
     return ChatTemplate(source, name, tokenizer)
+
+
+def bare_as_dialogue(bare_text: str, template: ChatTemplate | None) -> bool:
+    """Whether a prompt and a reply that are bare strings become a dialogue; else they are joined as they stand.
+
+    Args:
+        bare_text: of BARE_TEXT; "auto" makes them a dialogue if there is a template.
+    """
+    if bare_text == "dialogue" and template is None:
+        raise ValueError(
+            "--bare_text dialogue: the model has no chat template; give --chat_template or --dialogue_format"
+        )
+    return template is not None and bare_text != "plain"
 
 
 def _template_of(folder: Path) -> str | None:

@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from rm.config import REQUIRED, SettingsGroup, require_positive, setting
 from rm.data import cache, conversation
-from rm.data.chat import DIALOGUE_FORMATS, ChatTemplate, choose_template
+from rm.data.chat import BARE_TEXT, DIALOGUE_FORMATS, ChatTemplate, bare_as_dialogue, choose_template
 from rm.data.encode import Encoder, PendingRecord, Task
 from rm.data.examples import Examples
 from rm.data.formats import Sample, demonstration, preference
@@ -55,6 +55,12 @@ class TextSettings(SettingsGroup):
         hub="template",
     )  # fmt: skip
     dialogue_format: str | None = setting(None, "write dialogues in this plain format", tuple(DIALOGUE_FORMATS))
+    bare_text: str = setting(
+        "auto",
+        "a prompt and a reply that are both strings become a dialogue, or are joined; auto: a dialogue if there is a "
+        "template",
+        BARE_TEXT,
+    )
     max_length: int = setting(512, "longest text in tokens, BOS and EOS included")
     overlong: str = setting("filter", "leave out longer texts, or shorten them", ("filter", "truncate"))
     truncation_side: str = setting("left", "shorten at the beginning (left) or at the end (right)", ("left", "right"))
@@ -88,9 +94,12 @@ class Report:
     formats: dict[str, int]  # name -> records
     files: list[int]  # records of each
     shortened: int  # of those kept
+    bare: str | None = None  # how prompts and replies that are bare strings were written; None: there were none
+    unended: int = 0  # records with a dialogue whose last turn no special token ends
 
     def __str__(self) -> str:
         total = self.kept + sum(self.dropped.values())
+        bare = f", {self.bare}" if self.bare else ""
         formats = [name if count == total else f"{name} ({count:,})" for name, count in self.formats.items()]
         outcome = "all kept"
         if self.dropped:
@@ -98,7 +107,7 @@ class Report:
             outcome = f"{self.kept:,} kept; dropped {reasons}"
         if self.shortened:
             outcome += f"; {self.shortened:,} shortened"
-        return f"{total:,} records of {' and '.join(formats)}: {outcome}"
+        return f"{total:,} records of {' and '.join(formats)}{bare}: {outcome}"
 
 
 @dataclass(frozen=True)
@@ -125,6 +134,12 @@ def load(
     """
     train, report = read_cached(task, data.dataset_path, text, tokenizer, data.cache_dir)
     dist.say(f"data: {report}")
+    if report.unended:
+        ends = "EOS is appended" if task is Task.SFT else "their rewards are read at whatever token a reply ends in"
+        dist.say(
+            f"warning: the chat template ends no turn with a special token in {report.unended:,} records: {ends}. A "
+            f"template that does so is better"
+        )
     facts = {"tokenizer": tokenizer.fingerprint, "train": asdict(report) | {"sha256": train.hash}}
     if held.eval_dataset_path:
         held_out, eval_report = read_cached(task, held.eval_dataset_path, text, tokenizer, data.cache_dir)
@@ -141,17 +156,23 @@ def load(
 
 
 def read_cached(
-    task: Task, paths: Sequence[str], text: TextSettings, tokenizer: Tokenizer, cache_dir: str | None
+    task: Task,
+    paths: Sequence[str],
+    text: TextSettings,
+    tokenizer: Tokenizer,
+    cache_dir: str | None,
+    padding_id: int | None = None,
 ) -> tuple[Examples, Report]:
     """`read` by one process of each machine, and once for all starts: see `rm.data.cache`."""
     template = choose_template(text.chat_template, text.dialogue_format, tokenizer)
 
     def make() -> tuple[Examples, dict]:
-        examples, report = read(task, paths, tokenizer, text.max_length, template, text.cut)
+        examples, report = read(task, paths, tokenizer, text.max_length, template, text.cut, text.bare_text, padding_id)
         return examples, asdict(report)
 
     template_key = None if template is None else f"{template.fingerprint} {template.explicit}"
-    key = [task.value, tokenizer.fingerprint, str(text.max_length), str(template_key), str(text.cut)]
+    how = [text.max_length, template_key, text.cut, text.bare_text, padding_id]
+    key = [task.value, tokenizer.fingerprint, *map(str, how)]
     examples, report = cache.open_or_make(cache_dir or cache.default_folder(), key, tuple(paths), make)
     return examples, Report(**report)
 
@@ -163,45 +184,62 @@ def read(
     max_length: int,
     template: ChatTemplate | None = None,
     cut: str | None = None,
+    bare_text: str = "auto",
+    padding_id: int | None = None,
 ) -> tuple[Examples, Report]:
     """Examples from files.
 
     SFT reads demonstrations: loss on all of a plain text, on the output of text2text, on the assistant's turns of a
     dialogue. PREFERENCE reads the full texts of a prompt's replies, which share their first tokens. SCORING reads the
-    same, but needs no grades, and a prompt may have one reply.
+    same, but needs no grades, and a prompt may have one reply. SCORED_DEMONSTRATIONS reads the texts of demonstrations.
 
     Args:
         max_length: of a text in tokens.
         template: writes the dialogues, and also text2text if it is explicit.
         cut: "left" or "right" shortens longer texts; None drops them.
+        bare_text: as `TextSettings` has it.
+        padding_id: as for `rm.data.encode.Encoder`.
 
     Raises:
         ValueError: with the file and record of the first mistake, or where no example is left.
     """
     formats, files = Counter(), [0] * len(paths)
-    encoder = Encoder(tokenizer, task, template, max_length, cut)
-    to_sample: Callable[..., Sample] = demonstration if task is Task.SFT else preference
+    encoder = Encoder(tokenizer, task, template, max_length, cut, padding_id)
     as_messages = template is not None and template.explicit
+    as_dialogue = bare_as_dialogue(bare_text, template)
+    if task.reads_demonstrations and bare_text == "auto":
+        as_dialogue = as_messages  # text2text is plain text unless a setting says otherwise
+    bare = None
+
+    def to_sample(record: dict) -> Sample:
+        if task.reads_demonstrations:
+            return demonstration(record, as_dialogue)
+        return preference(record, as_messages, as_dialogue)
 
     def pending() -> Iterator[PendingRecord]:
+        nonlocal bare
         for n, path in enumerate(paths):
             for where, record in read_records(path):
                 try:
-                    sample = first = to_sample(record, as_messages)
-                    if task is not Task.SFT and "prompt" in record:
+                    sample = first = to_sample(record)
+                    if not task.reads_demonstrations and "prompt" in record:
                         # Records of one conversation share their first user message. Only as messages can a prompt
                         # that is a bare string be told from the reply behind it.
-                        first = preference(record, True)
+                        first = preference(record, as_messages, bare_as_dialogue=True)
                 except ValueError as error:
                     raise ValueError(f"{where}: {error}") from None
                 if task is Task.PREFERENCE and sample.grade is None:
                     raise ValueError(f"{where}: has neither 'ranks' nor 'scores', so no reply is known to be better")
                 yield PendingRecord(sum(files), where, conversation.key(first.texts[0]), sample)
                 formats[sample.format] += 1
+                if sample.bare:
+                    bare = f"bare prompts and replies {'as dialogues' if as_dialogue else 'joined'}"
                 files[n] += 1
 
     examples = Examples.build(encoder.encode(pending()), encoder.kept)
-    report = Report(len(examples), dict(encoder.dropped), dict(formats), files, encoder.shortened)
+    report = Report(
+        len(examples), dict(encoder.dropped), dict(formats), files, encoder.shortened, bare, encoder.unended
+    )
     if not len(examples):
         names = ", ".join(map(str, paths)) or "no file given"
         raise ValueError(f"{names}: {report}; no example is left: raise --max_length, or give other records")

@@ -1,8 +1,10 @@
 """Converts samples to examples: applies the chat template, tokenizes, adds BOS and EOS, truncates or drops.
 
 The full texts of a record are tokenized separately, and the record's prefix is what their tokens have in common. So the
-prefix is exact, whatever a tokenizer does where prompt and response meet. BOS and EOS are added here and nowhere else,
-unless a chat template has written its own: every text ends in one token that means the end, where its reward is read.
+prefix is exact, whatever a tokenizer does where prompt and response meet.
+
+BOS and EOS are put around a plain text here and nowhere else. A dialogue has what its chat template writes, to the last
+token, where its reward is read. Only for SFT is EOS appended to a dialogue, if its template ends no turn.
 """
 
 import enum
@@ -25,9 +27,14 @@ BATCH_RECORDS = 1024  # records tokenized at a time: enough to occupy every core
 class Task(enum.Enum):
     """What the examples are for, which decides what a record must have."""
 
-    SFT = "sft"  # texts whose tokens, or some of them, carry loss
+    SFT = "sft"  # demonstrations: texts whose tokens, or some of them, carry loss
     PREFERENCE = "preference"  # responses with grades
     SCORING = "scoring"  # responses that need no grades
+    SCORED_DEMONSTRATIONS = "scored demonstrations"  # texts of demonstrations, to be scored
+
+    @property
+    def reads_demonstrations(self) -> bool:
+        return self in (Task.SFT, Task.SCORED_DEMONSTRATIONS)
 
 
 @dataclass(frozen=True)
@@ -48,6 +55,7 @@ class TokenizedText(NamedTuple):
 
     tokens: np.ndarray  # (T,) int32
     loss: np.ndarray  # (T,) bool: which tokens carry SFT loss
+    n_last: int  # how many tokens there are from the one that ends the last turn on; 0: no token ends it
 
 
 @dataclass
@@ -59,6 +67,8 @@ class Encoder:
         template: writes dialogues.
         max_length: of a text, in tokens.
         cut: "left" or "right" truncates longer texts on that side; None drops their records.
+        padding_id: of a reward model that other software trained. transformers reads a reward at the last token that is
+            not this one, so tokens behind that one are left out. None: a reward is read at the last token.
     """
 
     tokenizer: Tokenizer
@@ -66,9 +76,11 @@ class Encoder:
     template: ChatTemplate | None
     max_length: int
     cut: str | None
+    padding_id: int | None = None
     kept: array = field(default_factory=lambda: array("q"))  # indices of the records that became examples
     dropped: Counter = field(default_factory=Counter)  # reason -> number of records
     shortened: int = 0  # of the records kept
+    unended: int = 0  # records with a dialogue whose last turn no special token ends
 
     def encode(self, records: Iterable[PendingRecord]) -> Iterator[Example]:
         """Yield the examples of records, in order. `kept`, `dropped` and `shortened` grow as it is consumed.
@@ -100,16 +112,18 @@ class Encoder:
         """The record's texts, ready to tokenize; None if the record is dropped."""
         sample = record.sample
         texts = sample.texts
-        if self.task is Task.SFT:
+        if self.task.reads_demonstrations:
             texts = [_until_last_reply(text) for text in texts]
         if any(isinstance(text, list) and text[-1]["role"] != "assistant" for text in texts):
             return self._drop("not ending with an assistant message")
-        if self.task is Task.SFT and not any(_has_content(text, sample.loss_from) for text in texts):
+        if self.task.reads_demonstrations and not any(_has_content(text, sample.loss_from) for text in texts):
             return self._drop("with empty text")
         try:
-            return [self._render_text(text, sample.loss_from) for text in texts]
+            rendered = [self._render_text(text, sample.loss_from) for text in texts]
         except ValueError as error:
             raise ValueError(f"{record.location}: {error}") from None
+        self.unended += any(not text.plain and text.end is None for text in rendered)
+        return rendered
 
     def _render_text(self, text: Text, loss_from: int) -> Rendered:
         if isinstance(text, str):
@@ -119,10 +133,10 @@ class Encoder:
             raise ValueError(
                 f"has messages, but {folder} has no chat template; give --chat_template or --dialogue_format"
             )
-        return self.template.render(text)
+        return self.template.render(text, find_replies=self.task is Task.SFT)
 
     def _tokenize(self, texts: list[Rendered]) -> list[TokenizedText]:
-        """[BOS] tokens [EOS] of each text, and which of them carry loss."""
+        """The tokens of each text, with BOS and EOS, and which of them carry loss."""
         # Finding where in the text each token lies takes time, so texts that do not need it go separately.
         plain = [i for i, text in enumerate(texts) if self._is_plain(text)]
         others = [i for i, text in enumerate(texts) if not self._is_plain(text)]
@@ -143,17 +157,20 @@ class Encoder:
         return self.task is not Task.SFT or text.spans == [(0, len(first))]
 
     def _complete(self, text: Rendered, ids: list[int], token_spans: Spans | None) -> TokenizedText:
-        """Add BOS and EOS where the template has not, and find the tokens that carry loss.
+        """Add BOS and EOS where they are missing, and find the tokens that carry loss.
 
         A token carries loss if any of its characters does, BOS if the first character does, EOS if the last one does.
 
         Args:
             token_spans: (start, end) of each token's text; None if all tokens carry loss.
         """
-        bos = [] if text.opened or self.tokenizer.bos_id is None else [self.tokenizer.bos_id]
-        eos = [] if text.ended else [self.tokenizer.eos_id]
+        bos = [self.tokenizer.bos_id] if text.plain and self.tokenizer.bos_id is not None else []
+        needs_eos = text.plain or (self.task is Task.SFT and text.end is None)
+        eos = [self.tokenizer.eos_id] if needs_eos else []
         tokens = np.array([*bos, *ids, *eos], np.int32)
-        loss = np.ones(len(tokens), bool)
+        loss, n_last = np.ones(len(tokens), bool), len(eos)
+        if token_spans is not None and text.end is not None and not eos:
+            n_last = sum(start >= text.end for start, _ in token_spans)
         if token_spans is not None and self.task is Task.SFT:
             length = sum(len(part) if isinstance(part, str) else 1 for part in text.parts)
             bos_spans = [(0, 1)] * len(bos)
@@ -163,11 +180,13 @@ class Encoder:
             # others' spans are empty and lie at its start: they count as if they were that character.
             end = np.maximum(end, start + 1)
             loss = np.any([(start < b) & (end > a) for a, b in text.spans], axis=0)
-        return TokenizedText(tokens, loss)
+        return TokenizedText(tokens, loss, n_last)
 
     def _fit(self, record: PendingRecord, texts: list[TokenizedText]) -> Example | None:
         """The example of a record, truncated if necessary; None if the record is dropped."""
         sample = record.sample
+        if not all(len(text.tokens) for text in texts):  # a template may write nothing but white space
+            return self._drop("with empty text")
         if self._has_no_signal(sample, texts):
             if self.task is Task.SFT:
                 return self._drop("without a token that carries loss")
@@ -182,6 +201,8 @@ class Encoder:
             if self._has_no_signal(sample, texts):
                 return self._drop(f"with nothing to learn from after truncation to --max_length {self.max_length}")
             self.shortened += 1
+        if self.padding_id is not None:
+            texts = [_without_padding(text, self.padding_id) for text in texts]
         # A single text (SFT) has no other to share a prefix with.
         prefix_length = common_prefix([text.tokens for text in texts]) if len(texts) > 1 else 0
         return Example(
@@ -200,7 +221,7 @@ class Encoder:
     def _has_no_signal(self, sample: Sample, texts: list[TokenizedText]) -> bool:
         """SFT: no token carries loss. Otherwise: equal texts are graded differently, so no reward can be right."""
         if self.task is Task.SFT:
-            return not any(text.loss.any() for text in texts)
+            return not any(text.loss[1:].any() for text in texts)  # nothing predicts the first token
         grades = sample.grade or [0.0] * len(texts)
         grade_of: dict[bytes, float] = {}  # tokens -> grade of the first text with these tokens
         for text, grade in zip(texts, grades, strict=True):
@@ -224,18 +245,29 @@ class Encoder:
         if end > limit:
             return None
         removed = slice(start, end)
-        return [TokenizedText(np.delete(text.tokens, removed), np.delete(text.loss, removed)) for text in texts]
+        return [
+            TokenizedText(np.delete(text.tokens, removed), np.delete(text.loss, removed), text.n_last) for text in texts
+        ]
 
     def _cut_right(self, text: TokenizedText) -> TokenizedText:
-        """Truncate a text that is too long at its end, and keep its end token, where a reward is read.
+        """Truncate a text that is too long at its end, but keep the token that ends its last turn and what follows it.
 
-        That token carries no loss then: the text does not really end there, and SFT must not learn that it does.
+        These tokens carry no loss then: the text does not really end there, and SFT must not learn that it does.
         """
-        if len(text.tokens) <= self.max_length:
+        length, n_last = len(text.tokens), min(text.n_last, self.max_length)
+        if length <= self.max_length:
             return text
-        kept = slice(self.max_length - 1)
-        tokens = np.append(text.tokens[kept], text.tokens[-1])
-        return TokenizedText(tokens, np.append(text.loss[kept], False))
+        removed = slice(self.max_length - n_last, length - n_last)
+        loss = text.loss.copy()
+        loss[length - n_last :] = False
+        return TokenizedText(np.delete(text.tokens, removed), np.delete(loss, removed), n_last)
+
+
+def _without_padding(text: TokenizedText, padding_id: int) -> TokenizedText:
+    """A text up to its last token that is not padding: the first one, as in transformers, if all of them are."""
+    (others,) = np.nonzero(text.tokens != padding_id)
+    length = int(others[-1]) + 1 if len(others) else 1
+    return TokenizedText(text.tokens[:length], text.loss[:length], text.n_last)
 
 
 def common_prefix(texts: Sequence[np.ndarray]) -> int:
@@ -252,7 +284,7 @@ def common_prefix(texts: Sequence[np.ndarray]) -> int:
 
 
 def _until_last_reply(text: Text) -> Text:
-    """A dialogue without the messages after its last reply: in SFT they carry no loss."""
+    """A dialogue without the messages after its last reply: they are no demonstration."""
     if isinstance(text, str):
         return text
     replies = [i for i, message in enumerate(text) if message["role"] == "assistant"]
@@ -274,6 +306,8 @@ class TextEncoder:
     template: ChatTemplate | None
     max_length: int
     cut: str | None  # "left" or "right" truncates longer texts on that side; None makes them an error
+    bare_as_dialogue: bool = False  # whether a prompt and a reply that are bare strings become a dialogue
+    padding_id: int | None = None  # as for `Encoder`
 
     @property
     def as_messages(self) -> bool:
@@ -286,7 +320,9 @@ class TextEncoder:
         Raises:
             ValueError: a group would have been dropped in training.
         """
-        encoder = Encoder(self.tokenizer, Task.SCORING, self.template, self.max_length, self.cut)
+        encoder = Encoder(
+            self.tokenizer, Task.SCORING, self.template, self.max_length, self.cut, padding_id=self.padding_id
+        )
         records = []
         for index, group in enumerate(groups):
             if len(group):

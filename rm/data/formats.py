@@ -42,6 +42,7 @@ class Sample:
     label: float = 1.0  # probability that the grades of a pair are right
     margin: float = 0.0  # by how much the better reward should exceed the other
     loss_from: int = 0  # of a plain text for SFT: number of leading characters that carry no loss
+    bare: bool = False  # its prompt and replies are bare strings, which are joined or made a dialogue
 
 
 def demonstration(record: dict, as_messages: bool = False) -> Sample:
@@ -53,51 +54,56 @@ def demonstration(record: dict, as_messages: bool = False) -> Sample:
         return Sample(name, [_dialogue(record, "messages")])
     prompt, reply = (_string(record[key], key) for key in ("input", "output"))
     if as_messages:
-        return Sample(name, [[_message("user", prompt), _message("assistant", reply)]])
-    return Sample(name, [prompt + reply], loss_from=len(prompt))
+        return Sample(name, [[_message("user", prompt), _message("assistant", reply)]], bare=True)
+    return Sample(name, [prompt + reply], loss_from=len(prompt), bare=True)
 
 
-def preference(record: dict, as_messages: bool = False) -> Sample:
+def preference(record: dict, as_messages: bool = False, bare_as_dialogue: bool | None = None) -> Sample:
     """Convert a preference record: its full texts, and which of them are better.
 
     Args:
-        as_messages: make every text a dialogue: full texts are split into turns, and a prompt that is a bare string
-            is a user message. Otherwise strings stay strings, and a prompt is joined with each response.
+        as_messages: split full texts that are strings into turns. Otherwise they stay strings.
+        bare_as_dialogue: make a prompt and a reply that are bare strings a dialogue of one user and one assistant turn,
+            or of the turns that are marked in the prompt. Otherwise they are joined as they stand. None: as_messages.
     """
+    if bare_as_dialogue is None:
+        bare_as_dialogue = as_messages
     name = _format_of(record, PREFERENCES, DEMONSTRATIONS, "train_sft.py")
     keys = PREFERENCES[name]
     # RewardBench 2 has lists of chosen and rejected responses: a ranking with two grades.
     if "prompt" in keys and _is_list_of_strings(record.get("chosen")) and _is_list_of_strings(record.get("rejected")):
         chosen, rejected = record["chosen"], record["rejected"]
         scores = [1] * len(chosen) + [0] * len(rejected)
-        return preference({"prompt": record["prompt"], "responses": chosen + rejected, "scores": scores}, as_messages)
+        ranking = {"prompt": record["prompt"], "responses": chosen + rejected, "scores": scores}
+        return preference(ranking, as_messages, bare_as_dialogue)
 
     if "responses" in keys:
         responses = _responses(record["responses"])
     else:
         responses = [(key, record[key]) for key in keys[-2:]]  # the last two keys of a pair are its sides
-    texts = []
+    texts, bare = [], False
     if "prompt" in keys:
         prompt = _text(record["prompt"], "prompt")
-        for key, value in responses:
-            texts.append(_join(prompt, _text(value, key), key, as_messages))
+        replies = [(key, _text(value, key)) for key, value in responses]
+        texts = [_join(prompt, reply, key, bare_as_dialogue) for key, reply in replies]
+        bare = isinstance(prompt, str) and any(isinstance(reply, str) for _, reply in replies)
     else:
         texts = [_text(value, key) for key, value in responses]
         if as_messages:
             texts = [split_turns(text) if isinstance(text, str) else text for text in texts]
     grades = _grades(record, keys, len(texts))
     label, margin = _label_and_margin(record, keys)
-    return Sample(name, texts, grades, label, margin)
+    return Sample(name, texts, grades, label, margin, bare=bare)
 
 
 def preference_dialogues(record: dict) -> Sample:
     """`preference`, with a record's prompt kept apart from its responses: for code that compares records turn by turn.
 
     Where the record has a prompt, its texts are dialogues, so a prompt that is a bare string is a user message. Joined
-    with the response into one string, as without `as_messages`, nothing would mark where the prompt ends. Full texts
-    without a prompt stay strings, which `rm.data.conversation.turns` can split at their own markers.
+    with the response into one string, nothing would mark where the prompt ends. Full texts without a prompt stay
+    strings, which `rm.data.conversation.turns` can split at their own markers.
     """
-    return preference(record, as_messages="prompt" in record)
+    return preference(record, bare_as_dialogue=True)
 
 
 def split_turns(text: str) -> list[Message]:
@@ -218,10 +224,10 @@ def _responses(value) -> list[tuple[str, object]]:
     return [(f"responses {n}", response) for n, response in enumerate(value, start=1)]
 
 
-def _join(prompt: Text, response: Text, key: str, as_messages: bool) -> Text:
+def _join(prompt: Text, response: Text, key: str, bare_as_dialogue: bool) -> Text:
     """The full text of a prompt and a response. A response of messages may contain the prompt already."""
     if isinstance(prompt, str) and isinstance(response, str):
-        if not as_messages:
+        if not bare_as_dialogue:
             return prompt + response
         if _turn_marker(prompt):  # the prompt ends in "Assistant:", whose one space is part of the marker
             response = response.removeprefix(" ")

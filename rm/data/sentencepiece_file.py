@@ -1,6 +1,7 @@
 """Reads a tokenizer.model of sentencepiece: its pieces, and what its trainer wrote about normalization.
 
-The file is a protobuf message. Few of its fields matter, so they are read here, without a library:
+The sentencepiece library checks the file. It does not give all of the settings, so these and the pieces are read here:
+the file is a protobuf message, of which few fields matter.
 https://github.com/google/sentencepiece/blob/master/src/sentencepiece_model.proto
 """
 
@@ -40,10 +41,14 @@ def read(file: Path) -> SentencePieceModel:
     Raises:
         ValueError: the file is not of sentencepiece.
     """
+    from sentencepiece import SentencePieceProcessor  # only here: few models have this file alone
+
+    content = file.read_bytes()
     pieces, scores, types = [], [], []
     trainer, normalizer = {}, {}
     try:
-        for number, value in _fields(file.read_bytes()):
+        SentencePieceProcessor(model_proto=content)
+        for number, value in _fields(content):
             if number == 1:
                 piece = dict(_fields(value))
                 pieces.append(piece[1].decode())
@@ -55,7 +60,7 @@ def read(file: Path) -> SentencePieceModel:
                 normalizer = dict(_fields(value))
         if not pieces:
             raise ValueError("it has no pieces")
-    except (ValueError, LookupError, TypeError, AttributeError, struct.error) as error:
+    except (RuntimeError, ValueError, LookupError, TypeError, AttributeError, struct.error) as error:
         raise ValueError(f"{file}: not readable as a model of sentencepiece ({error}); copy it again") from None
     return SentencePieceModel(
         pieces,

@@ -114,6 +114,10 @@ class Tokenizer:
         """Token string -> id, added tokens included."""
         return self._model.model.get_vocab()
 
+    def string_of(self, index: int) -> str | None:
+        """The token with an id, as the vocabulary spells it; None if there is none."""
+        return self._model.string_of(index)
+
     def encode(self, text: str) -> list[int]:
         """The ids of plain text: without BOS and EOS, and special-token strings are text, too."""
         return self.encode_batch([text])[0]

@@ -20,7 +20,7 @@ from rm.distributed import sharding
 from rm.distributed.sharding import MemorySettings, ParallelSettings, dtype_name
 from rm.files import read_json
 from rm.hf import adapter, hub, weights
-from rm.hf.folder import TextFiles, copy_tokenizer
+from rm.hf.folder import TextFiles, copy_tokenizer, name_padding
 from rm.json_keys import Key, check_keys
 from rm.model import lisa, lora
 from rm.model.attention import choose_kernel
@@ -180,7 +180,9 @@ def save(
             base = _write_base(base, folder / "base", model, texts)
         adapter.save(model, folder / "adapter", base, settings, family)
         if dist.is_main():
-            copy_tokenizer(folder / "adapter", hub.tokenizer_folder(base), hf, model.head, texts)
+            copy_tokenizer(folder / "adapter", hub.tokenizer_folder(base), texts)
+            if model.head == RewardModel.head:
+                name_padding(folder / "adapter", hf, None if texts is None else texts.template)
         _merge(model, folder, pack(examples, range(min(4, len(examples)))))
     weights.save(model, folder / "model", base, model.compute_dtype, texts=texts)
     dist.say(f"saved {folder / 'model'}")

@@ -16,6 +16,11 @@ from rm.hf.families.rope import legacy_spelling
 TOKENIZER_FILES = """tokenizer.json tokenizer.model tokenizer_config.json special_tokens_map.json
     added_tokens.json vocab.json merges.txt chat_template.jinja""".split()
 
+# The padding of families whose class in transformers has one: config.json may leave it out.
+DEFAULT_PADDING = {"gemma": 0, "gemma3_text": 0, "phi3": 32000}
+
+_SAMPLE = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]  # to see how a template ends
+
 
 @dataclass(frozen=True)
 class TextFiles:
@@ -82,10 +87,9 @@ def describe(
     spellings = [name for name in ("torch_dtype", "dtype") if name in hf] or ["dtype"]
     for name in spellings:
         config[name] = dtype_name(dtype)
-    pad_id = copy_tokenizer(folder, tokenizer, hf, head, texts)
+    copy_tokenizer(folder, tokenizer, texts)
     generation = source / "generation_config.json"
     if head == "reward":
-        config["pad_token_id"] = pad_id
         # transformers takes the number of outputs from these.
         config["id2label"], config["label2id"] = {"0": "LABEL_0"}, {"LABEL_0": 0}
         # Without it, transformers' pipeline and vLLM apply a sigmoid to the reward.
@@ -97,19 +101,18 @@ def describe(
     elif generation.is_file():
         shutil.copyfile(generation, folder / generation.name)
     write_json(folder / "config.json", config)
+    if head == "reward" and not (_is_reward_model(hf) and padding_id(hf) is not None):
+        name_padding(folder, hf, None if texts is None else texts.template)
     # safetensors creates files that only their owner may read; give them the permissions of the other files.
     for file in folder.glob("*.safetensors"):
         shutil.copymode(folder / "config.json", file)
 
 
-def copy_tokenizer(folder: Path, source: Path, hf: dict, head: str, texts: TextFiles | None = None) -> int | None:
-    """Copy the tokenizer's files to `folder`, with what a training has changed; a reward model gets a padding token.
+def copy_tokenizer(folder: Path, source: Path, texts: TextFiles | None = None) -> None:
+    """Copy the tokenizer's files, the chat template among them, with what a training has changed.
 
     Args:
         source: the folder to copy from; with `texts`, that of its tokenizer is taken.
-
-    Returns:
-        The id of the padding token; None for a language model.
     """
     if texts is not None:
         source = texts.tokenizer.folder
@@ -121,16 +124,41 @@ def copy_tokenizer(folder: Path, source: Path, hf: dict, head: str, texts: TextF
         _write_template(folder, texts.template)
         if (folder / "adapter_config.json").is_file():
             _complete_settings(folder, texts.tokenizer)
-    if head == "lm":
-        return None
-    token, pad_id = _padding(source, hf, texts)
+
+
+def _is_reward_model(hf: dict) -> bool:
+    """Whether a config.json is of a reward model, whose rewards depend on its padding token."""
+    return any(name.endswith("ForSequenceClassification") for name in hf.get("architectures") or [])
+
+
+def padding_id(hf: dict) -> int | None:
+    """The token that transformers takes for padding, by a config.json."""
+    return hf["pad_token_id"] if "pad_token_id" in hf else DEFAULT_PADDING.get(hf["model_type"])
+
+
+def name_padding(folder: Path, hf: dict, template: ChatTemplate | None = None) -> None:
+    """Name a token for padding that ends no text, in the files of a reward model or of its adapter.
+
+    transformers reads the reward of a text at its last token that is not padding, also if the text itself ends in that
+    token.
+
+    Args:
+        hf: content of the model's config.json.
+        template: writes its dialogues; None: its own chat template does, if it has one.
+    """
+    set_padding(folder, *_padding(folder, hf, template))
+
+
+def set_padding(folder: Path, token: str | None, pad_id: int) -> None:
+    """Write a padding token into config.json and the tokenizer's files, those of them that the folder has."""
+    if (folder / "config.json").is_file():
+        write_json(folder / "config.json", read_json(folder / "config.json") | {"pad_token_id": pad_id})
     if token is not None:
         file, legacy_file = folder / "tokenizer_config.json", folder / "special_tokens_map.json"
         # Padding on the left would shift learned positions.
         write_json(file, read_json(file) | {"pad_token": token, "padding_side": "right"})
         if legacy_file.is_file():
             write_json(legacy_file, read_json(legacy_file) | {"pad_token": token})
-    return pad_id
 
 
 def _complete_settings(folder: Path, tokenizer: Tokenizer) -> None:
@@ -152,35 +180,44 @@ def _write_template(folder: Path, template: ChatTemplate | None) -> None:
         write_json(folder / "tokenizer_config.json", settings)
 
 
-def _padding(source: Path, hf: dict, texts: TextFiles | None) -> tuple[str | None, int]:
+def _padding(folder: Path, hf: dict, template: ChatTemplate | None) -> tuple[str | None, int]:
     """The padding token for batches of a reward model, None if the folder has no tokenizer, and its id.
 
-    transformers reads the score at the last token of a sequence that is not padding. Our sequences end in EOS or in the
-    token with which the chat template ends a turn: every other token can be the padding.
+    A plain text ends in EOS, and most templates end every dialogue in the same token: any other will do. A token that
+    the tokenizer already treats as special is best. A dialogue whose template ends no turn may end in any token that
+    text can have, which includes <unk>.
 
-    A token that the tokenizer already treats as special is best. GPT-2's tokenizer has no special token but EOS. There
-    the longest entry of the vocabulary that starts with the marker of a space is taken. As a special token it matches
-    only where a text has that marker character itself, which no real text has. A token such as "!" would match in
-    texts, and change how "!!" is tokenized.
+    GPT-2's tokenizer has no special token but EOS. There an entry of the vocabulary is taken that starts with the
+    marker of a space, and if possible ends in the first byte of a character: no text ends in the middle of a character.
+    As a special token it matches only where a text has the marker itself, which no real text has. A token such as "!"
+    would match in texts, and change how "!!" is tokenized.
     """
-    if not any((source / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
         return None, 1 if hf.get("eos_token_id") == 0 else 0
 
-    tokenizer = Tokenizer(source) if texts is None else texts.tokenizer
-    template = choose_template(None, None, tokenizer) if texts is None else texts.template
-    end_ids = {tokenizer.eos_id, None if template is None else _turn_end_id(template)}
+    tokenizer = Tokenizer(folder)
+    template = template or choose_template(None, None, tokenizer)
+    ends, written, is_open = _tokens_of_dialogues(tokenizer, template)
     # The vocabulary may be larger than the embedding: such ids have no row in it.
-    candidates = {token: i for token, i in tokenizer.vocabulary.items() if i not in end_ids and i < hf["vocab_size"]}
-    settings = read_json(source / "special_tokens_map.json") | read_json(source / "tokenizer_config.json")
-    for token in (settings.get("pad_token"), settings.get("unk_token"), "<unk>", settings.get("bos_token")):
-        if isinstance(token, dict):
-            token = token["content"]
+    candidates = {token: i for token, i in tokenizer.vocabulary.items() if i not in ends and i < hf["vocab_size"]}
+    settings = read_json(folder / "special_tokens_map.json") | read_json(folder / "tokenizer_config.json")
+    pad, unk, bos = (_string(settings.get(name)) for name in ("pad_token", "unk_token", "bos_token"))
+    special = sorted(tokenizer.special, key=lambda token: ("pad" not in token.lower(), tokenizer.special[token]))
+    unused = [token for token in special if token != bos and tokenizer.special[token] not in written]
+    if is_open:
+        of_text = {unk, "<unk>"}
+        preferred = [token for token in (pad, *unused, bos) if token in tokenizer.special and token not in of_text]
+    else:
+        preferred = [pad, unk, "<unk>", *unused, bos]
+    for token in (*preferred, "<0xFF>"):  # a byte that UTF-8 never has
         if token in candidates:
             return token, candidates[token]
 
-    def preference(token: str) -> tuple[bool, int, str]:
+    def preference(token: str) -> tuple[bool, bool, int, str]:
         has_space_marker = token.startswith(("\u0120", "\u2581"))  # byte-level BPE, sentencepiece
-        return has_space_marker, len(token), token
+        # Byte-level BPE writes the bytes 0xC0 to 0xFF, which begin a character of several bytes, as these characters.
+        ends_midway = token[0] == "\u0120" and "\u00c0" <= token[-1] <= "\u00ff"
+        return ends_midway, has_space_marker, len(token), token
 
     token = max(candidates, key=preference)
     return token, candidates[token]
@@ -189,8 +226,31 @@ def _padding(source: Path, hf: dict, texts: TextFiles | None) -> tuple[str | Non
 def _turn_end_id(template: ChatTemplate) -> int | None:
     """The id with which a chat template ends a dialogue; None if it has no such token."""
     try:
-        text = template.render([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}])
+        text = template.render(_SAMPLE, find_replies=False)
     except ValueError:
         # The template does not accept this dialogue or is broken: the model was not trained with it.
         return None
-    return text.parts[-1] if text.ended else None
+    return text.end_id
+
+
+def _tokens_of_dialogues(tokenizer: Tokenizer, template: ChatTemplate | None) -> tuple[set[int], set[int], bool]:
+    """(tokens in which texts end or end a turn, tokens that a template writes, whether a dialogue may end in any)"""
+    ends, written, is_open = {tokenizer.eos_id}, set(), False
+    if template is None or template.plain:
+        return ends, written, is_open
+    for reply in ("b", ""):
+        dialogue = [_SAMPLE[0], {"role": "assistant", "content": reply}]
+        try:
+            text = template.render(dialogue, find_replies=False)
+        except ValueError:
+            # The template does not accept this dialogue or is broken: the model was not trained with it.
+            continue
+        ((ids, _),) = tokenizer.encode_parts([text.parts])
+        ends |= {text.end_id, *ids[-1:]}
+        written |= set(ids)
+        is_open |= text.end is None
+    return ends, written, is_open
+
+
+def _string(token: str | dict | None) -> str | None:
+    return token["content"] if isinstance(token, dict) else token

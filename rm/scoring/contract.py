@@ -4,12 +4,14 @@ A reward depends on the text as the model reads it: template, BOS and EOS, lengt
 read. Where one of them differs, a model still returns numbers, and they are wrong. So train_rm.py writes all of it to
 scoring.json, with a few probe texts and their fp32 scores, and whoever loads the model scores these texts first.
 
+A model without scoring.json comes from elsewhere. Its rewards are read where transformers reads them.
+
 Shapes: R replies.
 """
 
 import reprlib
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 
@@ -17,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from rm.data.batch import EvalBatches, PackingSettings
-from rm.data.chat import choose_template
+from rm.data.chat import DIALOGUE_FORMATS, bare_as_dialogue, choose_template
 from rm.data.dataset import TextSettings
 from rm.data.encode import TextEncoder
 from rm.data.examples import Examples
@@ -27,14 +29,16 @@ from rm.distributed import process_group as dist
 from rm.distributed import sharding
 from rm.distributed.sharding import ParallelSettings, dtype_name
 from rm.files import read_json, write_json
-from rm.hf import build, hub
+from rm.hf import build, hub, weights
+from rm.hf.folder import name_padding, padding_id, set_padding
+from rm.json_keys import Key, check_keys
 from rm.model.heads import RewardModel
 from rm.scoring.reward_set import RewardSet
 from rm.scoring.score import all_rewards, reward_statistics
 from rm.scoring.settings import ScoringTextSettings
 
 FILE, VERSION = "scoring.json", 2
-SCORED = "the last token of a text: the one that ends the template's last turn, else an EOS that is appended"
+SCORED = "the last: of a dialogue the last that its chat template writes, of a plain text the EOS behind it"
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.25}  # of a score, times its size where that is above 1
 PROBE_TEXTS = (  # fixed; only the stability of their scores matters
     "###Human: What is the capital of France?###Assistant: The capital of France is Paris.",
@@ -59,11 +63,12 @@ class Contract:
     """The content of scoring.json."""
 
     template_sha256: str | None  # of everything that decides what the template writes; None: there is no template
-    template_explicit: bool  # chosen by a setting, also for plain texts; else the model's own, for messages only
-    chat_template: str | None  # its Jinja text, for other software
+    template_explicit: bool  # chosen by a setting, also for full texts that are strings; else the model's own
+    chat_template: str | None  # its Jinja text, as it is in the folder
     dialogue_format: str | None
-    bos_token_id: int | None
-    eos_token_id: int
+    bare_text: str  # a prompt and a reply that are bare strings: "dialogue", or "plain" if they are joined
+    bos_token_id: int | None  # put before a plain text
+    eos_token_id: int  # put behind a plain text; a dialogue has the BOS and EOS that its template writes
     max_length: int
     overlong: str
     truncation_side: str
@@ -76,21 +81,53 @@ class Contract:
     version: int = VERSION
 
 
+KEYS = {
+    "version": Key(int, only=(VERSION,)),
+    "scored_token": Key(str, only=(SCORED,)),
+    "template_sha256": Key(str),
+    "template_explicit": Key(bool),
+    "chat_template": Key(str),
+    "dialogue_format": Key(str, only=tuple(DIALOGUE_FORMATS)),
+    "bare_text": Key(str, only=("dialogue", "plain")),
+    "bos_token_id": Key(int, minimum=0),
+    "eos_token_id": Key(int, minimum=0),
+    "max_length": Key(int, minimum=1),
+    "overlong": Key(str, only=("filter", "truncate")),
+    "truncation_side": Key(str, only=("left", "right")),
+    "dtype": Key(str, only=("float32", "bfloat16")),
+    "golden": Key(list),
+    "reward_mean": Key(float),
+    "reward_std": Key(float, minimum=0),
+    "reward_set": Key(str),
+}
+MAY_BE_NULL = {field.name for field in fields(Contract) if "None" in str(field.type)}
+
+
 def read(folder: str | Path) -> Contract | None:
     """The contract of a reward model's folder; None where there is none, as for a model from elsewhere."""
     file = Path(folder) / FILE
     if not file.is_file():
         return None
     content = read_json(file)
-    try:
-        if content["version"] != VERSION:
-            raise TypeError(f"its version is {content['version']!r}, this software reads {VERSION}")
-        golden = tuple(Golden(**entry) for entry in content["golden"])
-        return Contract(**content | {"golden": golden})
-    except (KeyError, TypeError) as error:
+    remedy = "restore it, or delete it to score without a contract"
+    if content.get("version") == 1:
         raise ValueError(
-            f"{file} is not a scoring contract ({error}): restore it, or delete it to score without one"
-        ) from None
+            f"{file} is version 1, of a model whose rewards were read at another token: train the model again"
+        )
+    try:
+        check_keys(file, content, KEYS)
+    except ValueError as error:
+        raise ValueError(f"{error}; {remedy}") from None
+    for name in KEYS:
+        if content.get(name) is None and name not in MAY_BE_NULL:
+            raise ValueError(f"{file}: lacks {name}; {remedy}")
+    golden = content["golden"]
+    for entry in golden:
+        if not isinstance(entry, dict) or entry.keys() != {"text", "tokens", "score"}:
+            raise ValueError(
+                f"{file}: golden has {reprlib.repr(entry)}, expected an object of text, tokens and score; {remedy}"
+            )
+    return Contract(**content | {"golden": tuple(Golden(**entry) for entry in golden)})
 
 
 def resolve(
@@ -102,64 +139,104 @@ def resolve(
         say: is given a line where there is no contract.
 
     Raises:
-        ValueError: for a template or format other than the contract's.
+        ValueError: a request differs from the contract in what a reward depends on.
     """
     given = {name: value for name, value in vars(requested).items() if value is not None}
     contract = read(folder)
     if contract is None:
-        say(f"{folder} has no {FILE}: texts are written as training here would write them with these settings")
+        say(
+            f"{folder} has no {FILE}: texts are written as training here would write them with these settings, and "
+            f"rewards are read as transformers reads them, at the last token that is not config.json's pad_token_id"
+        )
         return TextSettings(**given), None
+    lengths = {name: vars(contract)[name] for name in ("max_length", "overlong", "truncation_side")}
+    if contract.template_sha256 is None and {"chat_template", "dialogue_format"} & given.keys():
+        return TextSettings(**lengths | given), contract  # how messages are written is open
     own_template = str(folder) if contract.template_explicit and contract.dialogue_format is None else None
-    trained_with = {"dialogue_format": contract.dialogue_format, "chat_template": own_template}
-    for name, value in trained_with.items():
-        if given.get(name, value) != value:
-            trained = f"--{name} {value}" if value else f"no --{name}"
-            raise ValueError(
-                f"--{name} {given[name]}: training had {trained}, as {Path(folder) / FILE} says; leave the flag out"
-            )
-    lengths = {
-        "max_length": contract.max_length,
-        "overlong": contract.overlong,
-        "truncation_side": contract.truncation_side,
+    trained = {
+        "dialogue_format": contract.dialogue_format,
+        "chat_template": own_template,
+        "bare_text": contract.bare_text,
     }
-    return TextSettings(**lengths | given | trained_with), contract
+    for name in trained.keys() & given.keys():
+        if not _agrees(name, given[name], folder, contract):
+            flag = f"--{name} {trained[name]}" if trained[name] else f"no --{name}"
+            raise ValueError(
+                f"--{name} {given[name]}: training had {flag}, as {Path(folder) / FILE} says; leave the flag out"
+            )
+    return TextSettings(**lengths | given | trained), contract
+
+
+def _agrees(name: str, value: str, folder: str | Path, contract: Contract) -> bool:
+    """Whether a setting says what the contract says."""
+    if name != "chat_template":
+        return value == vars(contract)[name] or (name, value) == ("bare_text", "auto")
+    template = choose_template(value, None, Tokenizer(hub.tokenizer_folder(folder)))
+    return template.fingerprint == contract.template_sha256 or template.source == contract.chat_template
 
 
 def text_encoder(folder: str | Path, text: TextSettings, contract: Contract | None) -> TextEncoder:
     """Encodes texts in memory as `rm.data.dataset` encodes files with these settings.
 
     Raises:
-        ValueError: where the folder's template is not the contract's.
+        ValueError: where the folder's template, BOS or EOS is not the contract's.
     """
+    encoder = _encoder(folder, text)
+    if contract is None:
+        return replace(encoder, padding_id=_padding_id(folder, encoder.tokenizer))
+    file, template, tokenizer = Path(folder) / FILE, encoder.template, encoder.tokenizer
+    # Where training had no template, messages may be written by one that a setting names.
+    fingerprint = None if template is None else template.fingerprint
+    if fingerprint != contract.template_sha256 and not (contract.template_sha256 is None and template.explicit):
+        raise ValueError(f"{file} is violated: the chat template of {folder} is not that of training")
+    if (tokenizer.bos_id, tokenizer.eos_id) != (contract.bos_token_id, contract.eos_token_id):
+        raise ValueError(
+            f"{file} is violated: BOS and EOS of {folder} are {tokenizer.bos_id} and {tokenizer.eos_id}, and were "
+            f"{contract.bos_token_id} and {contract.eos_token_id} in training; restore its tokenizer_config.json"
+        )
+    return encoder
+
+
+def _encoder(folder: str | Path, text: TextSettings) -> TextEncoder:
     tokenizer = Tokenizer(hub.tokenizer_folder(folder))
     template = choose_template(text.chat_template, text.dialogue_format, tokenizer)
-    fingerprint = None if template is None else template.fingerprint
-    if contract and fingerprint != contract.template_sha256:
-        raise ValueError(f"{Path(folder) / FILE} is violated: the chat template of {folder} is not that of training")
-    return TextEncoder(tokenizer, template, text.max_length, text.cut)
+    as_dialogue = bare_as_dialogue(text.bare_text, template)
+    return TextEncoder(tokenizer, template, text.max_length, text.cut, as_dialogue)
 
 
-def write(
-    folder: str | Path, base: str, text: TextSettings, dtype: torch.dtype, statistics: dict | None = None
-) -> None:
+def _padding_id(folder: str | Path, tokenizer: Tokenizer) -> int | None:
+    """The token that transformers takes for padding in a model from elsewhere."""
+    # An adapter has no config.json. TRL, which trained it, took the padding of the tokenizer that is saved with it.
+    pad_token = tokenizer.named.get("pad_token")
+    if pad_token is not None and hub.base_of(folder) is not None:
+        return tokenizer.special.get(pad_token, tokenizer.vocabulary.get(pad_token))
+    _, _, hf = weights.read_config(folder)
+    return padding_id(hf)
+
+
+def write(folder: str | Path, text: TextSettings, dtype: torch.dtype, statistics: dict | None = None) -> None:
     """Write scoring.json beside the weights in `folder`, which are read back in fp32 to score the probe texts.
 
     All ranks call it.
 
     Args:
-        base: the folder that the training started from.
         text: of the training.
         dtype: that the training computed in.
         statistics: `reward_mean`, `reward_std` and `reward_set`.
     """
     folder = Path(folder)
+    tokenizer = Tokenizer(hub.tokenizer_folder(folder))
+    template = choose_template(text.chat_template, text.dialogue_format, tokenizer)
+    chat_template = None if template is None else template.for_other_software(tokenizer)
+    if dist.is_main():
+        if template is not None:
+            (folder / "chat_template.jinja").write_text(chat_template, encoding="utf-8")
+        _, _, hf = weights.read_config(folder)
+        name_padding(folder, hf, template)
+    dist.barrier()
     if text.chat_template:  # from now on it is the model's own
-        template = choose_template(text.chat_template, None, Tokenizer(hub.tokenizer_folder(base)))
-        if dist.is_main():
-            (folder / "chat_template.jinja").write_text(template.source, encoding="utf-8")
-        dist.barrier()
         text = replace(text, chat_template=str(folder))
-    encoder = text_encoder(folder, text, None)
+    encoder = _encoder(folder, text)
     probes = _probe_texts(encoder)
     examples = encoder.examples([[probe] for probe in probes])
     scores = _scores_on_disk(folder, examples).tolist()
@@ -167,8 +244,9 @@ def write(
     contract = Contract(
         template_sha256=None if encoder.template is None else encoder.template.fingerprint,
         template_explicit=encoder.as_messages,
-        chat_template=None if encoder.template is None else encoder.template.source,
+        chat_template=chat_template,
         dialogue_format=text.dialogue_format,
+        bare_text="dialogue" if encoder.bare_as_dialogue else "plain",
         bos_token_id=encoder.tokenizer.bos_id,
         eos_token_id=encoder.tokenizer.eos_id,
         max_length=text.max_length,
@@ -186,18 +264,27 @@ def write(
 def copy_to(source: str | Path, folder: str | Path) -> None:
     """Write the contract of `source` beside the same model, exported to `folder`, with the scores that it has there.
 
+    A model from elsewhere has none. It keeps its padding token, on which its rewards depend.
+
     All ranks call it. Raises ValueError where a score moved by more than rounding to bfloat16 explains.
     """
-    contract = read(source)
+    contract, folder = read(source), Path(folder)
     if contract is None:
+        tokenizer = Tokenizer(hub.tokenizer_folder(source))
+        pad_id = _padding_id(source, tokenizer)
+        if dist.is_main() and pad_id is not None:  # its rewards are read before it
+            set_padding(folder, tokenizer.string_of(pad_id), pad_id)
+        dist.barrier()
         return
-    folder = Path(folder)
     if dist.is_main():
-        if contract.template_explicit and contract.dialogue_format is None:
+        if contract.chat_template is not None:
             (folder / "chat_template.jinja").write_text(contract.chat_template, encoding="utf-8")
         write_json(folder / FILE, asdict(contract))
     dist.barrier()
     text, _ = resolve(folder, ScoringTextSettings())
+    if dist.is_main():
+        name_padding(folder, read_json(folder / "config.json"), _encoder(folder, text).template)
+    dist.barrier()
     scores = verify(
         contract, folder, text_encoder(folder, text, contract), torch.bfloat16, partial(_scores_on_disk, folder)
     )
@@ -240,7 +327,7 @@ def last_file(use_lora: bool) -> str:
 
 
 def write_all(
-    model: nn.Module, folder: Path, reward_set: RewardSet, base: str, text: TextSettings, packing: PackingSettings
+    model: nn.Module, folder: Path, reward_set: RewardSet, text: TextSettings, packing: PackingSettings
 ) -> None:
     """At the end of a training: the contract of `folder/model`, and of `folder/adapter` where LoRA left one.
 
@@ -257,7 +344,7 @@ def write_all(
         if dist.any_rank(not form.is_dir()):
             dist.say(f"{form} is not visible to every process, so that it gets no {FILE}")
         else:
-            write(form, base, text, model.compute_dtype, statistics)
+            write(form, text, model.compute_dtype, statistics)
 
 
 def score_examples(model: nn.Module, examples: Examples) -> Tensor:
@@ -286,8 +373,9 @@ def verify(
     """
     if not contract.golden:
         return []
-    # The texts are as long as they were after training, whatever max_length is requested now.
-    encoder = replace(encoder, max_length=max(len(golden.tokens) for golden in contract.golden), cut=None)
+    # The texts are as long as they were in training, whatever max_length is requested now.
+    cut = contract.truncation_side if contract.overlong == "truncate" else None
+    encoder = replace(encoder, max_length=contract.max_length, cut=cut)
     examples = encoder.examples([[golden.text] for golden in contract.golden])
     scores = score(examples).tolist()
     for number, (golden, example, now) in enumerate(zip(contract.golden, examples, scores, strict=True), start=1):

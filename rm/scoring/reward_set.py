@@ -41,7 +41,7 @@ def choose(
 ) -> RewardSet:
     """The given set; else held-out examples where there are any, else examples that were trained on."""
     if settings.reward_set_path:
-        examples, _ = read_cached(Task.SFT, settings.reward_set_path, text, tokenizer, cache_dir)
+        examples, _ = read_cached(Task.SCORED_DEMONSTRATIONS, settings.reward_set_path, text, tokenizer, cache_dir)
         return RewardSet(examples, f"{len(examples)} demonstrations of {' '.join(settings.reward_set_path)}")
     kind = "held out" if data.held_out else "trained on"
     examples = (data.held_out or data.train)[:ENOUGH]

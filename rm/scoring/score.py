@@ -44,7 +44,10 @@ def reward_statistics(model: nn.Module, batches: EvalBatches) -> dict[str, float
     are over its demonstrations (arXiv 2203.02155, section 3.5). Tied best replies all count. Exact over ranks, in fp64.
     """
     examples = batches.examples
-    best = np.maximum.reduceat(examples.grade, examples.reply_offsets[:-1])
-    is_best = examples.grade == best.repeat(np.diff(examples.reply_offsets))
+    counts = np.diff(examples.reply_offsets)
+    # A label below 0.5 says that the order of the grades is wrong, and 0.5 that the replies are tied.
+    grade = examples.grade * np.sign(examples.label - 0.5).repeat(counts)
+    best = np.maximum.reduceat(grade, examples.reply_offsets[:-1])
+    is_best = grade == best.repeat(counts)
     rewards = all_rewards(model, batches).double().numpy()[is_best]
     return {"reward_mean": float(rewards.mean()), "reward_std": float(rewards.std())}

@@ -30,6 +30,7 @@ class Scorer:
 
     Under torchrun every process holds the whole model and scores by itself what it is given. A text is a string,
     treated as training treated strings, or a list of {"role", "content"} messages, which the model's template writes.
+    The reward of a model without scoring.json is read where transformers reads it.
 
     Attributes:
         contract: the content of scoring.json, None for a model without one.
@@ -45,11 +46,13 @@ class Scorer:
         chat_template: str | None = None,
         dialogue_format: str | None = None,
         max_tokens: int = 4096,
+        bare_text: str | None = None,
     ):
         """
         Args:
             path: a reward model's folder, or an adapter's; or a name on the hub, org/name or org/name@revision.
-            dtype, max_length, chat_template, dialogue_format: as the flags of eval_rm.py; None: as in training.
+            dtype, max_length, chat_template, dialogue_format, bare_text: as the flags of eval_rm.py; None: as in
+                training.
             max_tokens: computed at a time; more where a single prompt with its responses has more.
 
         Raises:
@@ -57,7 +60,10 @@ class Scorer:
         """
         path, chat_template = hub.model(str(path)), chat_template and hub.template(chat_template)
         requested = ScoringTextSettings(
-            chat_template=chat_template, dialogue_format=dialogue_format, max_length=max_length
+            chat_template=chat_template,
+            dialogue_format=dialogue_format,
+            bare_text=bare_text,
+            max_length=max_length,
         )
         text, self.contract = resolve(path, requested, say=lambda line: None)
         self.encoder, self.max_tokens = text_encoder(path, text, self.contract), max_tokens
@@ -88,12 +94,14 @@ class Scorer:
 
         Args:
             prompts: strings or messages.
-            responses: for each prompt, a list of what follows it.
+            responses: for each prompt, a list of what follows it. A prompt and a response that are both strings are
+                written as in training: as a dialogue, or joined as they stand.
         """
         groups = []
         for prompt, texts in zip(prompts, responses, strict=True):
             record = {"prompt": prompt, "responses": list(texts)}
-            groups.append(preference(record, self.encoder.as_messages).texts if texts else [])
+            sample = preference(record, self.encoder.as_messages, self.encoder.bare_as_dialogue) if texts else None
+            groups.append(sample.texts if sample else [])
         return self._score(groups, normalized)
 
     def _score(self, groups: list[list[Text]], normalized: bool) -> list[list[float]]:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from rm.config import SettingsGroup, require_positive, setting
-from rm.data.chat import DIALOGUE_FORMATS
+from rm.data.chat import BARE_TEXT, DIALOGUE_FORMATS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -11,12 +11,16 @@ class ScoringTextSettings(SettingsGroup):
     """Texts"""
 
     chat_template: str | None = setting(
-        None, "write dialogues by this Jinja file, or by the chat template of this model; or hub:org/name[/FILE]; "
-        "only for a model without scoring.json", hub="template"
+        None, "write dialogues by this Jinja file, or by the chat template of the model in this folder, or "
+        "hub:org/name[/FILE]; only where training had no template", hub="template"
     )  # fmt: skip
     dialogue_format: str | None = setting(
-        None, "write dialogues in this plain format; only for a model without scoring.json", tuple(DIALOGUE_FORMATS)
+        None, "write dialogues in this plain format; only where training had no template", tuple(DIALOGUE_FORMATS)
     )
+    bare_text: str | None = setting(
+        None, "a prompt and a reply that are both strings become a dialogue, or are joined; none: as in training, else "
+        "auto", BARE_TEXT
+    )  # fmt: skip
     max_length: int | None = setting(None, "longest text in tokens; none: as in training, else 512")
     overlong: str | None = setting(
         None, "leave out longer texts, or shorten them; none: as in training, else filter", ("filter", "truncate")

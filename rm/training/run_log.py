@@ -296,7 +296,7 @@ def provenance(settings: SettingsGroup) -> dict:
         ).stdout.strip()
     except (OSError, subprocess.TimeoutExpired):
         commit = ""
-    packages = ("torch", "tokenizers", "safetensors", "numpy")
+    packages = ("torch", "tokenizers", "sentencepiece", "safetensors", "numpy")
     return {
         "command": sys.argv,
         "settings": flatten(settings),

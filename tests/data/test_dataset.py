@@ -448,7 +448,9 @@ def test_formats_may_be_mixed_and_are_counted_in_the_report(plain, file):
     other = [{"prompt": "a", "chosen": "b", "rejected": "c"}]
     examples, report = dataset.read(Task.PREFERENCE, [file(lines(PAIRS), "a"), file(lines(other * 2), "b")], plain, 512)
     assert len(examples) == 6 and report.files == [4, 2]
-    assert str(report) == "6 records of positive/negative (4) and prompt/chosen/rejected (2): all kept"
+    assert str(report) == (
+        "6 records of positive/negative (4) and prompt/chosen/rejected (2), bare prompts and replies joined: all kept"
+    )
 
 
 def test_parquet_records_equal_those_of_json_and_null_means_absent(plain, file, tmp_path):

@@ -7,7 +7,9 @@ import pytest
 
 from rm.data import chat, dataset
 from rm.data.encode import Task, common_prefix
+from rm.data.split import SplitSettings
 from rm.data.tokenizer import Tokenizer
+from rm.distributed import process_group as dist
 from tests.templates import folder_of
 from tests.text_fixtures import byte_level, llama_like, sentencepiece_model
 
@@ -48,11 +50,11 @@ def encode(tmp_path):
     Its template is the one of `dialogue_format`, or else the model's own, if any.
     """
 
-    def run(task, tokenizer, records, max_length=512, dialogue_format=None, cut=None):
+    def run(task, tokenizer, records, max_length=512, dialogue_format=None, cut=None, bare_text="auto"):
         path = tmp_path / "data.jsonl"
         path.write_text("".join(json.dumps(record) + "\n" for record in records))
         template = chat.choose_template(None, dialogue_format, tokenizer)
-        return dataset.read(task, [path], tokenizer, max_length, template, cut)
+        return dataset.read(task, [path], tokenizer, max_length, template, cut, bare_text)
 
     return run
 
@@ -95,14 +97,49 @@ def test_a_pair_has_the_same_tokens_in_every_format(record, tokenizer, encode):
 
 
 def test_a_models_default_template_does_not_change_plain_texts(qwen, encode):
-    (pair,), _ = encode(Task.PREFERENCE, qwen, [{"prompt": "a", "chosen": "b", "rejected": "c"}])
-    assert full_texts(pair) == [with_ends(qwen, "ab"), with_ends(qwen, "ac")]
+    (pair,), _ = encode(Task.PREFERENCE, qwen, [{"chosen": HH + " b", "rejected": HH + " c"}])
+    assert full_texts(pair) == [with_ends(qwen, HH + " b"), with_ends(qwen, HH + " c")]
+
+
+BARE = {"prompt": "hi", "chosen": "the dog", "rejected": "the mat"}
+AS_MESSAGES = {"prompt": [user("hi")], "chosen": [assistant("the dog")], "rejected": [assistant("the mat")]}
+
+
+@pytest.mark.parametrize(
+    "bare",
+    [
+        BARE,
+        {"prompt": "hi", "responses": ["the dog", "the mat"], "scores": [1, 0]},
+        {"prompt": "hi", "chosen": ["the dog"], "rejected": ["the mat"]},
+        {"prompt": "\n\nHuman: hi\n\nAssistant:", "chosen": " the dog", "rejected": " the mat"},
+    ],
+    ids=["pair", "ranking", "lists", "turns in the prompt"],
+)
+def test_a_bare_prompt_and_reply_are_a_dialogue_or_joined(bare, qwen, plain, encode):
+    (as_messages,), _ = encode(Task.PREFERENCE, qwen, [AS_MESSAGES])
+    for bare_text in ("auto", "dialogue"):
+        (pair,), report = encode(Task.PREFERENCE, qwen, [bare], bare_text=bare_text)
+        assert full_texts(pair) == full_texts(as_messages)
+        assert ", bare prompts and replies as dialogues:" in str(report)
+    joined = [with_ends(qwen, bare["prompt"] + reply) for reply in replies_of(bare)]
+    (pair,), report = encode(Task.PREFERENCE, qwen, [bare], bare_text="plain")
+    assert full_texts(pair) == joined and ", bare prompts and replies joined:" in str(report)
+    (pair,), _ = encode(Task.PREFERENCE, plain, [bare])  # which has no template
+    assert full_texts(pair) == [with_ends(plain, bare["prompt"] + reply) for reply in replies_of(bare)]
+    with pytest.raises(ValueError, match="--bare_text dialogue: the model has no chat template; give --chat_template"):
+        encode(Task.PREFERENCE, plain, [bare], bare_text="dialogue")
+
+
+def replies_of(record):
+    replies = record.get("responses") or [record["chosen"], record["rejected"]]
+    return [reply if isinstance(reply, str) else reply[0] for reply in replies]
 
 
 def test_messages_are_written_by_the_models_own_template(qwen, encode):
     (pair,), report = encode(Task.PREFERENCE, qwen, [{"chosen": CHOSEN, "rejected": REJECTED}])
     for tokens in full_texts(pair):
-        assert tokens.count(qwen.eos_id) == 5 and tokens[-1] == qwen.eos_id  # of a system message and four turns
+        # Of a system message and four turns; the reward is read at the line break behind the last one.
+        assert tokens.count(qwen.eos_id) == 5 and tokens[-2:] == [qwen.eos_id, *qwen.encode("\n")]
     assert str(report) == "1 records of chosen/rejected: all kept"
 
 
@@ -165,6 +202,63 @@ def test_loss_of_a_dialogue_is_on_every_reply_and_its_end(dialogue_format, qwen,
     assert "thanks" not in qwen._model.model.decode(full_texts(one)[0])
 
 
+OPEN = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}\n{% endfor %}"  # ends no turn
+
+
+def test_eos_is_appended_to_a_dialogue_for_sft_only_and_only_where_the_template_ends_no_turn(qwen, tmp_path, capsys):
+    line_break, template = qwen.encode("\n"), tmp_path / "open.jinja"
+    template.write_text(OPEN)
+    (tmp_path / "sft.jsonl").write_text(json.dumps({"messages": CHOSEN}))
+    (tmp_path / "pairs.jsonl").write_text(json.dumps({"chosen": CHOSEN, "rejected": REJECTED}))
+
+    def load(task, file, **text):
+        data = dataset.DataSettings(dataset_path=(str(tmp_path / file),), cache_dir=str(tmp_path / "cache"))
+        others = dataset.MixtureSettings(), SplitSettings(validation_split_percentage=0)
+        with dist.session(0):
+            loaded = dataset.load(task, data, dataset.TextSettings(**text), *others, qwen, seed=0)
+        return loaded.train[0], capsys.readouterr().out
+
+    for task, file in ((Task.SFT, "sft.jsonl"), (Task.PREFERENCE, "pairs.jsonl")):
+        example, said = load(task, file)
+        assert full_texts(example)[0][-2:] == [qwen.eos_id, *line_break] and "warning" not in said
+        example, said = load(task, file, chat_template=str(template))
+        ending = [*line_break, qwen.eos_id] if task is Task.SFT else line_break
+        assert full_texts(example)[0][-len(ending) :] == ending
+        assert said.count("warning: the chat template ends no turn with a special token in 1 records") == 1
+    # What the template writes behind a reply, and EOS, are what ends it: they carry loss.
+    example, _ = load(Task.SFT, "sft.jsonl", chat_template=str(template))
+    assert loss_tokens(example)[-2:] == [*line_break, qwen.eos_id]
+    # The line break behind <|im_end|> is in the text and carries none.
+    example, _ = load(Task.SFT, "sft.jsonl")
+    assert loss_tokens(example)[-1] == qwen.eos_id
+
+
+def test_demonstrations_to_score_are_written_as_preferences_are(qwen, tmp_path):
+    (tmp_path / "sft.jsonl").write_text(json.dumps({"messages": CHOSEN}))
+    (tmp_path / "pairs.jsonl").write_text(json.dumps({"chosen": CHOSEN, "rejected": REJECTED}))
+    template = chat.ChatTemplate(OPEN, "mine", qwen)
+    (one,), _ = dataset.read(Task.SCORED_DEMONSTRATIONS, [tmp_path / "sft.jsonl"], qwen, 512, template)
+    (pair,), _ = dataset.read(Task.PREFERENCE, [tmp_path / "pairs.jsonl"], qwen, 512, template)
+    assert full_texts(one)[0] == full_texts(pair)[0]
+
+
+def test_a_preference_is_not_refused_for_want_of_a_loss_mask(qwen, encode, tmp_path):
+    # It drops the thought of a reply, so that markers around the reply do not show where it begins.
+    source = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content.split('</think>')[-1] }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n<think>\n{% endif %}"
+    )
+    template = chat.ChatTemplate(source, "mine", qwen)
+    pair = {"prompt": "hi", "chosen": "<think>a</think>the dog", "rejected": "<think>b</think>the mat"}
+    (tmp_path / "pairs").write_text(json.dumps(pair))
+    (tmp_path / "sft").write_text(json.dumps({"messages": [user("hi"), assistant(pair["chosen"])]}))
+    (one,), _ = dataset.read(Task.PREFERENCE, [tmp_path / "pairs"], qwen, 512, template)
+    text = qwen._model.model.decode(full_texts(one)[0], skip_special_tokens=False)
+    assert text == "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\nthe dog<|im_end|>\n"
+    with pytest.raises(ValueError, match="mine rewrites the dialogue before a reply"):
+        dataset.read(Task.SFT, [tmp_path / "sft"], qwen, 512, template)
+
+
 def test_an_explicit_template_makes_text2text_a_dialogue(plain, encode):
     (one,), _ = encode(Task.SFT, plain, [{"input": "hi", "output": "hello"}], dialogue_format="anthropic")
     assert full_texts(one) == [with_ends(plain, "\n\nHuman: hi\n\nAssistant: hello")]
@@ -220,8 +314,8 @@ def test_truncation_on_the_left_drops_replies_that_do_not_fit(plain, encode):
     examples, report = encode(Task.PREFERENCE, plain, pairs, 4, cut="left")
     assert examples.record.tolist() == [1]
     assert str(report) == (
-        "2 records of prompt/chosen/rejected (1) and chosen/rejected (1): 1 kept; dropped 1 whose replies alone "
-        "are longer than --max_length 4"
+        "2 records of prompt/chosen/rejected (1) and chosen/rejected (1), bare prompts and replies joined: 1 kept; "
+        "dropped 1 whose replies alone are longer than --max_length 4"
     )
 
 

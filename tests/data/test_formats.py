@@ -93,7 +93,7 @@ def test_demonstrations_are_read_in_every_format():
     assert demonstration({"text": "a", "id": 3}) == Sample("text_only", ["a"])
     assert demonstration({"text": "###Human: a"}, as_messages=True).texts == ["###Human: a"]
     pair = {"input": "2+2?", "output": "4"}
-    assert demonstration(pair) == Sample("text2text", ["2+2?4"], loss_from=4)
+    assert demonstration(pair) == Sample("text2text", ["2+2?4"], loss_from=4, bare=True)
     assert demonstration(pair, as_messages=True).texts == [[user("2+2?"), assistant("4")]]
     openai = {"messages": [SYSTEM, *A]}
     lmflow = {"conversation_id": "x", "system": "be brief", "tools": [], "messages": A}

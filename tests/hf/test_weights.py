@@ -285,11 +285,11 @@ END = "<|endoftext|>"
         (llama_like, {"eos_token": "</s>", "pad_token": {"content": "<s>"}}, "<s>"),
         (llama_like, {"eos_token": "</s>", "pad_token": "</s>", "unk_token": None}, "<unk>"),
         (llama_like, {"eos_token": "</s>", "pad_token": "[PAD]"}, "<unk>"),
-        (byte_level, {"eos_token": END}, "\u01200123456789"),
+        (byte_level, {"eos_token": END}, "\u0120caf\u00c3"),  # no text ends in the middle of a character
         (
             byte_level,
             {"eos_token": END, "bos_token": END, "unk_token": END, "pad_token": END},
-            "\u01200123456789",
+            "\u0120caf\u00c3",
         ),
     ],
     ids=[

@@ -32,7 +32,7 @@ SIZE = dict(vocab_size=400, num_labels=1, max_position_embeddings=512)
 def write(folder: Path, **text) -> None:
     """Write the contract of a model that was trained, in float32, with these settings of its texts."""
     with dist.session(0):
-        contract.write(folder, str(folder), TextSettings(**{"max_length": 200} | text), torch.float32)
+        contract.write(folder, TextSettings(**{"max_length": 200} | text), torch.float32)
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +113,7 @@ def test_probe_texts_keep_their_scores_on_one_and_two_ranks(model_folder, world)
 
 def test_two_ranks_write_the_contract_that_one_writes(model_folder, tmp_path):
     folder = without_contract(model_folder, tmp_path / "rm")
-    run_ranks(2, contract.write, folder, str(folder), TextSettings(max_length=200), torch.float32)
+    run_ranks(2, contract.write, folder, TextSettings(max_length=200), torch.float32)
     by_two, by_one = contract.read(folder), contract.read(model_folder)
     assert [one.tokens for one in by_two.golden] == [one.tokens for one in by_one.golden]
     torch.testing.assert_close(probes(folder)[1], probes(model_folder)[1], rtol=1e-5, atol=1e-5)
@@ -136,10 +136,25 @@ def test_a_changed_tokenizer_is_an_error_that_names_the_text(model_folder, tmp_p
         Scorer(changed(model_folder, tmp_path / "rm", golden=golden))
 
 
-@pytest.mark.parametrize("entries", [{"version": 1}, {"golden": None}, {"surprise": 1}, {"golden": [{"text": "a"}]}])
-def test_an_invalid_scoring_json_is_an_error_that_names_the_file(model_folder, tmp_path, entries):
-    with pytest.raises(ValueError, match=r"scoring\.json"):
+@pytest.mark.parametrize(
+    "entries, message",
+    [
+        ({"version": 1}, "is version 1, of a model whose rewards were read at another token: train the model again"),
+        ({"version": 3}, "version 3 is not implemented, only 2; restore it, or delete it"),
+        ({"golden": None}, "lacks golden; restore it"),
+        ({"bare_text": None}, "lacks bare_text; restore it"),
+        ({"bare_text": "auto"}, "bare_text 'auto' is not implemented, only 'dialogue' or 'plain'; restore it"),
+        ({"max_length": "512"}, "max_length '512' has to be of type whole number"),
+        ({"scored_token": "the first"}, "scored_token 'the first' is not implemented"),
+        ({"surprise": 1}, "surprise 1 is not implemented: it may change"),
+        ({"golden": [{"text": "a"}]}, "golden has {'text': 'a'}, expected an object of text, tokens and score"),
+        ({"eos_token_id": 7}, "BOS and EOS of .* are None and 3.., and were None and 7 in training"),
+    ],
+)
+def test_an_invalid_scoring_json_is_an_error_that_names_file_and_key(model_folder, tmp_path, entries, message):
+    with pytest.raises(ValueError, match=rf"scoring\.json.*{message}") as error:
         Scorer(changed(model_folder, tmp_path / "rm", **entries))
+    assert "\n" not in str(error.value)
 
 
 def test_a_model_without_a_contract_is_scored_with_the_default_settings(model_folder, tmp_path):
@@ -232,6 +247,31 @@ def test_a_dialogue_format_is_part_of_the_contract(model_folder, tmp_path):
         Scorer(folder, dialogue_format="anthropic")
     with pytest.raises(ValueError, match="no chat template; give"):
         plain.score([DIALOGUE])
+    # Training had no template: nothing says how messages are to be written, so that a setting may.
+    by_setting = Scorer(model_folder, dialogue_format="hh")
+    assert by_setting.score([DIALOGUE]) == pytest.approx([reward], abs=1e-5)
+    assert by_setting.score_responses(["hi there"], [["hello"]])[0] == pytest.approx([reward], abs=1e-5)
+
+
+def test_a_setting_that_says_what_the_contract_says_is_accepted(model_folder, tmp_path):
+    (tmp_path / "mine.jinja").write_text(CHATML)
+    (tmp_path / "other.jinja").write_text(CHATML.replace("<", "("))
+    mine, other = str(tmp_path / "mine.jinja"), str(tmp_path / "other.jinja")
+    cases = {  # name -> settings of training, settings that agree, settings that differ
+        "file": ({"chat_template": mine}, {"chat_template": mine}, {"chat_template": other}),
+        "own": ({}, {"chat_template": mine}, {"dialogue_format": "hh"}),
+        "hh": ({"dialogue_format": "hh"}, {"dialogue_format": "hh"}, {"chat_template": other}),
+        "dialogue": ({}, {"bare_text": "dialogue"}, {"bare_text": "plain"}),
+        "plain": ({"bare_text": "plain"}, {"bare_text": "plain"}, {"bare_text": "dialogue"}),
+    }
+    for name, (of_training, agree, differ) in cases.items():
+        folder = without_contract(model_folder, tmp_path / name, CHATML)
+        write(folder, **of_training)
+        (reward,) = Scorer(folder).score([DIALOGUE])
+        for same in (agree, {"chat_template": str(folder)}, {"chat_template": f"{folder}/"}, {"bare_text": "auto"}):
+            assert Scorer(folder, **same).score([DIALOGUE]) == [reward]
+        with pytest.raises(ValueError, match=f"--{[*differ][0]} .*: training had .*, as .* says; leave the flag out"):
+            Scorer(folder, **differ)
 
 
 def test_a_template_from_a_file_is_saved_with_the_model(model_folder, tmp_path):
@@ -239,7 +279,7 @@ def test_a_template_from_a_file_is_saved_with_the_model(model_folder, tmp_path):
     (tmp_path / "mine.jinja").write_text(CHATML)
     write(folder, chat_template=str(tmp_path / "mine.jinja"))
     (tmp_path / "mine.jinja").unlink()
-    assert contract.read(folder).chat_template == CHATML
+    assert contract.read(folder).chat_template == CHATML == (folder / "chat_template.jinja").read_text()
     assert len(Scorer(folder).score([DIALOGUE, "###Human: hi there###Assistant: hello"])) == 2
     (folder / "chat_template.jinja").write_text(CHATML.replace("<", "("))
     with pytest.raises(ValueError, match="the chat template of .* is not that of training"):
