@@ -24,12 +24,13 @@ def bytes_alive() -> int:
 
 
 def run_and_count(config) -> dict[str, list[int]]:
-    """The bytes of tensors whenever a file of weights is written, and whenever it is scored."""
+    """The bytes of the run's tensors whenever a file of weights is written, and whenever it is scored."""
     counted = {"saved": [], "scored": []}
+    of_other_tests = bytes_alive()
 
     def counting(function, moment: str):
         def count_and_call(*args, **kwargs):
-            counted[moment].append(bytes_alive())
+            counted[moment].append(bytes_alive() - of_other_tests)
             return function(*args, **kwargs)
 
         return count_and_call

@@ -155,9 +155,9 @@ def test_an_exported_adapter_has_the_template_that_it_was_trained_with(tmp_path)
 def test_without_the_flag_a_warning_names_the_tokens_that_are_split(tmp_path, capfd):
     folder = base(tmp_path / "base", "json", tied=True)
     out = train(settings(folder, tmp_path / "out", add_special_tokens=()))
-    warnings = [line for line in capfd.readouterr().out.splitlines() if line.startswith("warning: ")]
-    assert len(warnings) == 1
-    assert "<|im_start|>, <|im_end|>" in warnings[0] and "--add_special_tokens auto" in warnings[0]
+    lines = capfd.readouterr().out.splitlines()
+    (warning,) = [line for line in lines if line.startswith("warning: ") and "--add_special_tokens auto" in line]
+    assert "<|im_start|>, <|im_end|>" in warning
     assert json.loads((out / "model" / "config.json").read_text())["vocab_size"] == 400
 
 
