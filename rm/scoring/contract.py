@@ -100,6 +100,7 @@ KEYS = {
     "reward_std": Key(float, minimum=0),
     "reward_set": Key(str),
 }
+GOLDEN_KEYS = {"text": Key((str, list)), "tokens": Key(list), "score": Key(float)}
 MAY_BE_NULL = {field.name for field in fields(Contract) if "None" in str(field.type)}
 
 
@@ -121,13 +122,13 @@ def read(folder: str | Path) -> Contract | None:
     for name in KEYS:
         if content.get(name) is None and name not in MAY_BE_NULL:
             raise ValueError(f"{file}: lacks {name}; {remedy}")
-    golden = content["golden"]
-    for entry in golden:
-        if not isinstance(entry, dict) or entry.keys() != {"text", "tokens", "score"}:
+    for entry in content["golden"]:
+        fits = isinstance(entry, dict) and entry.keys() == GOLDEN_KEYS.keys() and None not in entry.values()
+        if not fits or any(key.problem(entry[name]) for name, key in GOLDEN_KEYS.items()):
             raise ValueError(
                 f"{file}: golden has {reprlib.repr(entry)}, expected an object of text, tokens and score; {remedy}"
             )
-    return Contract(**content | {"golden": tuple(Golden(**entry) for entry in golden)})
+    return Contract(**content | {"golden": tuple(Golden(**entry) for entry in content["golden"])})
 
 
 def resolve(

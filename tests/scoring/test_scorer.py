@@ -148,6 +148,7 @@ def test_a_changed_tokenizer_is_an_error_that_names_the_text(model_folder, tmp_p
         ({"scored_token": "the first"}, "scored_token 'the first' is not implemented"),
         ({"surprise": 1}, "surprise 1 is not implemented: it may change"),
         ({"golden": [{"text": "a"}]}, "golden has {'text': 'a'}, expected an object of text, tokens and score"),
+        ({"golden": [{"text": "a", "tokens": [1], "score": "2"}]}, "golden has {.*, expected an object of text"),
         ({"eos_token_id": 7}, "BOS and EOS of .* are None and 3.., and were None and 7 in training"),
     ],
 )
