@@ -1,0 +1,78 @@
+"""The rest of a world with GPUs: what `torch.cuda` says, and a process group of which rank 0 alone exists."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from unittest import mock
+
+import torch
+import torch.distributed as torch_dist
+
+from rm.distributed.torch_private import FakeStore
+from tests.fake_cuda.device import FakeDevice
+from tests.fake_cuda.watch import Watch
+
+
+@contextlib.contextmanager
+def gpus(world_size: int) -> Iterator[Watch]:
+    """This process is rank 0 of `world_size`, has an H100, and makes fake tensors; yields what watches its ops."""
+    watch = Watch()
+    with mock.patch.multiple(torch.cuda, **_torch_cuda(watch)), mock.patch.dict(os.environ, LOCAL_RANK="0"):
+        # Not "fake": with that name alone, `dist.device` says CPU, as it has to in a plan.
+        torch_dist.init_process_group("cpu:fake,cuda:fake", store=FakeStore(), rank=0, world_size=world_size)
+        try:
+            with FakeDevice(), watch:
+                yield watch
+        finally:
+            torch_dist.destroy_process_group()
+
+
+def _torch_cuda(watch: Watch) -> dict:
+    """What of `torch.cuda` training and FSDP2 use, on a device that has done everything as soon as it is asked to."""
+
+    class Event:
+        def __init__(self, *args, **kwargs): ...
+
+        def record(self, stream=None): ...
+
+        def wait(self, stream=None): ...
+
+        def query(self) -> bool:
+            return True
+
+        def synchronize(self) -> None:
+            watch.note_wait("Event.synchronize")
+
+    class Stream:
+        device = torch.device("cuda", 0)
+
+        def __init__(self, *args, **kwargs): ...
+
+        def wait_stream(self, stream): ...
+
+        def wait_event(self, event): ...
+
+        def record_event(self, event=None) -> Event:
+            return event or Event()
+
+        def synchronize(self) -> None:
+            watch.note_wait("Stream.synchronize")
+
+    the_stream = Stream()
+    return dict(
+        is_available=lambda: True,
+        is_initialized=lambda: True,
+        is_bf16_supported=lambda including_emulation=True: True,
+        device_count=lambda: 1,
+        current_device=lambda: 0,
+        set_device=lambda device: None,
+        get_device_name=lambda device=None: "NVIDIA H100 80GB HBM3",
+        get_device_capability=lambda device=None: (9, 0),
+        max_memory_allocated=lambda device=None: 0,
+        manual_seed_all=lambda seed: None,
+        synchronize=lambda device=None: watch.note_wait("torch.cuda.synchronize"),
+        current_stream=lambda device=None: the_stream,
+        stream=lambda stream: contextlib.nullcontext(),
+        Event=Event,
+        Stream=Stream,
+    )
