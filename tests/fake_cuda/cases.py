@@ -15,7 +15,7 @@ class Case:
         rankings: whether the data are rankings of up to 5 replies; else they are pairs, or for SFT texts.
         world_size: ranks, of which the first is run.
         micro_batches: of each step, by the number of their examples.
-        steps: how many; all are of the same micro-batches.
+        steps: how many, each of other examples.
         fault: a function of `faults.py`, called before the last step.
     """
 
@@ -25,7 +25,7 @@ class Case:
     layers: int = 2
     rankings: bool = False
     world_size: int = 2
-    micro_batches: tuple[int, ...] = (3, 0)
+    micro_batches: tuple[int, ...] = (3,)
     steps: int = 1
     fault: str | None = None
 
@@ -36,19 +36,18 @@ _SIZES = dict(
 )  # fmt: skip
 _MODELS = {  # config.json
     "llama": lambda layers: _SIZES | dict(model_type="llama", num_hidden_layers=layers),
-    "gemma3": lambda layers: _SIZES
-    | dict(model_type="gemma3_text", num_hidden_layers=layers, sliding_window=8, sliding_window_pattern=2),
-    "gpt2": lambda layers: dict(
-        model_type="gpt2", n_layer=layers, vocab_size=64, n_embd=32, n_head=4, n_positions=128
+    "gemma3": lambda layers: (
+        _SIZES | dict(model_type="gemma3_text", num_hidden_layers=layers, sliding_window=8, sliding_window_pattern=2)
     ),
+    "gpt2": lambda layers: dict(model_type="gpt2", n_layer=layers, vocab_size=64, n_embd=32, n_head=4, n_positions=128),
 }
 
 _LORA = dict(use_lora=True, lora_r=4, lora_target_modules=("all-linear",))
 _LISA = dict(use_lisa=True, lisa_activated_layers=1, lisa_interval_steps=1)
 _METHODS = {
-    "full": Case(),
+    "full": Case(micro_batches=(3, 0)),
     "one GPU": Case(world_size=1),
-    "HSDP": Case(settings=dict(shard_group_size=2), world_size=4),
+    "HSDP": Case(settings=dict(shard_group_size=2), world_size=4, micro_batches=(3, 0)),
     "float32": Case(settings=dict(dtype="float32")),
     "selective recomputation": Case(settings=dict(gradient_checkpointing="selective")),
     "full recomputation": Case(settings=dict(gradient_checkpointing="full")),
@@ -67,22 +66,26 @@ STEPS = {
     "RM, GPT-2": Case(model="gpt2"),
     "RM, Gemma 3": Case(model="gemma3"),
 }
-# Two depths of each: the difference is what a layer costs. 
+# Two depths of each: the difference is what a layer costs.
 BUDGETS = {
-    f"{name}, {layers} layers": replace(STEPS[name], layers=layers, micro_batches=(8, 8))
+    f"{name}, {layers} layers": replace(STEPS[name], layers=layers, micro_batches=(24, 24))
     for name in ("RM, full", "RM, LoRA", "RM, selective recomputation", "SFT, full")
     for layers in (1, 3)
 }
-_MISTAKES = (
+COMPILED = Case(steps=3, settings=dict(torch_compile=True))
+
+_IN_FORWARD = (
     "item", "copy_to_cpu", "copy_to_device", "nonzero", "mask", "cpu_indices", "synchronize", "mixed_devices",
-    "split_attention",
 )  # fmt: skip
 FAULTS = {
-    **{name: Case(fault=name) for name in _MISTAKES},
-    "state_on_cpu": Case(fault="state_on_cpu", steps=2),
+    **{name: Case(layers=1, fault=name) for name in (*_IN_FORWARD, "split_attention")},
+    "state_on_cpu": Case(layers=1, steps=2, fault="state_on_cpu"),
     **{f"twice, {layers} layers": replace(BUDGETS[f"RM, full, {layers} layers"], fault="twice") for layers in (1, 3)},
+    "twice, HSDP": replace(STEPS["RM, HSDP"], fault="twice"),
+    "graph_break": replace(COMPILED, layers=1, steps=2, fault="graph_break"),
 }
-ALL = STEPS | BUDGETS | {f"fault: {name}": case for name, case in FAULTS.items()}
+
+ALL = STEPS | BUDGETS | {"compiled": COMPILED} | {f"fault: {name}": case for name, case in FAULTS.items()}
 
 
 def config(case: Case) -> dict:

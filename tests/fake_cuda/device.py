@@ -1,9 +1,7 @@
 """A device without values: tensors on "cuda" are fake, and all others are real, as they are beside a real GPU."""
 
 import torch
-from torch import Tensor
 from torch._subclasses import FakeTensor, FakeTensorMode
-from torch.utils._pytree import tree_leaves
 
 
 class FakeDevice(FakeTensorMode):
@@ -16,7 +14,7 @@ class FakeDevice(FakeTensorMode):
 
     def __torch_dispatch__(self, op, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        is_fake = any(isinstance(x, FakeTensor) for x in tree_leaves((args, kwargs)))
+        is_fake = any(issubclass(t, FakeTensor) for t in types)
         if not is_fake and getattr(kwargs.get("device"), "type", None) != "cuda":
             return op(*args, **kwargs)
         if op is torch.ops.aten._local_scalar_dense.default:
@@ -33,6 +31,6 @@ def zero(dtype: torch.dtype) -> float | int | bool:
     return 0.0 if dtype.is_floating_point else 0
 
 
-def on_device(x: Tensor) -> bool:
-    """`x.is_cuda`, without an op that asks for it."""
+def on_device(x: object) -> bool:
+    """Whether `x` is a tensor on the device: `x.is_cuda`, without an op that asks for it."""
     return isinstance(x, FakeTensor) and x.fake_device.type == "cuda"

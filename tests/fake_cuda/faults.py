@@ -35,6 +35,14 @@ def split_attention(model: Model, optimizer: torch.optim.Optimizer, batches: Ste
     return batches
 
 
+def graph_break(model: Model, optimizer: torch.optim.Optimizer, batches: StepBatches) -> StepBatches:
+    class Eager(model.kernel):
+        __call__ = torch.compiler.disable(model.kernel.__call__)
+
+    model.kernel = Eager
+    return batches
+
+
 def twice(model: Model, optimizer: torch.optim.Optimizer, batches: StepBatches) -> StepBatches:
     """Everything is computed twice."""
     return replace(batches, micro_batches=2 * batches.micro_batches)

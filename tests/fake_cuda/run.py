@@ -24,6 +24,7 @@ from unittest import mock
 
 import torch
 from torch import nn
+from torch._dynamo.utils import counters
 
 import train_rm
 import train_sft
@@ -58,27 +59,30 @@ class Found:
     kernel: str = ""  # the attention kernel
     waits: Counter = field(default_factory=Counter)  # of all steps, as in Watch
     misplaced: set[str] = field(default_factory=set)  # what of a trained parameter is not on the device, in any step
+    active_layers: list[list[int]] = field(default_factory=list)  # of each step, with LISA
     kernels: int = 0  # of the last step
     collectives: dict[str, int] = field(default_factory=dict)  # of the last step
-    active_layers: list[list[int]] = field(default_factory=list)  # in each step, with LISA
+    graphs: list[int] = field(default_factory=list)  # how many were compiled until each step's end
+    graph_breaks: list[str] = field(default_factory=list)
     seconds: float = 0.0
 
 
 def run(case: Case) -> Found:
     found, start = Found(), time.perf_counter()
+    settings = compose(Settings, **case.settings)
     try:
-        with world.gpus(case.world_size) as watch:
-            train(case, watch, found)
+        counters.clear()
+        with world.gpus(case.world_size, watched=not settings.parallel.torch_compile) as watch:
+            train(case, settings, watch, found)
     except Exception:
         found.error = traceback.format_exc()
     found.seconds = round(time.perf_counter() - start, 2)
     return found
 
 
-def train(case: Case, watch: world.Watch, found: Found) -> None:
+def train(case: Case, settings: Settings, watch: world.Watch, found: Found) -> None:
     """The steps of a case, as a script's main() runs them."""
     script, cls = SCRIPTS[case.script]
-    settings = compose(Settings, **case.settings)
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "config.json").write_text(json.dumps(cases.config(case)))
         loss = settings.loss if cls is RewardModel else None
@@ -86,7 +90,7 @@ def train(case: Case, watch: world.Watch, found: Found) -> None:
     allocate(model)
     optimizer = optim.adamw(model, settings.optim)
     for step in range(case.steps):
-        batches = step_batches(case)
+        batches = step_batches(case, step)
         lisa.activate_layers(model, optimizer, step, settings.lisa, LISA_SEED)
         if case.fault and step == case.steps - 1:
             batches = getattr(faults, case.fault)(model, optimizer, batches)
@@ -98,17 +102,20 @@ def train(case: Case, watch: world.Watch, found: Found) -> None:
         found.misplaced |= set(misplaced(model, optimizer))
         if settings.lisa.use_lisa:
             found.active_layers.append(lisa.active_layers(step, case.layers, LISA_SEED, settings.lisa))
+        found.graphs.append(counters["stats"]["unique_graphs"])
+    found.graph_breaks = list(counters["graph_break"])
     found.kernel, found.kernels, found.collectives = model.kernel.__name__, watch.kernels, watch.collectives
 
 
-def step_batches(case: Case) -> StepBatches:
+def step_batches(case: Case, step: int) -> StepBatches:
+    """The micro-batches of a step; each step has others."""
     n = sum(case.micro_batches)
     if case.rankings:
-        examples = made.ranking_examples(*made.token_rankings(n))
+        examples = made.ranking_examples(*made.token_rankings(case.steps * n))
     else:
-        examples = training_runs.examples_of(SCRIPTS[case.script][1], n)
-    ends = list(itertools.accumulate(case.micro_batches))
-    micro_batches = [pack(examples, range(end - n, end)) for n, end in zip(case.micro_batches, ends, strict=True)]
+        examples = training_runs.examples_of(SCRIPTS[case.script][1], case.steps * n)
+    ends = itertools.accumulate(case.micro_batches, initial=step * n)
+    micro_batches = [pack(examples, range(*ends_of_one)) for ends_of_one in itertools.pairwise(ends)]
     return StepBatches(micro_batches, num_examples=n, num_labels=n, num_tokens=n, seed=0)
 
 
@@ -124,9 +131,10 @@ def misplaced(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[st
 
 def main(names: list[str]) -> None:
     load.install()
-    # The product compares two attention kernels to choose one, which takes a second: once for each dtype is enough.
-    choose = mock.patch.object(build, "choose_kernel", functools.cache(build.choose_kernel))
-    with choose:
+    compile = functools.partial(torch.compile, backend="eager")  # traces, and generates no code
+    # To choose an attention kernel, the product compares two, which takes a second: once for each dtype is enough.
+    choose_kernel = functools.cache(build.choose_kernel)
+    with mock.patch.object(torch, "compile", compile), mock.patch.object(build, "choose_kernel", choose_kernel):
         found = {name: vars(run(case)) for name, case in cases.ALL.items() if name in names or not names}
     print(json.dumps(found, default=sorted, indent=1))
 

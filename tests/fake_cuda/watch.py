@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch._subclasses import FakeTensor
 from torch.distributed.tensor import DTensor
-from torch.utils._pytree import tree_leaves
 
 from rm.distributed.torch_private import TorchDispatchMode
 from tests.fake_cuda.device import on_device
@@ -33,7 +33,7 @@ class Watch(TorchDispatchMode):
     """Leaves each op as it is, and notes it.
 
     Attributes:
-        kernels: the number of ops that start a kernel or a copy on the device. Where one starts several, it counts once.
+        kernels: the number of ops that start kernels or a copy on the device.
         collectives: kind -> number.
         waits: "what the host waits for at which line" -> number.
     """
@@ -52,14 +52,14 @@ class Watch(TorchDispatchMode):
         kwargs = kwargs or {}
         if any(issubclass(t, DTensor) for t in types):
             return NotImplemented  # DTensor runs the op on this rank's part, and that comes here again
-        if op.namespace == "prim":  # a question, such as on which device a tensor is
-            return op(*args, **kwargs)
+        if op is torch.ops.prim.device.default:
+            return args[0].fake_device  # asked as often as anything is computed
+        is_fake = any(issubclass(t, FakeTensor) for t in types)
         name = op.name().partition("::")[2].partition(".")[0]
-        inputs = _tensors((args, kwargs))
-        if any(map(on_device, inputs)):  # before the op is run: what fake tensors cannot do raises an error
+        if is_fake:  # before the op is run: what fake tensors cannot do raises an error
             self._note_waits(name, args, kwargs)
         output = op(*args, **kwargs)
-        if any(map(on_device, [*inputs, *_tensors(output)])):
+        if is_fake or on_device(output):
             if name in ("_to_copy", "copy_"):
                 self._note_copy(name, args, kwargs, output)
             if name in COLLECTIVES:
@@ -82,10 +82,6 @@ class Watch(TorchDispatchMode):
         non_blocking = kwargs.get("non_blocking", positional == (True,))
         if on_device(source) != on_device(output) and not non_blocking:
             self.note_wait("copy to the CPU" if on_device(source) else "copy to the device without non_blocking")
-
-
-def _tensors(tree) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
 
 
 def _starts_a_kernel(op, name: str) -> bool:

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import sys
 from collections.abc import Iterator
 from unittest import mock
 
@@ -14,14 +15,22 @@ from tests.fake_cuda.watch import Watch
 
 
 @contextlib.contextmanager
-def gpus(world_size: int) -> Iterator[Watch]:
-    """This process is rank 0 of `world_size`, has an H100, and makes fake tensors; yields what watches its ops."""
+def gpus(world_size: int, watched: bool = True) -> Iterator[Watch]:
+    """This process is rank 0 of `world_size` and has a GPU. Yields what watches the ops.
+
+    Args:
+        watched: False where something is compiled: torch.compile does nothing below a mode such as Watch.
+    """
     watch = Watch()
-    with mock.patch.multiple(torch.cuda, **_torch_cuda(watch)), mock.patch.dict(os.environ, LOCAL_RANK="0"):
+    with (
+        mock.patch.multiple(torch.cuda, **_torch_cuda(watch)),
+        mock.patch.dict(os.environ, LOCAL_RANK="0"),
+        mock.patch.object(sys, "excepthook"),  # init_process_group adds another one each time
+    ):
         # Not "fake": with that name alone, `dist.device` says CPU, as it has to in a plan.
         torch_dist.init_process_group("cpu:fake,cuda:fake", store=FakeStore(), rank=0, world_size=world_size)
         try:
-            with FakeDevice(), watch:
+            with FakeDevice(), watch if watched else contextlib.nullcontext():
                 yield watch
         finally:
             torch_dist.destroy_process_group()
@@ -70,6 +79,8 @@ def _torch_cuda(watch: Watch) -> dict:
         get_device_capability=lambda device=None: (9, 0),
         max_memory_allocated=lambda device=None: 0,
         manual_seed_all=lambda seed: None,
+        get_rng_state=lambda device=None: torch.get_rng_state(),
+        set_rng_state=lambda state, device=None: None,
         synchronize=lambda device=None: watch.note_wait("torch.cuda.synchronize"),
         current_stream=lambda device=None: the_stream,
         stream=lambda stream: contextlib.nullcontext(),
