@@ -1,5 +1,6 @@
 """A dispatch mode that notes what the device is given to do, and where the host waits for it."""
 
+import functools
 import sys
 from collections import Counter
 from pathlib import Path
@@ -55,7 +56,7 @@ class Watch(TorchDispatchMode):
         if op is torch.ops.prim.device.default:
             return args[0].fake_device  # asked as often as anything is computed
         is_fake = any(issubclass(t, FakeTensor) for t in types)
-        name = op.name().partition("::")[2].partition(".")[0]
+        name = _name(op)
         if is_fake:  # before the op is run: what fake tensors cannot do raises an error
             self._note_waits(name, args, kwargs)
         output = op(*args, **kwargs)
@@ -65,7 +66,7 @@ class Watch(TorchDispatchMode):
             if name in COLLECTIVES:
                 self.collectives[COLLECTIVES[name]] += 1
             else:
-                self.kernels += _starts_a_kernel(op, name)
+                self.kernels += _starts_a_kernel(op)
         return output
 
     def _note_waits(self, name: str, args: tuple, kwargs: dict) -> None:
@@ -84,11 +85,18 @@ class Watch(TorchDispatchMode):
             self.note_wait("copy to the CPU" if on_device(source) else "copy to the device without non_blocking")
 
 
-def _starts_a_kernel(op, name: str) -> bool:
+@functools.cache
+def _starts_a_kernel(op) -> bool:
     """Whether an op computes something: it is not a view, and does more than allocate."""
     writes = any(a.alias_info is not None and a.alias_info.is_write for a in op._schema.arguments)
     is_view = not writes and any(r.alias_info is not None for r in op._schema.returns)
+    name = _name(op)
     return not is_view and name not in NO_KERNEL and "empty" not in name
+
+
+def _name(op) -> str:
+    """add, of the op aten::add.Tensor."""
+    return op.name().partition("::")[2].partition(".")[0]
 
 
 def _line_of_code() -> str:

@@ -4,6 +4,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Iterator
+from types import SimpleNamespace
 from unittest import mock
 
 import torch
@@ -12,6 +13,8 @@ import torch.distributed as torch_dist
 from rm.distributed.torch_private import FakeStore
 from tests.fake_cuda.device import FakeDevice
 from tests.fake_cuda.watch import Watch
+
+H100 = SimpleNamespace(name="NVIDIA H100", major=9, minor=0, total_memory=80 * 2**30, multi_processor_count=132)
 
 
 @contextlib.contextmanager
@@ -22,6 +25,10 @@ def gpus(world_size: int, watched: bool = True) -> Iterator[Watch]:
         watched: False where something is compiled: torch.compile does nothing below a mode such as Watch.
     """
     watch = Watch()
+    with (
+        FakeDevice()
+    ):  # while CUDA is not available: otherwise torch 2.12 makes a real tensor beside the first fake one
+        torch.empty(1, device="cuda"), torch.empty(1, device="cuda:0")
     with (
         mock.patch.multiple(torch.cuda, **_torch_cuda(watch)),
         mock.patch.dict(os.environ, LOCAL_RANK="0"),
@@ -75,8 +82,10 @@ def _torch_cuda(watch: Watch) -> dict:
         device_count=lambda: 1,
         current_device=lambda: 0,
         set_device=lambda device: None,
-        get_device_name=lambda device=None: "NVIDIA H100 80GB HBM3",
-        get_device_capability=lambda device=None: (9, 0),
+        get_device_name=lambda device=None: H100.name,
+        get_device_capability=lambda device=None: (H100.major, H100.minor),
+        get_device_properties=lambda device=None: H100,
+        is_current_stream_capturing=lambda: False,
         max_memory_allocated=lambda device=None: 0,
         manual_seed_all=lambda seed: None,
         get_rng_state=lambda device=None: torch.get_rng_state(),
