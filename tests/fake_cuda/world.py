@@ -25,9 +25,8 @@ def gpus(world_size: int, watched: bool = True) -> Iterator[Watch]:
         watched: False where something is compiled: torch.compile does nothing below a mode such as Watch.
     """
     watch = Watch()
-    with (
-        FakeDevice()
-    ):  # while CUDA is not available: otherwise torch 2.12 makes a real tensor beside the first fake one
+    # torch 2.11 makes a real tensor beside the first fake one, unless CUDA is not available, as it is here still.
+    with FakeDevice():
         torch.empty(1, device="cuda"), torch.empty(1, device="cuda:0")
     with (
         mock.patch.multiple(torch.cuda, **_torch_cuda(watch)),
