@@ -1,27 +1,43 @@
 """Mistakes that the checks have to notice: each is called before the last step, and may return other micro-batches."""
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import replace
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import DynamicOutputShapeException
 
 from rm.data.batch import StepBatches
 from rm.model.attention import SplitAttention
 from rm.model.heads import Model
 
+WAITS: tuple[Callable[[Tensor], object], ...] = (  # what a host waits for, on a loss of shape (3,)
+    lambda x: x[0].item(),
+    lambda x: x.cpu(),
+    lambda x: x.new_tensor([1.0, 2.0]),
+    lambda x: x.nonzero(),
+    lambda x: x[x > 0],
+    lambda x: x[torch.tensor([0, 2])],
+    lambda x: torch.cuda.synchronize(),
+)
 
-def _in_forward(mistake: Callable[[Tensor], object]) -> Callable:
-    """A fault that calls `mistake(loss)` at the end of each forward."""
 
-    def apply(model: Model, optimizer: torch.optim.Optimizer, batches: StepBatches) -> StepBatches:
-        def hook(module, args, sums) -> None:
-            mistake(sums["loss"].detach().expand(3))
+def waits(model: Model, optimizer: torch.optim.Optimizer, batches: StepBatches) -> StepBatches:
+    """The forward makes all mistakes of WAITS."""
 
-        model.register_forward_hook(hook)
-        return batches
+    def hook(module, args, sums) -> None:
+        for mistake in WAITS:
+            with contextlib.suppress(DynamicOutputShapeException):  # fake tensors have no number of non-zeros
+                mistake(sums["loss"].detach().expand(3))
 
-    return apply
+    model.register_forward_hook(hook)
+    return batches
+
+
+def mixed_devices(model: Model, optimizer: torch.optim.Optimizer, batches: StepBatches) -> StepBatches:
+    model.register_forward_hook(lambda module, args, sums: sums | {"loss": sums["loss"] + torch.ones(3)})
+    return batches
 
 
 def state_on_cpu(model: Model, optimizer: torch.optim.Optimizer, batches: StepBatches) -> StepBatches:
@@ -46,13 +62,3 @@ def graph_break(model: Model, optimizer: torch.optim.Optimizer, batches: StepBat
 def twice(model: Model, optimizer: torch.optim.Optimizer, batches: StepBatches) -> StepBatches:
     """Everything is computed twice."""
     return replace(batches, micro_batches=2 * batches.micro_batches)
-
-
-item = _in_forward(lambda x: x[0].item())
-copy_to_cpu = _in_forward(lambda x: x.cpu())
-copy_to_device = _in_forward(lambda x: x.new_tensor([1.0, 2.0]))
-nonzero = _in_forward(lambda x: x.nonzero())
-mask = _in_forward(lambda x: x[x > 0])
-cpu_indices = _in_forward(lambda x: x[torch.tensor([0, 2])])
-synchronize = _in_forward(lambda x: torch.cuda.synchronize())
-mixed_devices = _in_forward(lambda x: x + torch.ones(3))

@@ -22,7 +22,8 @@ struct FakeCUDAHooks : CUDAHooksInterface {
   DeviceIndex exchangeDevice(DeviceIndex) const override { return 0; }
   DeviceIndex maybeExchangeDevice(DeviceIndex) const override { return 0; }
 
-  long versionCuDNN() const override { return 0; }  // torch 2.11 asks before it calls FlashAttention
+  long versionCuDNN() const override { return 0; }  // a build with CUDA asks before it chooses an attention kernel
+  long versionRuntimeCuDNN() const override { return 0; }
   bool isPinnedPtr(const void*) const override { return false; }
   Allocator* getPinnedMemoryAllocator() const override { return GetCPUAllocator(); }
   const Generator& getDefaultGenerator(DeviceIndex) const override { return detail::getDefaultCPUGenerator(); }

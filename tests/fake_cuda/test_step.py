@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 # Kernels of a layer's forward and backward in a micro-batch of 24 pairs or texts, with FSDP2's own: the ops that torch
 # 2.13's build for CPUs gives the device, without views and allocations. It takes apart a few for which a GPU has one
 # kernel (RMSNorm, the backward of SiLU), so the numbers are higher than a profile's.
-KERNELS = {"RM, full": 146, "RM, LoRA": 220, "RM, selective recomputation": 172, "SFT, full": 138}
+KERNELS = {"RM, full": 154, "RM, LoRA": 229, "RM, selective recomputation": 181, "SFT, full": 146}
 MARGIN = 1.3  # torch releases differ a little
 
 
@@ -60,13 +61,13 @@ def test_with_lisa_a_layer_trains_again_after_it_was_frozen(found):
     assert found["RM, LISA, cpu"]["active_layers"] == [[1], [0], [1]]
 
 
-def per_layer(found: dict[str, dict], name: str) -> dict[str, float]:
+def per_layer(found: dict[str, dict], name: str) -> Counter:
     """What a layer costs in a micro-batch: kernels, and collectives by kind."""
-    shallow, deep = (found[f"{name}, {layers} layers"] for layers in (1, 3))
-    assert not deep["error"] and not shallow["error"]
-    costs = {"kernels": deep["kernels"] - shallow["kernels"]}
-    costs |= {kind: number - shallow["collectives"][kind] for kind, number in deep["collectives"].items()}
-    return {name: cost / (2 * 2) for name, cost in costs.items()}  # two layers, two micro-batches
+    one, two = (found[f"{name}, {layers} layers"] for layers in (1, 2))
+    assert not one["error"] and not two["error"]
+    costs = Counter(two["collectives"], kernels=two["kernels"])
+    costs.subtract(one["collectives"], kernels=one["kernels"])
+    return costs
 
 
 @pytest.mark.parametrize("name", KERNELS)
@@ -108,21 +109,18 @@ def test_a_compiled_layer_has_no_graph_break(found):
     assert found["compiled"]["graph_breaks"] == []
 
 
-WAITS = {  # a mistake -> what the host waits for
-    "item": "_local_scalar_dense",
-    "copy_to_cpu": "copy to the CPU",
-    "copy_to_device": "copy to the device without non_blocking",
-    "nonzero": "nonzero",
-    "mask": "index by a mask",
-    "cpu_indices": "index by indices on the CPU",
-    "synchronize": "torch.cuda.synchronize",
-}
-
-
-@pytest.mark.parametrize("fault", WAITS)
-def test_a_wait_is_reported_with_its_line(found, fault):
-    (wait,) = found[f"fault: {fault}"]["waits"]
-    assert re.fullmatch(rf"{WAITS[fault]} at tests/fake_cuda/faults\.py:\d+", wait)
+def test_waits_are_reported_with_their_lines(found):
+    waits = found["fault: waits"]["waits"]
+    assert all(re.search(r" at tests/fake_cuda/faults\.py:\d+$", wait) for wait in waits)
+    assert {wait.rpartition(" at ")[0] for wait in waits} == {
+        "_local_scalar_dense",
+        "copy to the CPU",
+        "copy to the device without non_blocking",
+        "index by a mask",
+        "index by indices on the CPU",
+        "nonzero",
+        "torch.cuda.synchronize",
+    }
 
 
 def test_tensors_on_two_devices_are_an_error(found):
