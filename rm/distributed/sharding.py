@@ -97,11 +97,11 @@ def parallelize(
         train: False for a model that only scores: it needs no float32 master weights.
         offload: keep the shards of a model on a GPU in host memory, and copy them to the GPU layer by layer.
     """
-    if settings.torch_compile:
+    if settings.torch_compile and not model.kernel.compiles:
         model.kernel = _eager(model.kernel)
     for layer in model.layers:
-        # Compilation is applied below recomputation: attention breaks the graph, and a checkpointed function with a
-        # graph break in it is not compiled at all.
+        # Compilation is applied below recomputation: attention may break the graph, and a checkpointed function with
+        # a graph break in it is not compiled at all.
         if settings.torch_compile:
             layer.forward = torch.compile(layer.forward, dynamic=True)
         if recompute != "none":
@@ -132,8 +132,7 @@ def allocate(model: nn.Module, device: torch.device | None = None) -> None:
 
 
 def _eager(kernel: type) -> type:
-    """An attention kernel that torch.compile does not trace: segments differ in every micro-batch, and would make it
-    compile every one anew."""
+    """An attention kernel that torch.compile does not trace."""
 
     class EagerKernel(kernel):
         __call__ = torch.compiler.disable(kernel.__call__)

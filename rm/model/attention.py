@@ -15,7 +15,7 @@ prefix sharing and the absence of padding are one causal mask:
        x x . . x x
 
 A kernel is built once per forward from the micro-batch's segments and then called by every layer. All kernels have the
-same signature and are tested against the mask, written out entry by entry, in `tests/reference.py`.
+same signature, say by `compiles` whether torch.compile may trace them, and are tested against the mask, written out entry by entry, in `tests/reference.py`.
 
 Shapes: T tokens in a micro-batch, H heads, K kv heads, E head width, L queries and S keys of one call.
 """
@@ -43,6 +43,8 @@ class SplitAttention:
     Works on every device and dtype. On a CPU it saves all of the shared prompt's computation, where one dense (T, T)
     mask would save half of it.
     """
+
+    compiles = False  # its loop over segments differs in every micro-batch: torch.compile would trace each one anew
 
     def __init__(self, segments: list[Segment], device: torch.device):
         self.segments = segments
@@ -101,6 +103,8 @@ class VarlenAttention:
     Query sequences are [P R1], [R2], ..., key sequences [P R1], [P R2], ...: where their lengths differ, FlashAttention
     aligns the causal mask at the bottom right, which is this module's mask.
     """
+
+    compiles = True
 
     def __init__(self, segments: list[Segment], device: torch.device):
         from torch.nn.attention.varlen import varlen_attn  # only CUDA builds can call it

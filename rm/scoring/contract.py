@@ -124,7 +124,7 @@ def read(folder: str | Path) -> Contract | None:
             raise ValueError(f"{file}: lacks {name}; {remedy}")
     for entry in content["golden"]:
         fits = isinstance(entry, dict) and entry.keys() == GOLDEN_KEYS.keys() and None not in entry.values()
-        if not fits or any(key.problem(entry[name]) for name, key in GOLDEN_KEYS.items()):
+        if not fits or any(key.problem(name, entry[name]) for name, key in GOLDEN_KEYS.items()):
             raise ValueError(
                 f"{file}: golden has {reprlib.repr(entry)}, expected an object of text, tokens and score; {remedy}"
             )
