@@ -79,7 +79,7 @@ FAULTS = {
     "state_on_cpu": Case(layers=1, steps=2, fault="state_on_cpu"),
     "split_attention": Case(layers=1, fault="split_attention"),
     **{f"twice, {layers} layers": replace(BUDGETS[f"RM, full, {layers} layers"], fault="twice") for layers in (1, 2)},
-    "twice, HSDP": replace(STEPS["RM, HSDP"], fault="twice"),
+    "all_reduce_always": replace(STEPS["RM, HSDP"], fault="all_reduce_always"),
     "graph_break": replace(COMPILED, layers=1, steps=2, fault="graph_break"),
 }
 

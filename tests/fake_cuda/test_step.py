@@ -86,18 +86,12 @@ def test_a_layer_is_gathered_twice_and_its_gradient_reduced_once(found, name):
 UNITS = {"RM": 4, "SFT": 3}  # of FSDP2: two layers, the rest of the model, and a reward model's score head
 
 
-@pytest.mark.xfail(strict=True, reason="gradients are summed over shard groups in every micro-batch, not once a step")
 @pytest.mark.parametrize("task", UNITS)
 def test_gradients_are_summed_over_shard_groups_once_a_step(found, task):
     assert found[f"{task}, HSDP"]["collectives"]["all-reduce"] <= UNITS[task] + 1  # and the gradient norm
 
 
-@pytest.mark.parametrize("task", UNITS)
-def test_gradients_are_summed_over_shard_groups_at_most_once_a_micro_batch(found, task):
-    assert found[f"{task}, HSDP"]["collectives"]["all-reduce"] <= 2 * UNITS[task] + 1
-
-
-def test_a_compiled_layer_is_one_graph_whatever_the_lengths(found):
+def test_a_compiled_layer_is_not_compiled_again_for_other_lengths(found):
     compiled = found["compiled"]
     assert not compiled["error"], compiled["error"]
     first, *later = compiled["graphs"]
@@ -139,7 +133,10 @@ def test_work_that_is_done_twice_exceeds_every_budget(found):
     costs = per_layer(found, "fault: twice")
     assert costs["kernels"] > MARGIN * KERNELS["RM, full"]
     assert costs["all-gather"] > 2 and costs["reduce-scatter"] > 1
-    assert found["fault: twice, HSDP"]["collectives"]["all-reduce"] > 2 * UNITS["RM"] + 1
+
+
+def test_gradients_that_are_summed_over_shard_groups_in_every_micro_batch_exceed_the_budget(found):
+    assert found["fault: all_reduce_always"]["collectives"]["all-reduce"] > UNITS["RM"] + 1
 
 
 def test_a_graph_break_and_another_compilation_are_reported(found):
