@@ -75,7 +75,7 @@ def split_tokens(template: ChatTemplate, tokenizer: Tokenizer) -> list[str]:
     vocabulary, found = tokenizer.vocabulary, {}
     for messages in ([_SYSTEM, *_TURN, *_TURN], [*_TURN, *_TURN], _TURN):
         try:
-            parts = template.render(messages).parts
+            parts = template.render(messages, find_replies=False).parts
         except ValueError:  # the template does not accept such a dialogue, or is broken: the data will show it
             continue
         for part in parts:

@@ -121,7 +121,7 @@ def copy_tokenizer(folder: Path, source: Path, texts: TextFiles | None = None) -
             shutil.copyfile(source / name, folder / name)
     if texts is not None:
         texts.tokenizer.write_new_tokens(folder)
-        _write_template(folder, texts.template)
+        _write_template(folder, texts)
         if (folder / "adapter_config.json").is_file():
             _complete_settings(folder, texts.tokenizer)
 
@@ -170,11 +170,14 @@ def _complete_settings(folder: Path, tokenizer: Tokenizer) -> None:
     write_json(file, settings)
 
 
-def _write_template(folder: Path, template: ChatTemplate | None) -> None:
+def _write_template(folder: Path, texts: TextFiles) -> None:
     """Write the template that a setting has named: it is the model's own from now on."""
+    template = texts.template
+    # A plain format would be taken for the model's template by a training that follows, whose texts may be plain.
     if template is None or not template.explicit or template.plain:
         return
-    (folder / "chat_template.jinja").write_text(template.source, encoding="utf-8")
+    source = template.for_other_software(texts.tokenizer)
+    (folder / "chat_template.jinja").write_text(source, encoding="utf-8")
     settings = read_json(folder / "tokenizer_config.json")
     if settings.pop("chat_template", None) is not None:  # another one
         write_json(folder / "tokenizer_config.json", settings)

@@ -15,7 +15,8 @@ prefix sharing and the absence of padding are one causal mask:
        x x . . x x
 
 A kernel is built once per forward from the micro-batch's segments and then called by every layer. All kernels have the
-same signature, say by `compiles` whether torch.compile may trace them, and are tested against the mask, written out entry by entry, in `tests/reference.py`.
+same signature, and `compiles` says whether torch.compile may trace them. They are tested against the mask, written out
+entry by entry, in `tests/reference.py`.
 
 Shapes: T tokens in a micro-batch, H heads, K kv heads, E head width, L queries and S keys of one call.
 """
