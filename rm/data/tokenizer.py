@@ -116,7 +116,7 @@ class Tokenizer:
 
     def string_of(self, index: int) -> str | None:
         """The token with an id, as the vocabulary spells it; None if there is none."""
-        return self._model.string_of(index)
+        return self._model.model.id_to_token(index)
 
     def encode(self, text: str) -> list[int]:
         """The ids of plain text: without BOS and EOS, and special-token strings are text, too."""
