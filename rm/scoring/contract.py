@@ -11,7 +11,7 @@ Shapes: R replies.
 
 import reprlib
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -81,27 +81,30 @@ class Contract:
     version: int = VERSION
 
 
+GOLDEN_KEYS = {
+    "text": Key((str, list), required=True),
+    "tokens": Key(list, items=Key(int, minimum=0), required=True),
+    "score": Key(float, required=True),
+}
 KEYS = {
-    "version": Key(int, only=(VERSION,)),
-    "scored_token": Key(str, only=(SCORED,)),
+    "version": Key(int, only=(VERSION,), required=True),
+    "scored_token": Key(str, only=(SCORED,), required=True),
     "template_sha256": Key(str),
-    "template_explicit": Key(bool),
+    "template_explicit": Key(bool, required=True),
     "chat_template": Key(str),
     "dialogue_format": Key(str, only=tuple(DIALOGUE_FORMATS)),
-    "bare_text": Key(str, only=("dialogue", "plain")),
+    "bare_text": Key(str, only=("dialogue", "plain"), required=True),
     "bos_token_id": Key(int, minimum=0),
-    "eos_token_id": Key(int, minimum=0),
-    "max_length": Key(int, minimum=1),
-    "overlong": Key(str, only=("filter", "truncate")),
-    "truncation_side": Key(str, only=("left", "right")),
-    "dtype": Key(str, only=("float32", "bfloat16")),
-    "golden": Key(list),
+    "eos_token_id": Key(int, minimum=0, required=True),
+    "max_length": Key(int, minimum=1, required=True),
+    "overlong": Key(str, only=("filter", "truncate"), required=True),
+    "truncation_side": Key(str, only=("left", "right"), required=True),
+    "dtype": Key(str, only=("float32", "bfloat16"), required=True),
+    "golden": Key(list, items=Key(dict, keys=GOLDEN_KEYS), required=True),
     "reward_mean": Key(float),
     "reward_std": Key(float, minimum=0),
     "reward_set": Key(str),
 }
-GOLDEN_KEYS = {"text": Key((str, list)), "tokens": Key(list), "score": Key(float)}
-MAY_BE_NULL = {field.name for field in fields(Contract) if "None" in str(field.type)}
 
 
 def read(folder: str | Path) -> Contract | None:
@@ -110,7 +113,6 @@ def read(folder: str | Path) -> Contract | None:
     if not file.is_file():
         return None
     content = read_json(file)
-    remedy = "restore it, or delete it to score without a contract"
     if content.get("version") == 1:
         raise ValueError(
             f"{file} is version 1, of a model whose rewards were read at another token: train the model again"
@@ -118,17 +120,10 @@ def read(folder: str | Path) -> Contract | None:
     try:
         check_keys(file, content, KEYS)
     except ValueError as error:
-        raise ValueError(f"{error}; {remedy}") from None
-    for name in KEYS:
-        if content.get(name) is None and name not in MAY_BE_NULL:
-            raise ValueError(f"{file}: lacks {name}; {remedy}")
-    for entry in content["golden"]:
-        fits = isinstance(entry, dict) and entry.keys() == GOLDEN_KEYS.keys() and None not in entry.values()
-        if not fits or any(key.problem(name, entry[name]) for name, key in GOLDEN_KEYS.items()):
-            raise ValueError(
-                f"{file}: golden has {reprlib.repr(entry)}, expected an object of text, tokens and score; {remedy}"
-            )
-    return Contract(**content | {"golden": tuple(Golden(**entry) for entry in content["golden"])})
+        raise ValueError(f"{error}; restore it, or delete it to score without a contract") from None
+    values = {name: content.get(name) for name in KEYS}
+    golden = tuple(Golden(**{name: entry[name] for name in GOLDEN_KEYS}) for entry in content["golden"])
+    return Contract(**values | {"golden": golden})
 
 
 def resolve(

@@ -141,14 +141,14 @@ def test_a_changed_tokenizer_is_an_error_that_names_the_text(model_folder, tmp_p
     [
         ({"version": 1}, "is version 1, of a model whose rewards were read at another token: train the model again"),
         ({"version": 3}, "version 3 is not implemented, only 2; restore it, or delete it"),
-        ({"golden": None}, "lacks golden; restore it"),
-        ({"bare_text": None}, "lacks bare_text; restore it"),
+        ({"golden": None}, "the setting 'golden' is missing; restore it"),
+        ({"bare_text": None}, "the setting 'bare_text' is missing"),
         ({"bare_text": "auto"}, "bare_text 'auto' is not implemented, only 'dialogue' or 'plain'; restore it"),
         ({"max_length": "512"}, "max_length '512' has to be of type whole number"),
         ({"scored_token": "the first"}, "scored_token 'the first' is not implemented"),
         ({"surprise": 1}, "surprise 1 is not implemented: it may change"),
-        ({"golden": [{"text": "a"}]}, "golden has {'text': 'a'}, expected an object of text, tokens and score"),
-        ({"golden": [{"text": "a", "tokens": [1], "score": "2"}]}, "golden has {.*, expected an object of text"),
+        ({"golden": [{"text": "a"}]}, r"the setting 'golden\[0\].tokens' is missing"),
+        ({"golden": [{"text": "a", "tokens": [1], "score": "2"}]}, r"golden\[0\].score '2' has to be of type number"),
         ({"eos_token_id": 7}, "BOS and EOS of .* are None and 3.., and were None and 7 in training"),
     ],
 )
