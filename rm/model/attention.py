@@ -119,12 +119,10 @@ class VarlenAttention:
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, window: int, scale: float) -> Tensor:
         """q (T, H, E), k and v (T, K, E) -> (T, H, E)."""
-        if self.key_copies is not None:
-            k, v = (_GatherKeys.apply(x, *self.key_copies) for x in (k, v))
         return self.varlen_attn(
             q,
-            k,
-            v,
+            self._gather(k),
+            self._gather(v),
             self.query_ends,
             self.key_ends,
             self.longest_query,
@@ -134,9 +132,18 @@ class VarlenAttention:
             enable_gqa=q.shape[1] != k.shape[1],
         )
 
+    def _gather(self, x: Tensor) -> Tensor:
+        """(T, K, E) as packed -> (S, K, E): the key sequences one after another, each with a copy of its prompt."""
+        if self.key_copies is None:
+            return x
+        if torch.is_grad_enabled() and x.requires_grad:
+            return _GatherKeys.apply(x, *self.key_copies)
+        # Not by the function below, on which torch.compile of torch 2.11 fails where there is no gradient.
+        return x.index_select(0, self.key_copies[0])
+
 
 class _GatherKeys(torch.autograd.Function):
-    """(T, K, E) as packed -> (S, K, E): the key sequences one after another, each with its own copy of the prompt.
+    """The gather of `VarlenAttention`, with a backward of its own.
 
     The gradient of a prompt's token is the sum over its copies. It is added one reply at a time, so that no
     `index_add_` has an index twice: then the sum has a fixed order also on a GPU.
