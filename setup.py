@@ -18,7 +18,7 @@ setup(
     packages=find_packages(include=["rm", "rm.*"]),
     py_modules=["train_sft", "train_rm", "eval_rm"],
     install_requires=[
-        "torch>=2.11,<2.14",
+        "torch>=2.12,<2.14",  # 2.11 has no grouped-query attention in varlen_attn
         "sentencepiece>=0.2.3",
         "tokenizers",
         "safetensors",

@@ -82,12 +82,16 @@ def session(seed: int) -> Iterator[None]:
 
 
 def _set_allocator() -> None:
-    """Let the memory blocks of CUDA's caching allocator grow. Read when CUDA starts; the user's own setting is kept.
+    """Let the memory blocks of CUDA's caching allocator grow; the user's own setting is kept.
 
-    Micro-batches have many lengths, and blocks of fixed size that fit one do not fit the next.
+    Micro-batches have many lengths, and blocks of fixed size that fit one do not fit the next. The environment
+    variable alone would do nothing here: torch read it when it was imported.
     """
-    if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:  # the name that torch had before 2.9, which it still reads
-        os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
+    names = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")  # the second until torch 2.9; it is still read
+    if torch.cuda.is_available() and not any(name in os.environ for name in names):
+        from rm.distributed.torch_private import allow_blocks_to_grow
+
+        allow_blocks_to_grow()
 
 
 def check_accelerators() -> None:

@@ -97,8 +97,12 @@ def parallelize(
         train: False for a model that only scores: it needs no float32 master weights.
         offload: keep the shards of a model on a GPU in host memory, and copy them to the GPU layer by layer.
     """
-    if settings.torch_compile and not model.kernel.compiles:
-        model.kernel = _eager(model.kernel)
+    if settings.torch_compile:
+        from rm.distributed.torch_private import specialize_floats
+
+        specialize_floats()
+        if not model.kernel.compiles:
+            model.kernel = _eager(model.kernel)
     for layer in model.layers:
         # Compilation is applied below recomputation: attention may break the graph, and a checkpointed function with
         # a graph break in it is not compiled at all.

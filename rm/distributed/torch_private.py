@@ -44,6 +44,23 @@ def reset_mixed_precision_dtypes(module: FSDPModule) -> None:
         raise _missing("FSDPModule._get_fsdp_state", "--use_lisa true on a sharded model") from error
 
 
+def specialize_floats() -> None:
+    """Let torch.compile take numbers in modules, such as an adapter's scale, for constants.
+
+    By default it makes tensors on the CPU of them where lengths are dynamic, and compiles kernels for the CPU.
+    """
+    import torch._dynamo  # only here: its import takes a second
+
+    torch._dynamo.config.specialize_float = True
+
+
+def allow_blocks_to_grow() -> None:
+    """Let the memory blocks of CUDA's caching allocator grow; where torch lacks the name, they do not."""
+    set_allocator = getattr(torch._C, "_accelerator_setAllocatorSettings", None)
+    if set_allocator is not None:
+        set_allocator("expandable_segments:True")
+
+
 def set_gloo_timeout(timeout: datetime.timedelta) -> None:
     """Set how long gloo waits for another rank; `init_process_group` has one timeout for all backends.
 

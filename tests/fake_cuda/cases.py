@@ -72,6 +72,7 @@ BUDGETS = {
     for layers in (1, 2)
 }
 COMPILED = Case(steps=3, settings=dict(torch_compile=True))
+COMPILED_LORA = replace(COMPILED, settings=_LORA | dict(torch_compile=True))
 
 FAULTS = {
     "waits": Case(layers=1, fault="waits"),
@@ -83,7 +84,12 @@ FAULTS = {
     "graph_break": replace(COMPILED, layers=1, steps=2, fault="graph_break"),
 }
 
-ALL = STEPS | BUDGETS | {"compiled": COMPILED} | {f"fault: {name}": case for name, case in FAULTS.items()}
+ALL = (
+    STEPS
+    | BUDGETS
+    | {"compiled": COMPILED, "compiled LoRA": COMPILED_LORA}
+    | {f"fault: {name}": case for name, case in FAULTS.items()}
+)
 
 
 def config(case: Case) -> dict:

@@ -17,7 +17,7 @@ import tempfile
 import time
 import traceback
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from unittest import mock
@@ -64,6 +64,7 @@ class Found:
     collectives: dict[str, int] = field(default_factory=dict)  # of the last step
     graphs: list[int] = field(default_factory=list)  # how many were compiled until each step's end
     graph_breaks: list[str] = field(default_factory=list)
+    cpu_inputs: int = 0  # tensors on the CPU that compiled graphs take
     seconds: float = 0.0
 
 
@@ -72,6 +73,7 @@ def run(case: Case) -> Found:
     settings = compose(Settings, **case.settings)
     try:
         counters.clear()
+        CPU_INPUTS.clear()
         with world.gpus(case.world_size, watched=not settings.parallel.torch_compile) as watch:
             train(case, settings, watch, found)
     except Exception:
@@ -103,7 +105,7 @@ def train(case: Case, settings: Settings, watch: world.Watch, found: Found) -> N
         if settings.lisa.use_lisa:
             found.active_layers.append(lisa.active_layers(step, case.layers, LISA_SEED, settings.lisa))
         found.graphs.append(counters["stats"]["unique_graphs"])
-    found.graph_breaks = list(counters["graph_break"])
+    found.graph_breaks, found.cpu_inputs = list(counters["graph_break"]), len(CPU_INPUTS)
     found.kernel, found.kernels, found.collectives = model.kernel.__name__, watch.kernels, watch.collectives
 
 
@@ -129,9 +131,18 @@ def misplaced(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[st
                     yield f"{name}: {key} is on {device}"
 
 
+CPU_INPUTS: list[torch.Tensor] = []
+
+
+def trace(module: torch.fx.GraphModule, inputs: list) -> Callable:
+    """A backend of torch.compile that generates no code."""
+    CPU_INPUTS.extend(x for x in inputs if isinstance(x, torch.Tensor) and x.device.type == "cpu")
+    return module.forward
+
+
 def main(names: list[str]) -> None:
     load.install()
-    compile = functools.partial(torch.compile, backend="eager")  # traces, and generates no code
+    compile = functools.partial(torch.compile, backend=trace)
     # To choose an attention kernel, the product compares two, which takes a second: once for each dtype is enough.
     choose_kernel = functools.cache(build.choose_kernel)
     with mock.patch.object(torch, "compile", compile), mock.patch.object(build, "choose_kernel", choose_kernel):

@@ -91,15 +91,21 @@ def test_gradients_are_summed_over_shard_groups_once_a_step(found, task):
     assert found[f"{task}, HSDP"]["collectives"]["all-reduce"] <= UNITS[task] + 1  # and the gradient norm
 
 
-def test_a_compiled_layer_is_not_compiled_again_for_other_lengths(found):
-    compiled = found["compiled"]
+in_compiled_cases = pytest.mark.parametrize("name", ["compiled", "compiled LoRA"])
+
+
+@in_compiled_cases
+def test_a_compiled_layer_is_not_compiled_again_for_other_lengths(found, name):
+    compiled = found[name]
     assert not compiled["error"], compiled["error"]
     first, *later = compiled["graphs"]
     assert set(later) == {first}  # no step compiles anything that the first has not
 
 
-def test_a_compiled_layer_has_no_graph_break(found):
-    assert found["compiled"]["graph_breaks"] == []
+@in_compiled_cases
+def test_a_compiled_layer_has_no_graph_break_and_takes_nothing_from_the_cpu(found, name):
+    assert found[name]["graph_breaks"] == []
+    assert found[name]["cpu_inputs"] == 0  # an adapter's scale, say, for which kernels of the CPU would be compiled
 
 
 def test_waits_are_reported_with_their_lines(found):
