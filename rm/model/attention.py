@@ -22,6 +22,7 @@ Shapes: T tokens in a micro-batch, H heads, K kv heads, E head width, L queries 
 """
 
 import contextlib
+import importlib.util
 import logging
 
 import numpy as np
@@ -197,18 +198,42 @@ def _query_lengths(segments: list[Segment]) -> list[int]:
     return [n for prefix, first, *others in segments for n in (prefix + first, *others)]
 
 
+MAX_DISAGREEMENT = 0.02  # of two kernels in 16 bit, relative: an honest one is below 0.01
+
+
 def choose_kernel(device: torch.device, dtype: torch.dtype, heads: int, kv_heads: int, head_dim: int) -> type:
-    """The fastest kernel that is right here: varlen only after it agreed with split on a small random micro-batch."""
+    """The fastest kernel that is right here: varlen only after it agreed with split on a small random micro-batch.
+
+    Varlen runs on FlashAttention 3 where its package is installed on a Hopper GPU, else on torch's FlashAttention 2.
+    """
     if device.type != "cuda" or dtype not in (torch.bfloat16, torch.float16):
         return SplitAttention
-    try:
-        gap = _disagreement(device, dtype, heads, kv_heads, head_dim)
-    except (ImportError, RuntimeError, TypeError, NotImplementedError) as error:
-        logging.getLogger("rm").warning("attention: SplitAttention, since VarlenAttention does not run here: %s", error)
-        return SplitAttention
-    kernel = VarlenAttention if gap < 0.02 else SplitAttention
-    logging.getLogger("rm").info("attention: %s (relative difference of the two kernels: %.1e)", kernel.__name__, gap)
-    return kernel
+    for version in _flash_attention_versions(device):
+        try:
+            _activate_flash_attention(version)
+            gap = _disagreement(device, dtype, heads, kv_heads, head_dim)
+        except (ImportError, RuntimeError, TypeError, NotImplementedError) as error:
+            problem = f"VarlenAttention does not run here with FlashAttention {version}: {error}"
+        else:
+            if gap < MAX_DISAGREEMENT:
+                return VarlenAttention
+            problem = f"VarlenAttention with FlashAttention {version} differs from SplitAttention by {gap:.1e}"
+        logging.getLogger("rm").warning("attention: %s", problem)
+    return SplitAttention
+
+
+def _flash_attention_versions(device: torch.device) -> list[int]:
+    """What can be tried, the fastest first."""
+    is_hopper = torch.cuda.get_device_capability(device)[0] == 9
+    has_package = importlib.util.find_spec("flash_attn_interface") is not None
+    return [3, 2] if is_hopper and has_package else [2]
+
+
+def _activate_flash_attention(version: int) -> None:
+    if version == 3:
+        torch.nn.attention.activate_flash_attention_impl("FA3")
+    elif torch.nn.attention.current_flash_attention_impl() is not None:
+        torch.nn.attention.restore_flash_attention_impl()
 
 
 @torch.enable_grad()  # also where a model is built for scoring alone

@@ -81,17 +81,54 @@ def test_split_attention_is_chosen_on_a_cpu_and_for_float32():
         assert attention.choose_kernel(torch.device(device), dtype, 4, 2, 8) is SplitAttention
 
 
+@pytest.fixture
+def on_hopper(monkeypatch):
+    """A function that chooses a kernel on a GPU that is not there: (kernel, versions of FlashAttention that ran).
+
+    `gaps` has the difference from split attention for each version, or an exception that it raises.
+    """
+
+    def choose(gaps: dict, has_package: bool = False) -> tuple[type, list[int]]:
+        ran, active = [], [None]
+
+        def disagreement(*_) -> float:
+            version = 3 if active[0] == "FA3" else 2
+            ran.append(version)
+            if isinstance(gaps[version], Exception):
+                raise gaps[version]
+            return gaps[version]
+
+        package = object() if has_package else None
+        monkeypatch.setattr(attention.importlib.util, "find_spec", lambda name: package)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+        monkeypatch.setattr(torch.nn.attention, "activate_flash_attention_impl", lambda name: active.insert(0, name))
+        monkeypatch.setattr(torch.nn.attention, "current_flash_attention_impl", lambda: active[0])
+        monkeypatch.setattr(torch.nn.attention, "restore_flash_attention_impl", lambda: active.insert(0, None))
+        monkeypatch.setattr(attention, "_disagreement", disagreement)
+        return attention.choose_kernel(torch.device("cuda"), torch.bfloat16, 4, 2, 8), ran
+
+    return choose
+
+
 @pytest.mark.parametrize(
     ("gap", "kernel"), [(0.005, VarlenAttention), (0.5, SplitAttention), (float("nan"), SplitAttention)]
 )
-def test_on_cuda_varlen_is_chosen_only_where_it_agrees_with_split(monkeypatch, gap, kernel):
-    monkeypatch.setattr(attention, "_disagreement", lambda *_: gap)
-    assert attention.choose_kernel(torch.device("cuda"), torch.bfloat16, 4, 2, 8) is kernel
+def test_on_cuda_varlen_is_chosen_only_where_it_agrees_with_split(on_hopper, gap, kernel):
+    assert on_hopper({2: gap}) == (kernel, [2])
 
 
-def test_on_cuda_split_is_chosen_where_varlen_cannot_run(monkeypatch):
-    def refuse(*_):
-        raise RuntimeError("FlashAttention only supports Ampere GPUs or newer")
+def test_on_cuda_split_is_chosen_where_varlen_cannot_run(on_hopper):
+    refusal = RuntimeError("FlashAttention only supports Ampere GPUs or newer")
+    assert on_hopper({2: refusal}) == (SplitAttention, [2])
 
-    monkeypatch.setattr(attention, "_disagreement", refuse)
-    assert attention.choose_kernel(torch.device("cuda"), torch.bfloat16, 4, 2, 8) is SplitAttention
+
+def test_flash_attention_3_is_used_where_it_is_installed_and_right(on_hopper):
+    assert on_hopper({3: 0.005, 2: 0.005}, has_package=True) == (VarlenAttention, [3])
+    assert on_hopper({3: 0.5, 2: 0.005}, has_package=True) == (VarlenAttention, [3, 2])
+    assert on_hopper({3: ImportError("no kernel"), 2: 0.5}, has_package=True) == (SplitAttention, [3, 2])
+
+
+def test_kernels_can_be_compared_where_gradients_are_off(monkeypatch):
+    monkeypatch.setattr(attention, "VarlenAttention", SplitAttention)
+    with torch.no_grad():
+        assert attention._disagreement(torch.device("cpu"), torch.float32, 4, 2, 8) == 0
