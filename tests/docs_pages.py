@@ -30,8 +30,10 @@ FLAGS_OF_OTHERS = {  # program -> its options that the pages mention
     "apt-get": "no-install-recommends",
     "hf download": "include revision repo-type",
     "vllm": "runner",
-    "OpenRLHF": "value_head_prefix",
-    "TRL": "gradient_accumulation_steps",
+    "sglang": "model-path is-embedding",
+    "rewardbench": "model not_quantized torch_dtype max_length",
+    "OpenRLHF": "reward ds",  # the first part of dotted names
+    "TRL": "gradient_accumulation_steps lora_task_type",
 }
 
 
