@@ -103,8 +103,9 @@ def test_ranks_compares_all_processes_and_groups_with_one_process(accept, real_r
     ]
 
 
-def test_an_exported_model_whose_head_was_changed_is_refused(accept):
+def test_an_exported_model_whose_head_was_changed_is_refused(accept, monkeypatch):
     """The real processes: a training, and an evaluation of what it exported."""
+    monkeypatch.setattr(processes, "STEPS", 2)
     _, record = accept("--stages", "end", "--fault", "end")
     assert [check["check"] for check in record["checks"] if not check["passed"]] == ["eval_rm.py on the exported model"]
     assert "scoring.json" in record["checks"][-1]["value"]
