@@ -345,7 +345,7 @@ def _add_tokens(
     special = special_names(settings)
     listed = _listed_tokens(folder, settings, {"normalized": False} if before_normalization else {})
     tokenizer.add_tokens([token for _, token in sorted(listed.items())])
-    tokenizer.add_special_tokens([token for token in special if tokenizer.token_to_id(token) is not None])
+    mark_special(tokenizer, special)
     tokenizer.add_tokens(list(pieces))
     for i, token in listed.items():
         actual = tokenizer.token_to_id(token.content)
@@ -354,6 +354,18 @@ def _add_tokens(
                 f"{folder}: the settings give the added token {token.content!r} the id {i}, but it gets the next free "
                 f"one, {actual}, here and in transformers 5; correct it in tokenizer_config.json or added_tokens.json"
             )
+
+
+def mark_special(tokenizer: Tokenizer, names: Sequence[str]) -> None:
+    """Make those of the named tokens special that the vocabulary has. Added tokens keep their other flags."""
+    added = {token.content: token for token in tokenizer.get_added_tokens_decoder().values()}
+    tokens = []
+    for name in names:
+        if tokenizer.token_to_id(name) is not None:
+            token = added.get(name, AddedToken(name, normalized=False))  # it may strip the white space beside it
+            token.special = True
+            tokens.append(token)
+    tokenizer.add_special_tokens(tokens)
 
 
 def _listed_tokens(folder: Path, settings: dict, changed: dict) -> dict[int, AddedToken]:

@@ -127,6 +127,18 @@ def test_added_tokens(settings, where, tmp_path):
     assert Tokenizer(tmp_path).eos_id == (401 if where == "special_tokens_map.json" else 2)
 
 
+@pytest.mark.parametrize("strips", ["lstrip", "rstrip"])
+@pytest.mark.parametrize("family", ["llama", "phi3"])
+def test_special_tokens_strip_white_space_as_added_tokens_decoder_says(family, strips, tmp_path):
+    """Phi 3 lists its special tokens, which strip what is behind them, in both files."""
+    tokens = added("<|im_start|>", "<|im_end|>", first=296)
+    for token in tokens.values():
+        token[strips] = True
+    llama_like(tmp_path, LLAMA | {"added_tokens_decoder": tokens})
+    model_type(tmp_path, family)
+    assert_same_ids(tmp_path)
+
+
 def test_an_added_token_with_an_id_that_it_cannot_have_is_an_error(tmp_path):
     sentencepiece_model(tmp_path, LLAMA | {"added_tokens_decoder": added("<|im_end|>", first=500)})
     with pytest.raises(ValueError, match=r"'<\|im_end\|>' the id 500, but it gets the next free one, 400"):
