@@ -8,7 +8,7 @@ import pytest
 from rm.data import backend, sentencepiece_file
 from rm.data.chat import choose_template
 from rm.data.tokenizer import Tokenizer
-from tests.text_fixtures import CORPUS, byte_level, llama_like, sentencepiece_model, write_json
+from tests.text_fixtures import CORPUS, byte_level, llama_like, metaspace, sentencepiece_model, write_json
 
 transformers = pytest.importorskip("transformers")
 
@@ -159,6 +159,24 @@ def test_settings_that_split_texts_in_other_ways_are_refused(name, tmp_path):
     llama_like(tmp_path, NAMES | {name: True})
     model_type(tmp_path, "mistral")
     with pytest.raises(ValueError, match=f"tokenizer_config.json: {name} True is not implemented"):
+        backend.make(tmp_path)
+
+
+def test_every_class_of_transformers_is_implemented_or_refused_or_follows_the_file(tmp_path):
+    names = set(transformers.models.auto.tokenization_auto.TOKENIZER_MAPPING_NAMES.values()) - {None}
+    known = backend.CLASSES.keys() | backend.OTHER_CLASSES | {"TokenizersBackend", "ParakeetTokenizer"}
+    assert {name.removesuffix("Fast") for name in names} - known == set()
+    llama_like(tmp_path, NAMES | {"tokenizer_class": "T5TokenizerFast"})
+    model_type(tmp_path, "llama")
+    with pytest.raises(ValueError, match="tokenizer_class 'T5TokenizerFast' is not implemented"):
+        backend.make(tmp_path)
+    model_type(tmp_path, "mistral")  # where published files name wrong classes, and transformers ignores them
+    assert_same_ids(tmp_path)
+
+
+def test_an_unk_token_that_is_not_in_the_vocabulary_is_an_error(tmp_path):
+    metaspace(tmp_path, NAMES | {"tokenizer_class": "GemmaTokenizer", "unk_token": "<unknown>"})
+    with pytest.raises(ValueError, match="tokenizer.json: Unk token `<unknown>` not found in the vocabulary; correct"):
         backend.make(tmp_path)
 
 
