@@ -3,7 +3,7 @@
 A tokenizer.json is a complete tokenizer. A tokenizer.model (sentencepiece) has a vocabulary and a few settings. Which
 of them counts is decided by the *class* that tokenizer_config.json names: some classes of transformers take only the
 vocabulary from either file and split texts by rules of their own, which `legacy` and `add_prefix_space` change.
-`CLASSES` has those that the supported families use; every other class follows the file.
+`CLASSES` has those that the supported families use; `OTHER_CLASSES` are refused; every other name follows the file.
 
 Source: transformers 5.24, models/auto/tokenization_auto.py (which class), tokenization_utils_tokenizers.py,
 convert_slow_tokenizer.py and models/*/tokenization_*.py.
@@ -69,6 +69,7 @@ def _from_json_file(folder: Path, file: Path) -> Backend:
     if name is not None:
         CLASSES[name](tokenizer, settings)
     _add_tokens(tokenizer, folder, settings)
+    _check_unknown(tokenizer, file)
     # The file's post-processor decides about BOS: add_bos_token is ignored, as in transformers.
     bos = _first_of_post_processor(tokenizer)
     if name in OWN_BOS:
@@ -99,6 +100,7 @@ def _from_model_file(folder: Path, file: Path) -> Backend:
     ]
     before_normalization = name is None and model.add_dummy_prefix
     _add_tokens(tokenizer, folder, settings, pieces, before_normalization)
+    _check_unknown(tokenizer, file)
     bos = content(settings.get("bos_token"))
     return Backend(file, tokenizer, settings, name, bool(settings.get("add_bos_token")), bos)
 
@@ -145,6 +147,11 @@ def _class_name(folder: Path, settings: dict, is_byte_level: bool) -> str | None
         name = REGISTERED.get(model_type)
     elif name == "LlamaTokenizer" and is_byte_level:  # Llama 3 calls itself so
         name = None
+    elif name in OTHER_CLASSES:
+        raise ValueError(
+            f"{folder}: tokenizer_class {declared!r} is not implemented: in transformers it splits texts by rules of "
+            f"its own. If the model was trained with those of its tokenizer.json, set it to PreTrainedTokenizerFast"
+        )
     return name if name in CLASSES else None
 
 
@@ -218,6 +225,18 @@ CLASSES: dict[str, Callable[[Tokenizer, dict], None]] = {
     "LlamaTokenizer": _llama,
     "Qwen2Tokenizer": _qwen2,
 }
+# The other classes of transformers with rules of their own. A name that it does not know follows the file there, too.
+OTHER_CLASSES = {
+    f"{name}Tokenizer"
+    for name in """
+        Albert Bart Barthez Bartpho Bert BertGeneration BertJapanese Bertweet BigBird BioGpt Blenderbot BlenderbotSmall
+        ByT5 CLIP CTRL Camembert Canine Clvp Cohere Cpm CpmAnt DPRQuestionEncoder Deberta DebertaV2 Dia Esm Esmc FNet
+        FSMT Flaubert Funnel GPTNeoXJapanese GPTSw3 Herbert LED Lasr LayoutLMv2 LayoutLMv3 LayoutXLM Luke Lxmert M2M100
+        MBart MBart50 MLuke MPNet Marian MarkupLM Mgpstr MobileBert Mvp MyT5 Nllb Nougat OpenAIGPT PLBart Pegasus
+        Perceiver Phobert ProphetNet Qwen3_5 Rag Reformer RemBert RoCBert RoFormer Roberta SeamlessM4T Siglip Siglip2
+        Speech2Text SpeechT5 Splinter T5 Tapas Tipsv2 Udop VideoPrism Vits Wav2Vec2CTC Wav2Vec2PhonemeCTC Whisper XGLM
+        XLM XLMRoberta XLNet""".split()
+}
 # Classes that replace the post-processor of a tokenizer.json -> whether theirs adds BOS.
 OWN_BOS = {"CodeLlamaTokenizer": True, "GPTNeoXTokenizer": False}
 _END = "<|endoftext|>"
@@ -249,6 +268,14 @@ def _read_json(file: Path) -> Tokenizer:
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer
+
+
+def _check_unknown(tokenizer: Tokenizer, file: Path) -> None:
+    """Raise ValueError if text outside the vocabulary is an error, as where unk_token is not in it."""
+    try:
+        tokenizer.encode("\U0010fffd", add_special_tokens=False)  # a character of private use: no vocabulary has it
+    except Exception as error:  # `tokenizers` raises nothing more specific
+        raise ValueError(f"{file}: {error}; correct unk_token there or in tokenizer_config.json") from None
 
 
 def _first_of_post_processor(tokenizer: Tokenizer) -> str | None:
@@ -345,7 +372,7 @@ def _add_tokens(
     special = special_names(settings)
     listed = _listed_tokens(folder, settings, {"normalized": False} if before_normalization else {})
     tokenizer.add_tokens([token for _, token in sorted(listed.items())])
-    tokenizer.add_special_tokens([token for token in special if tokenizer.token_to_id(token) is not None])
+    mark_special(tokenizer, special)
     tokenizer.add_tokens(list(pieces))
     for i, token in listed.items():
         actual = tokenizer.token_to_id(token.content)
@@ -354,6 +381,18 @@ def _add_tokens(
                 f"{folder}: the settings give the added token {token.content!r} the id {i}, but it gets the next free "
                 f"one, {actual}, here and in transformers 5; correct it in tokenizer_config.json or added_tokens.json"
             )
+
+
+def mark_special(tokenizer: Tokenizer, names: Sequence[str]) -> None:
+    """Make those of the named tokens special that the vocabulary has. Added tokens keep their other flags."""
+    added = {token.content: token for token in tokenizer.get_added_tokens_decoder().values()}
+    tokens = []
+    for name in names:
+        if tokenizer.token_to_id(name) is not None:
+            token = added.get(name, AddedToken(name, normalized=False))  # it may strip the white space beside it
+            token.special = True
+            tokens.append(token)
+    tokenizer.add_special_tokens(tokens)
 
 
 def _listed_tokens(folder: Path, settings: dict, changed: dict) -> dict[int, AddedToken]:

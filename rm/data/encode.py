@@ -114,7 +114,7 @@ class Encoder:
         texts = sample.texts
         if self.task.reads_demonstrations:
             texts = [_until_last_reply(text) for text in texts]
-        if any(isinstance(text, list) and text[-1]["role"] != "assistant" for text in texts):
+        if any(isinstance(text, list) and (not text or text[-1]["role"] != "assistant") for text in texts):
             return self._drop("not ending with an assistant message")
         if self.task.reads_demonstrations and not any(_has_content(text, sample.loss_from) for text in texts):
             return self._drop("with empty text")

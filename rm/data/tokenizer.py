@@ -63,8 +63,7 @@ class Tokenizer:
             raise ValueError(f"{folder}: names no EOS token; set eos_token in its tokenizer_config.json")
         self.bos_id = _bos_id(made, folder)
         # Some files list BOS or EOS as ordinary tokens: they are not to be parsed from text either.
-        names = [name for name in backend.special_names(made.settings) if model.token_to_id(name) is not None]
-        model.add_special_tokens(names)
+        backend.mark_special(model, backend.special_names(made.settings))
         model.encode_special_tokens = True  # as ordinary text: "</s>" is not parsed as the token </s>
         added = model.get_added_tokens_decoder()
         self.special = {token.content: i for i, token in added.items() if token.special}
@@ -75,7 +74,8 @@ class Tokenizer:
         self.named = _named(made, {"bos_token": self.bos_id, "eos_token": self.eos_id})
         # The settings files as a whole are left out: they also hold what changes no id, such as the chat template.
         rules = [made.class_name, made.settings.get("legacy"), made.settings.get("add_prefix_space")]
-        tokens = [self.bos_id, self.eos_id, *sorted((i, token.content, token.special) for i, token in added.items())]
+        flags = [(i, repr(token)) for i, token in sorted(added.items())]
+        tokens = [self.bos_id, self.eos_id, *flags]
         digest = hashlib.sha256(made.file.read_bytes())
         digest.update(json.dumps([*rules, *tokens]).encode())
         self.fingerprint = digest.hexdigest()

@@ -40,7 +40,7 @@ KEYS = {  # of adapter_config.json, as peft 0.21 writes it; a key that is not he
     "r": Key(int, minimum=1),
     "lora_alpha": Key(float),
     "use_rslora": Key(bool),
-    "rank_pattern": Key(dict),
+    "rank_pattern": Key(dict, items=Key(int, minimum=1)),
     "alpha_pattern": Key(dict, items=Key(float)),
     "base_model_name_or_path": Key(str),
     "revision": Key(str),
@@ -192,6 +192,14 @@ def add(
     scale_of = _read_scales(folder)
     with open_safetensors(folder / TENSORS) as stored:
         adapted, replaced = _match(parameters, stored.keys(), folder, family, head_is_embedding)
+        for name, key in replaced.items():
+            parameter, shape = parameters[name], tuple(parameters[name].shape)
+            stored_shape = tuple(stored.get_slice(key).get_shape())
+            if stored_shape != shape:
+                raise ValueError(f"{folder} belongs to another base: {key} has the shape {stored_shape}, not {shape}")
+            # A rank's shard is empty if there are more ranks than rows.
+            if local(parameter).numel():
+                local(parameter).copy_(stored.get_slice(key)[local_slices(parameter)])
         for module, names in adapted.items():
             a = stored.get_slice(f"{module}.lora_A.weight")
             b = stored.get_slice(f"{module}.lora_B.weight")
@@ -205,14 +213,6 @@ def add(
                 )
             layout = replace(family.layout(f"{module.removeprefix(PEFT_PREFIX)}.weight"), transposed=False)
             _add_to_shards(targets, layout, kv_heads, b, a, scale_of(module, rank))
-        for name, key in replaced.items():
-            parameter, shape = parameters[name], tuple(parameters[name].shape)
-            stored_shape = tuple(stored.get_slice(key).get_shape())
-            if stored_shape != shape:
-                raise ValueError(f"{folder} belongs to another base: {key} has the shape {stored_shape}, not {shape}")
-            # A rank's shard is empty if there are more ranks than rows.
-            if local(parameter).numel():
-                local(parameter).copy_(stored.get_slice(key)[local_slices(parameter)])
     return set(replaced)
 
 
@@ -256,7 +256,8 @@ def _match(
         if is_low_rank:
             hf_name = f"{module.removeprefix(PEFT_PREFIX)}.weight"
         else:
-            hf_name = key.removeprefix(PEFT_PREFIX).replace(".modules_to_save", "")
+            # peft writes the weight of an adapted LM head, too: its vocabulary may have grown.
+            hf_name = key.removeprefix(PEFT_PREFIX).replace(".modules_to_save", "").replace(".base_layer", "")
         names = family.parameter_names(hf_name)
         if head_is_embedding and names in (["embed.weight"], ["lm_head.weight"]):
             raise ValueError(
@@ -294,24 +295,33 @@ def _read_scales(folder: Path) -> Callable[[str, int], float]:
     file = folder / CONFIG
     config = read_json(file)
     check_keys(file, config, KEYS)
-    alphas = {}
-    for pattern, alpha in (config.get("alpha_pattern") or {}).items():
-        if re.search(r"\)[*+{]", pattern) or len(re.findall(r"[*+{]", pattern)) > 3:  # matching it may take years
-            raise ValueError(
-                f"{file}: alpha_pattern {pattern!r} repeats a group, or more than three times something: write it as "
-                f"several patterns"
-            )
-        try:
-            # As peft has it (get_pattern_key): the name's last components, or, behind ^, the name from its beginning.
-            alphas[re.compile(rf"(.*\.)?({pattern})$")] = alpha
-        except re.error as error:
-            raise ValueError(f"{file}: alpha_pattern {pattern!r} is not a regular expression: {error}") from None
+    alpha_of, rank_of = _by_pattern(file, config, "alpha_pattern"), _by_pattern(file, config, "rank_pattern")
     default_alpha = config["lora_alpha"] if config.get("lora_alpha") is not None else 8
 
     def scale_of(module: str, rank: int) -> float:
         name = module.removeprefix(PEFT_PREFIX)
-        matching = [alpha for pattern, alpha in alphas.items() if pattern.match(name)]
-        alpha = matching[0] if matching else default_alpha  # the first pattern that matches counts
-        return alpha / (rank**0.5 if config.get("use_rslora") else rank)
+        declared = rank_of(name, config.get("r"))
+        if rank == 0 or declared not in (None, rank):
+            raise ValueError(
+                f"{file}: the rank of {module} is {declared}, and its tensors have {rank}: restore the file"
+            )
+        return alpha_of(name, default_alpha) / (rank**0.5 if config.get("use_rslora") else rank)
 
     return scale_of
+
+
+def _by_pattern(file: Path, config: dict, key: str) -> Callable[[str, float | None], float | None]:
+    """A function (module name, default) -> the value of the first pattern that matches the name, or the default."""
+    values = {}
+    for pattern, value in (config.get(key) or {}).items():
+        if re.search(r"\)[*+{]", pattern) or len(re.findall(r"[*+{]", pattern)) > 3:  # matching it may take years
+            raise ValueError(
+                f"{file}: {key} {pattern!r} repeats a group, or more than three times something: write it as several "
+                f"patterns"
+            )
+        try:
+            # As peft has it (get_pattern_key): the name's last components, or, behind ^, the name from its beginning.
+            values[re.compile(rf"(.*\.)?({pattern})$")] = value
+        except re.error as error:
+            raise ValueError(f"{file}: {key} {pattern!r} is not a regular expression: {error}") from None
+    return lambda name, default: next((value for pattern, value in values.items() if pattern.match(name)), default)

@@ -81,8 +81,9 @@ class Contract:
     version: int = VERSION
 
 
+MESSAGE_KEYS = {"role": Key(str, required=True), "content": Key(str, required=True)}
 GOLDEN_KEYS = {
-    "text": Key((str, list), required=True),
+    "text": Key((str, list), items=Key(dict, keys=MESSAGE_KEYS), required=True),
     "tokens": Key(list, items=Key(int, minimum=0), required=True),
     "score": Key(float, required=True),
 }

@@ -8,7 +8,7 @@ import pytest
 from rm.data import backend, sentencepiece_file
 from rm.data.chat import choose_template
 from rm.data.tokenizer import Tokenizer
-from tests.text_fixtures import CORPUS, byte_level, llama_like, sentencepiece_model, write_json
+from tests.text_fixtures import CORPUS, byte_level, llama_like, metaspace, sentencepiece_model, write_json
 
 transformers = pytest.importorskip("transformers")
 
@@ -127,6 +127,18 @@ def test_added_tokens(settings, where, tmp_path):
     assert Tokenizer(tmp_path).eos_id == (401 if where == "special_tokens_map.json" else 2)
 
 
+@pytest.mark.parametrize("strips", ["lstrip", "rstrip"])
+@pytest.mark.parametrize("family", ["llama", "phi3"])
+def test_special_tokens_strip_white_space_as_added_tokens_decoder_says(family, strips, tmp_path):
+    """Phi 3 lists its special tokens, which strip what is behind them, in both files."""
+    tokens = added("<|im_start|>", "<|im_end|>", first=296)
+    for token in tokens.values():
+        token[strips] = True
+    llama_like(tmp_path, LLAMA | {"added_tokens_decoder": tokens})
+    model_type(tmp_path, family)
+    assert_same_ids(tmp_path)
+
+
 def test_an_added_token_with_an_id_that_it_cannot_have_is_an_error(tmp_path):
     sentencepiece_model(tmp_path, LLAMA | {"added_tokens_decoder": added("<|im_end|>", first=500)})
     with pytest.raises(ValueError, match=r"'<\|im_end\|>' the id 500, but it gets the next free one, 400"):
@@ -147,6 +159,24 @@ def test_settings_that_split_texts_in_other_ways_are_refused(name, tmp_path):
     llama_like(tmp_path, NAMES | {name: True})
     model_type(tmp_path, "mistral")
     with pytest.raises(ValueError, match=f"tokenizer_config.json: {name} True is not implemented"):
+        backend.make(tmp_path)
+
+
+def test_every_class_of_transformers_is_implemented_or_refused_or_follows_the_file(tmp_path):
+    names = set(transformers.models.auto.tokenization_auto.TOKENIZER_MAPPING_NAMES.values()) - {None}
+    known = backend.CLASSES.keys() | backend.OTHER_CLASSES | {"TokenizersBackend", "ParakeetTokenizer"}
+    assert {name.removesuffix("Fast") for name in names} - known == set()
+    llama_like(tmp_path, NAMES | {"tokenizer_class": "T5TokenizerFast"})
+    model_type(tmp_path, "llama")
+    with pytest.raises(ValueError, match="tokenizer_class 'T5TokenizerFast' is not implemented"):
+        backend.make(tmp_path)
+    model_type(tmp_path, "mistral")  # where published files name wrong classes, and transformers ignores them
+    assert_same_ids(tmp_path)
+
+
+def test_an_unk_token_that_is_not_in_the_vocabulary_is_an_error(tmp_path):
+    metaspace(tmp_path, NAMES | {"tokenizer_class": "GemmaTokenizer", "unk_token": "<unknown>"})
+    with pytest.raises(ValueError, match="tokenizer.json: Unk token `<unknown>` not found in the vocabulary; correct"):
         backend.make(tmp_path)
 
 

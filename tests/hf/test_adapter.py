@@ -139,8 +139,7 @@ def test_an_adapter_that_does_not_fit_its_base_is_refused(tmp_path):
     config = out / "adapter_config.json"
 
     edit(config, base_model_name_or_path=str(tmp_path / "wider"))
-    message = error(out)
-    assert "belongs to another base: " in message and "for a weight of (64, 64)" in message
+    assert "belongs to another base: base_model.model.score.weight has the shape (1, 32), not (1, 64)" in error(out)
     edit(config, base_model_name_or_path=str(tmp_path / "other"))
     assert "belongs to another base: it has 8 unknown tensors, such as base_model.model.model.layers.0" in error(out)
     edit(config, base_model_name_or_path=str(tmp_path / "nowhere"))
@@ -168,6 +167,7 @@ def test_an_adapter_that_does_not_fit_its_base_is_refused(tmp_path):
         ({"lora_alpha": "16"}, "lora_alpha '16' has to be of type number"),
         ({"lora_alpha": True}, "lora_alpha True has to be of type number"),
         ({"r": 0}, "r 0 has to be at least 1"),
+        ({"rank_pattern": {"q_proj": "4"}}, "rank_pattern['q_proj'] '4' has to be of type whole number"),
         ({"alpha_pattern": {"q_proj": "x"}}, "alpha_pattern['q_proj'] 'x' has to be of type number"),
         ({"alpha_pattern": {"(.*.*)*x": 3}}, "alpha_pattern '(.*.*)*x' repeats a group"),
         ({"base_model_name_or_path": 3}, "base_model_name_or_path 3 has to be of type string"),
@@ -207,6 +207,44 @@ def test_a_replaced_embedding_or_head_of_a_tied_base_is_refused(tmp_path, module
     peft_model(tmp_path / "base", tmp_path / "adapter", "CAUSAL_LM", modules_to_save=[module])
     with pytest.raises(ValueError, match=f"replaces .*{module}.*, and its base ties embedding and head"):
         weights.load(_language_model(tmp_path / "base"), tmp_path / "adapter")
+
+
+@pytest.mark.parametrize(
+    ("changes", "declared"), [({"r": 99}, 99), ({"rank_pattern": {r"^model\.layers\.0\..*q_proj": 3}}, 3)]
+)
+def test_matrices_of_another_rank_than_the_config_says_are_refused(tmp_path, changes, declared):
+    """The scale depends on the rank. peft refuses them, too."""
+    tiny.llama(vocab_size=400).save_pretrained(tmp_path / "base")
+    peft_model(tmp_path / "base", tmp_path / "adapter", "CAUSAL_LM")
+    edit(tmp_path / "adapter" / "adapter_config.json", **changes)
+    with pytest.raises(ValueError, match=rf"the rank of .*q_proj is {declared}, and its tensors have 4"):
+        weights.load(_language_model(tmp_path / "base"), tmp_path / "adapter")
+
+
+def test_a_wider_base_is_refused_for_its_language_model_too(tmp_path):
+    tiny.llama(vocab_size=400).save_pretrained(tmp_path / "base")
+    tiny.llama(vocab_size=400, hidden_size=64).save_pretrained(tmp_path / "wider")
+    peft_model(tmp_path / "base", tmp_path / "adapter", "CAUSAL_LM")
+    edit(tmp_path / "adapter" / "adapter_config.json", base_model_name_or_path=str(tmp_path / "wider"))
+    with pytest.raises(ValueError, match=r"belongs to another base: .* for a weight of \(64, 64\)"):
+        weights.load(_language_model(tmp_path / "wider"), tmp_path / "adapter")
+
+
+def test_an_adapted_lm_head_with_a_weight_of_its_own_is_read_as_peft_reads_it(tmp_path):
+    """peft writes the weight of an adapted head, which here is not that of the base, beside its matrices."""
+    import transformers
+
+    tiny.llama(vocab_size=400).save_pretrained(tmp_path / "base")
+    peft_model(tmp_path / "base", tmp_path / "adapter", "CAUSAL_LM", target_modules=["q_proj", "lm_head"])
+    file = tmp_path / "adapter" / "adapter_model.safetensors"
+    tensors = load_file(file)
+    tensors["base_model.model.lm_head.base_layer.weight"] += 0.5
+    save_file(tensors, file, metadata={"format": "pt"})
+    base = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    expected = peft.PeftModel.from_pretrained(base, str(tmp_path / "adapter")).merge_and_unload().lm_head.weight
+    model = _language_model(tmp_path / "base")
+    weights.load(model, tmp_path / "adapter")
+    torch.testing.assert_close(model.lm_head.weight, expected, rtol=1e-5, atol=1e-5)
 
 
 def _language_model(folder):

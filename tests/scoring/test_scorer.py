@@ -149,6 +149,14 @@ def test_a_changed_tokenizer_is_an_error_that_names_the_text(model_folder, tmp_p
         ({"surprise": 1}, "surprise 1 is not implemented: it may change"),
         ({"golden": [{"text": "a"}]}, r"the setting 'golden\[0\].tokens' is missing"),
         ({"golden": [{"text": "a", "tokens": [1], "score": "2"}]}, r"golden\[0\].score '2' has to be of type number"),
+        (
+            {"golden": [{"text": [{"role": "user"}], "tokens": [1], "score": 2}]},
+            r"golden\[0\].text\[0\].content' is mis",
+        ),
+        (
+            {"golden": [{"text": ["a"], "tokens": [1], "score": 2}]},
+            r"golden\[0\].text\[0\] 'a' has to be of type object",
+        ),
         ({"eos_token_id": 7}, "BOS and EOS of .* are None and 3.., and were None and 7 in training"),
     ],
 )
@@ -175,6 +183,11 @@ def test_responses_share_their_prompt_and_score_as_whole_texts(model_folder):
     for rewards, expected in zip(shared, whole, strict=True):
         assert rewards == pytest.approx(expected, abs=1e-5)
     assert scorer.score([]) == [] and scorer.score_responses([], []) == []
+
+
+def test_a_dialogue_without_messages_is_an_error(model_folder):
+    with pytest.raises(ValueError, match="conversation 0 cannot be encoded .not ending with an assistant message"):
+        Scorer(model_folder).score([[]])
 
 
 def test_a_text_longer_than_in_training_is_an_error_that_names_it(model_folder):
