@@ -23,11 +23,11 @@ from rm.distributed import process_group as dist
 from rm.files import write_json
 from rm.hf import build
 from rm.model import lisa, losses
-from rm.model.attention import SplitAttention, VarlenAttention
+from rm.model.attention import VarlenAttention
 from rm.model.losses import LossSettings
 from rm.model.transformer import Transformer
 from rm.plan import memory
-from rm.plan.memory import Footprint
+from rm.plan.memory import Footprint, PlannedSplitAttention
 from rm.plan.settings import FILE, GIB, PlanSettings
 from rm.training.flops import step_flops
 from rm.training.settings import TrainingSettings
@@ -73,7 +73,7 @@ def show(
         return
     if settings.parallel.dtype == "auto":
         settings = updated(settings, dtype="bfloat16")
-    kernel = VarlenAttention if settings.parallel.dtype == "bfloat16" else SplitAttention
+    kernel = VarlenAttention if settings.parallel.dtype == "bfloat16" else PlannedSplitAttention
     on_a_gpu = kernel is VarlenAttention
     with dist.fake_process_group(processes), logits_of_a_gpu() if on_a_gpu else contextlib.nullcontext():
         plan = Plan(cls, settings, plan_settings, examples, kernel, loss, new_ids)
