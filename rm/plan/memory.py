@@ -22,6 +22,7 @@ from rm.distributed.torch_private import FakeTensorMode, FSDPMemTracker, MemTrac
 from rm.hf.weights import MAX_SHARD_BYTES
 from rm.model import lora
 from rm.model.attention import SplitAttention
+from rm.plan.roofline import CountWork, Work
 
 
 class PlannedSplitAttention(SplitAttention):
@@ -61,7 +62,12 @@ class Footprint:
 
 
 def of_step(model: nn.Module, batches: StepBatches, all_moments: bool = False) -> Footprint:
-    """The footprint of a step.
+    """The footprint of a step."""
+    return simulate(model, batches, all_moments)[0]
+
+
+def simulate(model: nn.Module, batches: StepBatches, all_moments: bool = False) -> tuple[Footprint, Work]:
+    """The footprint of a step, and the work of its micro-batches.
 
     Clipping and AdamW's fused update take hardly any memory, and the size of Adam's moments is known: what is run are
     forward and backward of the micro-batches, each next to the gradients of those before.
@@ -77,7 +83,7 @@ def of_step(model: nn.Module, batches: StepBatches, all_moments: bool = False) -
         else:
             tracker = _PlainMemTracker()
             tracker.track_external(model)
-        with tracker, _Traffic() as traffic:
+        with tracker, CountWork() as counter, _Traffic() as traffic:
             last = len(batches.micro_batches)
             for n, batch in enumerate(batches.micro_batches, start=1):
                 set_requires_all_reduce(model, n == last)  # as `train_step` does
@@ -89,7 +95,7 @@ def of_step(model: nn.Module, batches: StepBatches, all_moments: bool = False) -
         sizes[_KIND_OF.get(getattr(kind, "name", None))] += size
     layers = set(model.layers.parameters()) if all_moments else set()
     trained = {p for p in model.parameters() if p.requires_grad or p in layers}
-    return Footprint(
+    footprint = Footprint(
         weights=sizes["weights"],
         gradients=sizes["gradients"],
         optimizer=2 * sum(local(p).nbytes for p in trained),
@@ -100,6 +106,7 @@ def of_step(model: nn.Module, batches: StepBatches, all_moments: bool = False) -
         gather_traffic=traffic.gathered,
         replica_traffic=traffic.replicated,
     )
+    return footprint, counter.work
 
 
 def _end(model: nn.Module, weights: int) -> int:
