@@ -15,6 +15,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import torch
 
 from rm.config import flatten, updated
 from rm.data.batch import Loader
@@ -261,7 +262,12 @@ class Plan:
             if size:
                 hidden = f"hidden behind the computation above {size / seconds / 1e9:.1f} GB/s"
                 yield _line("communication", f"{size / GIB:.1f} GiB per step and process {where}; {hidden}")
-        yield _line("on paper", "a GPU of each kind, in bfloat16, its processes on one machine:")
+        if self.model.compute_dtype == torch.bfloat16:
+            yield from self._lines_on_paper()
+
+    def _lines_on_paper(self) -> Iterator[str]:
+        kernels = self.heaviest.work.count / self.heaviest.simulated[1]
+        yield _line("on paper", f"about {kernels:,.0f} kernels a micro-batch; with all processes on one machine:")
         for gpu in roofline.GPUS:
             step, tokens_per_second, utilization = self.on_paper(gpu)
             speed = f"{step.total:.2f} s a step, {tokens_per_second:,.0f} tokens/s each, MFU {utilization:.0%}"

@@ -1,7 +1,7 @@
-"""Seconds of a step on a GPU, on paper: each operation takes as long as its arithmetic or its memory traffic needs.
+"""Seconds of a step in bfloat16 on a GPU, on paper: an operation takes what its arithmetic or memory traffic needs.
 
-The operations are those of the simulated step (`rm.plan.memory`), as a CPU issues them: some of a GPU are fused where a
-CPU's are not. The efficiencies below are calibrated on one H200 (docs/scale.md); for every other GPU they are assumed.
+The operations are those of the simulated step (`rm.plan.memory`), as a CPU issues them: a few of them are fused on a
+GPU. The shares below are calibrated on one H200 (docs/scale.md); for every other GPU they are assumed.
 """
 
 from dataclasses import dataclass, field
@@ -87,8 +87,7 @@ def _product_flops(op, inputs: list[torch.Tensor]) -> int:
     if op.name().split(".")[0] not in ("aten::mm", "aten::addmm", "aten::bmm"):
         return 0
     left, right = [x for x in inputs if x.ndim > 1][-2:]
-    flops = 2 * left.numel() * right.shape[-1]
-    return flops if left.dtype != torch.float32 else 2 * flops  # TF32, half as fast
+    return 2 * left.numel() * right.shape[-1]
 
 
 @dataclass(frozen=True)
