@@ -8,18 +8,36 @@ is sharded.
 Not accounted for: a device's libraries (CUDA context, NCCL, cuBLAS), workspaces of kernels, and fragmentation.
 """
 
+import itertools
 from collections import Counter
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
-from rm.data.batch import StepBatches
+from rm.data.batch import Segment, StepBatches
 from rm.distributed import process_group as dist
 from rm.distributed.sharding import is_sharded, local, set_requires_all_reduce
 from rm.distributed.torch_private import FakeTensorMode, FSDPMemTracker, MemTracker, TorchDispatchMode
 from rm.hf.weights import MAX_SHARD_BYTES
 from rm.model import lora
+from rm.model.attention import SplitAttention
+from rm.plan.roofline import CountWork, Work
+
+
+class PlannedSplitAttention(SplitAttention):
+    """The memory of `SplitAttention` in a few calls a layer: those of fake tensors take as long as those of a GPU.
+
+    All segments with the same number of replies are computed as one, [P1 P2 ...] [R11 R21 ...] ..., without a mask,
+    which would be larger than all of theirs. So the values are wrong, and the masks are not counted.
+    """
+
+    def __init__(self, segments: list[Segment], device: torch.device):
+        groups = itertools.groupby(sorted(segments, key=len), key=len)
+        super().__init__([tuple(map(sum, zip(*group, strict=True))) for _, group in groups], device)
+
+    def _mask(self, queries: int, keys: int, window: int) -> None:
+        return None
 
 
 @dataclass(frozen=True)
@@ -44,7 +62,12 @@ class Footprint:
 
 
 def of_step(model: nn.Module, batches: StepBatches, all_moments: bool = False) -> Footprint:
-    """The footprint of a step.
+    """The footprint of a step."""
+    return simulate(model, batches, all_moments)[0]
+
+
+def simulate(model: nn.Module, batches: StepBatches, all_moments: bool = False) -> tuple[Footprint, Work]:
+    """The footprint of a step, and the work of its micro-batches.
 
     Clipping and AdamW's fused update take hardly any memory, and the size of Adam's moments is known: what is run are
     forward and backward of the micro-batches, each next to the gradients of those before.
@@ -58,9 +81,9 @@ def of_step(model: nn.Module, batches: StepBatches, all_moments: bool = False) -
         if is_sharded(model):
             tracker = FSDPMemTracker(model)
         else:
-            tracker = MemTracker()
+            tracker = _PlainMemTracker()
             tracker.track_external(model)
-        with tracker, _Traffic() as traffic:
+        with tracker, CountWork() as counter, _Traffic() as traffic:
             last = len(batches.micro_batches)
             for n, batch in enumerate(batches.micro_batches, start=1):
                 set_requires_all_reduce(model, n == last)  # as `train_step` does
@@ -72,7 +95,7 @@ def of_step(model: nn.Module, batches: StepBatches, all_moments: bool = False) -
         sizes[_KIND_OF.get(getattr(kind, "name", None))] += size
     layers = set(model.layers.parameters()) if all_moments else set()
     trained = {p for p in model.parameters() if p.requires_grad or p in layers}
-    return Footprint(
+    footprint = Footprint(
         weights=sizes["weights"],
         gradients=sizes["gradients"],
         optimizer=2 * sum(local(p).nbytes for p in trained),
@@ -83,6 +106,7 @@ def of_step(model: nn.Module, batches: StepBatches, all_moments: bool = False) -
         gather_traffic=traffic.gathered,
         replica_traffic=traffic.replicated,
     )
+    return footprint, counter.work
 
 
 def _end(model: nn.Module, weights: int) -> int:
@@ -124,6 +148,15 @@ _KIND_OF = {
     "ALL_GATHER": "gathered",
     "REDUCE_SCATTER": "gathered",
 }
+
+
+class _PlainMemTracker(MemTracker):
+    """torch's own sets a hook on every parameter, and a frozen one refuses it (torch 2.13)."""
+
+    def _track_module_params_and_buffers(self, module: nn.Module, install_grad_hooks: bool = True) -> tuple[int, int]:
+        if install_grad_hooks:
+            module = nn.ParameterList(p for p in module.parameters() if p.requires_grad)
+        return super()._track_module_params_and_buffers(module, install_grad_hooks)
 
 
 class _Traffic(TorchDispatchMode):

@@ -15,6 +15,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import torch
 
 from rm.config import flatten, updated
 from rm.data.batch import Loader
@@ -23,13 +24,13 @@ from rm.distributed import process_group as dist
 from rm.files import write_json
 from rm.hf import build
 from rm.model import lisa, losses
-from rm.model.attention import SplitAttention, VarlenAttention
+from rm.model.attention import VarlenAttention
 from rm.model.losses import LossSettings
 from rm.model.transformer import Transformer
-from rm.plan import memory
-from rm.plan.memory import Footprint
+from rm.plan import memory, roofline
+from rm.plan.memory import Footprint, PlannedSplitAttention
 from rm.plan.settings import FILE, GIB, PlanSettings
-from rm.training.flops import step_flops
+from rm.training.flops import PEAKS, attention_flops, step_flops
 from rm.training.settings import TrainingSettings
 
 LIBRARIES = 3 * GIB  # assumed: CUDA context, buffers of NCCL and cuBLAS
@@ -43,6 +44,8 @@ class Heaviest:
     tokens: int  # in that micro-batch
     micro_batches: float  # of a rank in a step, on average over the epoch
     footprint: Footprint  # of that rank in that step
+    work: roofline.Work  # of the micro-batches that were simulated
+    simulated: tuple[int, int]  # the tokens and the number of these
 
     @property
     def reserved(self) -> float:
@@ -73,7 +76,7 @@ def show(
         return
     if settings.parallel.dtype == "auto":
         settings = updated(settings, dtype="bfloat16")
-    kernel = VarlenAttention if settings.parallel.dtype == "bfloat16" else SplitAttention
+    kernel = VarlenAttention if settings.parallel.dtype == "bfloat16" else PlannedSplitAttention
     on_a_gpu = kernel is VarlenAttention
     with dist.fake_process_group(processes), logits_of_a_gpu() if on_a_gpu else contextlib.nullcontext():
         plan = Plan(cls, settings, plan_settings, examples, kernel, loss, new_ids)
@@ -148,10 +151,13 @@ class Plan:
         no_optimizer = SimpleNamespace(state={})  # there are no moments to move
         lisa.activate_layers(model, no_optimizer, longest.step, settings.lisa, settings.run.seed)
         keeps_moments = settings.lisa.use_lisa and settings.lisa.lisa_state == "keep"
-        footprint = memory.of_step(model, batches, keeps_moments)
+        footprint, work = memory.simulate(model, batches, keeps_moments)
         # Measured over these micro-batches; a step has `mean_count` of them. Between groups their number is irrelevant.
         gather_traffic = footprint.gather_traffic * longest.mean_count / len(batches.micro_batches)
-        return Heaviest(longest.tokens, longest.mean_count, replace(footprint, gather_traffic=gather_traffic))
+        footprint = replace(footprint, gather_traffic=gather_traffic)
+        tokens = sum(int(loader.lengths[indices].sum()) for indices in longest.assigned[-2:])
+        simulated = (tokens, len(batches.micro_batches))
+        return Heaviest(longest.tokens, longest.mean_count, footprint, work, simulated)
 
     @property
     def device_bytes(self) -> float:
@@ -256,6 +262,33 @@ class Plan:
             if size:
                 hidden = f"hidden behind the computation above {size / seconds / 1e9:.1f} GB/s"
                 yield _line("communication", f"{size / GIB:.1f} GiB per step and process {where}; {hidden}")
+        if self.model.compute_dtype == torch.bfloat16:
+            yield from self._lines_on_paper()
+
+    def _lines_on_paper(self) -> Iterator[str]:
+        kernels = self.heaviest.work.count / self.heaviest.simulated[1]
+        yield _line("on paper", f"about {kernels:,.0f} kernels a micro-batch; with all processes on one machine:")
+        for gpu in roofline.GPUS:
+            step, tokens_per_second, utilization = self.on_paper(gpu)
+            speed = f"{step.total:.2f} s a step, {tokens_per_second:,.0f} tokens/s each, MFU {utilization:.0%}"
+            yield _line("", f"{gpu}: {speed}, limited by {step.limit}")
+
+    def on_paper(self, gpu: str) -> tuple[roofline.Step, float, float]:
+        """A mean step on a GPU of `roofline.GPUS`: its parts, tokens per second of one GPU, and MFU."""
+        heaviest, loader, recompute = self.heaviest, self.loader, self.settings.memory.gradient_checkpointing
+        tokens = float(loader.lengths.sum()) / loader.steps_per_epoch / dist.world_size()
+        simulated_tokens, simulated_count = heaviest.simulated
+        step = roofline.step(
+            gpu,
+            heaviest.work,
+            scale=tokens / simulated_tokens,
+            launches=heaviest.work.count * heaviest.micro_batches / simulated_count,
+            attention=attention_flops(self.model, loader, recompute) / dist.world_size(),
+            trained=heaviest.footprint.optimizer // 8,
+            traffic=heaviest.footprint.gather_traffic,
+        )
+        flops = step_flops(self.model, loader) / dist.world_size()
+        return step, tokens / step.total, flops / step.total / (PEAKS[gpu] * 1e12)
 
 
 @dataclass(frozen=True)

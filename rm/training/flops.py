@@ -22,6 +22,7 @@ PEAKS = {
     "H100": 989,
     "A100": 312,
     "L40S": 362,
+    "L4": 121,
     "A10": 125,
     "RTX 4090": 165,
     "RTX 3090": 71,
@@ -64,12 +65,18 @@ def step_flops(model: nn.Module, loader: Loader, gradient_checkpointing: str = "
         return 2 * sum(p.numel() * (passes + p.requires_grad) for p in matrices)
 
     after_attention = products(model.layers[-1].attn.o_proj, model.layers[-1].mlp)
-    tokens, attention_cost = loader.lengths.sum(), loader.costs.sum() - loader.lengths.sum()
-    per_token = sum(layer.weight.numel() for layer in model.layers.modules() if isinstance(layer, nn.Linear))
-    flops = tokens * (products(model.layers) - after_attention) + 2 * attention_cost * (passes + 1) * per_token
+    flops = loader.lengths.sum() * (products(model.layers) - after_attention)
     if model.head == "lm":
         head = model.head_weight
         flops += loader.labels.sum() * (after_attention + 2 * head.numel() * (2 + head.requires_grad))
     else:
         flops += len(loader.examples.grade) * after_attention
-    return float(flops) / loader.steps_per_epoch
+    return float(flops) / loader.steps_per_epoch + attention_flops(model, loader, gradient_checkpointing)
+
+
+def attention_flops(model: nn.Module, loader: Loader, gradient_checkpointing: str = "none") -> float:
+    """Those of `step_flops` that are attention's."""
+    passes = 3 + (1 if gradient_checkpointing == "full" else 0)
+    per_token = sum(layer.weight.numel() for layer in model.layers.modules() if isinstance(layer, nn.Linear))
+    costs = loader.costs.sum() - loader.lengths.sum()
+    return float(2 * costs * passes * per_token) / loader.steps_per_epoch

@@ -2,14 +2,19 @@
 
     python -m tests.benchmarks.scale recipes        launch/recipes on 8 GPUs and on one
     python -m tests.benchmarks.scale sizes          7B, 13B and 70B on 8 to 512 GPUs
+    python -m tests.benchmarks.scale measured       the roofline beside what one H200 reached
+    python -m tests.benchmarks.scale methods        the roofline of 8B, for each method and GPU
 
 Neither weights nor a GPU are needed. Lengths are drawn from log-normal distributions like those of HH-RLHF: prompts of
 125 tokens on average, replies of 45.
 """
 
 import argparse
+import contextlib
+import itertools
 import json
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +28,7 @@ from rm.model.attention import VarlenAttention
 from rm.model.heads import LanguageModel, RewardModel
 from rm.plan import plan
 from rm.plan.settings import GIB
+from tests.acceptance.speed import LLAMA_1B, LLAMA_8B, PAIRS, PROMPT, REPLY
 
 LLAMA = {"model_type": "llama", "hidden_act": "silu", "vocab_size": 32000, "max_position_embeddings": 2048}
 GPT_NEO = {"model_type": "gpt_neo", "vocab_size": 50257, "max_position_embeddings": 2048, "window_size": 256}
@@ -74,7 +80,7 @@ def row(name: str, kind: str, processes: int, **changes) -> None:
         settings = updated(settings, **changes)
         examples = lengths(max(2000, settings.batch.global_batch_size), kind == "rm")
         loss = settings.loss if kind == "rm" else None
-        with dist.fake_process_group(processes):
+        with dist.fake_process_group(processes), plan.logits_of_a_gpu():
             planned = plan.Plan(cls, settings, settings.plan, examples, VarlenAttention, loss)
             heaviest, recompute = planned.heaviest, settings.memory.gradient_checkpointing
             flops = plan.step_flops(planned.model, planned.loader, recompute)
@@ -88,6 +94,71 @@ def row(name: str, kind: str, processes: int, **changes) -> None:
     print("| " + " | ".join(map(str, cells)) + " |", flush=True)
 
 
+LORA = {"use_lora": True, "lora_target_modules": ("all-linear",)}
+MEASURED = (  # tokens per second, docs/benchmarks/2026-11-26_acceptance_h200.md
+    (LLAMA_1B, "rm", {}, 67_228),
+    (LLAMA_1B, "sft", {}, 49_498),
+    (LLAMA_8B, "rm", LORA, 14_846),
+    (LLAMA_1B, "rm", {"gradient_checkpointing": "full"}, 50_892),
+    (LLAMA_8B, "rm", LORA | {"gradient_checkpointing": "full"}, 10_019),
+)
+
+
+def measured() -> None:
+    """The runs of `tests.acceptance.speed`, on paper."""
+    zeros, ones = (lambda n: np.zeros(n, np.int32)), (lambda n: np.ones(n, bool))
+    texts = {
+        "rm": Example(zeros(PROMPT), (zeros(REPLY),) * 2, (ones(REPLY),) * 2),
+        "sft": Example(zeros(0), (zeros(PROMPT + 2 * REPLY),), (ones(PROMPT + 2 * REPLY),)),
+    }
+    print_row("model", "run", "kernels a step", "tokens/s measured", "on paper", "off by", "MFU on paper", header=True)
+    for config, kind, changes, found in MEASURED:
+        size = {"global_batch_size": 2 * PAIRS, "max_tokens": PAIRS * (PROMPT + 2 * REPLY)}
+        with planned(config, kind, Examples.build([texts[kind]] * 4 * PAIRS), 1, **size, **changes) as plan_of_run:
+            _, rate, utilization = plan_of_run.on_paper("H200")
+        words = {"use_lora": "LoRA", "gradient_checkpointing": "full recomputation"}
+        how = ", ".join([kind, *(word for name, word in words.items() if name in changes)])
+        print_row("8B" if config is LLAMA_8B else "1B", how, f"{plan_of_run.heaviest.work.count:,}", f"{found:,}",
+                  f"{rate:,.0f}", f"{rate / found - 1:+.0%}", f"{utilization:.3f}")  # fmt: skip
+
+
+def methods() -> None:
+    """Llama-3.1-8B on eight GPUs of one machine."""
+    print_row("run", "method", "recomputed", "GPU", "GiB reserved", "kernels a micro-batch", "s a step",
+              "tokens/s each", "MFU", "launching, s", "communication, s", "limited by", header=True)  # fmt: skip
+    ways = {"all weights": {}, "LoRA": LORA, "LISA": {"use_lisa": True}}
+    cards = {"none": ("H100", "A100"), "full": ("RTX 4090", "A10", "L4")}
+    for kind, (method, changes), recompute in itertools.product(("rm", "sft"), ways.items(), cards):
+        size = {"global_batch_size": 384, "max_tokens": 8192, "gradient_checkpointing": recompute}
+        examples = lengths(1920, kind == "rm")
+        with planned(LLAMA_8B, kind, examples, 8, **size, **changes) as plan_of_run:
+            heaviest = plan_of_run.heaviest
+            for gpu in cards[recompute]:
+                step, rate, utilization = plan_of_run.on_paper(gpu)
+                print_row(kind, method, recompute, gpu, f"{heaviest.reserved / GIB:.0f}",
+                          f"{heaviest.work.count / heaviest.simulated[1]:,.0f}", f"{step.total:.2f}",
+                          f"{rate:,.0f}", f"{utilization:.0%}", f"{step.host:.2f}", f"{step.communication:.2f}",
+                          step.limit)  # fmt: skip
+
+
+@contextlib.contextmanager
+def planned(config: dict, kind: str, examples: Examples, processes: int, **changes) -> Iterator[plan.Plan]:
+    script, cls = (train_sft, LanguageModel) if kind == "sft" else (train_rm, RewardModel)
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "config.json").write_text(json.dumps(config))
+        basis = ["--dataset_path", "x", "--output_dir", "x", "--model_name_or_path", folder, "--dtype", "bfloat16"]
+        settings = updated(parse(script.Settings, "", basis), **changes)
+        loss = settings.loss if kind == "rm" else None
+        with dist.fake_process_group(processes), plan.logits_of_a_gpu():
+            yield plan.Plan(cls, settings, settings.plan, examples, VarlenAttention, loss)
+
+
+def print_row(*cells, header: bool = False) -> None:
+    print("| " + " | ".join(map(str, cells)) + " |", flush=True)
+    if header:
+        print("|" + "---|" * len(cells))
+
+
 HEADER = (
     "model", "run", "GPUs", "shard group", "recomputed", "tokens", "weights", "gradients", "optimizer", "activations",
     "gathered", "reserved", "s a step", "within a group", "between groups",
@@ -96,8 +167,10 @@ HEADER = (
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("table", choices=("recipes", "sizes"))
+    parser.add_argument("table", choices=("recipes", "sizes", "measured", "methods"))
     table = parser.parse_args().table
+    if table in ("measured", "methods"):
+        return {"measured": measured, "methods": methods}[table]()
     print("| " + " | ".join(HEADER) + " |\n" + "|---" * len(HEADER) + "|")
     if table == "recipes":
         for name in (name for name in MODELS if Path(f"launch/recipes/{name}.sft.json").exists()):
