@@ -7,6 +7,9 @@
 # every method against the CPU, compiled layers, all processes against one, interruption, export, speed. It takes some
 # minutes on a machine with 8 GPUs and writes acceptance.json, which is what a report of a problem should contain.
 set -euo pipefail
+case "${1:-}" in
+-h | --help) sed -n '2,/^set /p' "$0" | sed '$d; s/^# \{0,1\}//' && exit ;;
+esac
 cd "$(dirname "$0")/.."
 source launch/venv.sh test
 exec python -m tests.acceptance "$@"

@@ -254,8 +254,8 @@ class ChatTemplate:
                 # After other text, a special token belongs to the next turn.
                 if not piece.isspace():
                     seeks_end, end = False, None
-        if seeks_end:
-            # No token ends the last turn: the white space behind the reply is all that the template ends it with.
+        if spans and end is None and not marks_itself:
+            # No special token ends the last turn: all text behind the reply does, such as "\n###\n", and EOS.
             spans[-1] = (spans[-1][0], position)
         if not parts:
             raise ValueError(f"{self.name} writes nothing for the dialogue; use another template")

@@ -48,5 +48,5 @@ def reward_function(path: str | Path, **scorer) -> Callable[..., list[float]]:
                 rewards[i] = score
         return rewards
 
-    reward.__name__ = Path(path).name  # TRL's name for the metric
+    reward.__name__ = "/".join(Path(path).parts[-2:])  # TRL's name for the metric, such as rm/model
     return reward

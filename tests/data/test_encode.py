@@ -228,6 +228,10 @@ def test_eos_is_appended_to_a_dialogue_for_sft_only_and_only_where_the_template_
     # What the template writes behind a reply, and EOS, are what ends it: they carry loss.
     example, _ = load(Task.SFT, "sft.jsonl", chat_template=str(template))
     assert loss_tokens(example)[-2:] == [*line_break, qwen.eos_id]
+    template.write_text(OPEN.replace("}}\n{% endfor", "}}\n###\n{% endfor"))  # turns end in ordinary text
+    example, _ = load(Task.SFT, "sft.jsonl", chat_template=str(template))
+    ending = [*qwen.encode("\n###\n"), qwen.eos_id]
+    assert full_texts(example)[0][-len(ending) :] == loss_tokens(example)[-len(ending) :] == ending
     # The line break behind <|im_end|> is in the text and carries none.
     example, _ = load(Task.SFT, "sft.jsonl")
     assert loss_tokens(example)[-1] == qwen.eos_id

@@ -166,6 +166,6 @@ def test_the_reward_function_takes_trls_arguments_and_refuses_prompts_that_a_tem
     assert reward(prompts=prompts, completions=replies, completion_ids=[[1]] * 3) == pytest.approx(expected, abs=1e-5)
     as_messages = dict(prompts=[dialogue(p) for p in prompts], completions=[dialogue("", r)[1:] for r in replies])
     assert reward(**as_messages, trainer_state=None) == pytest.approx(expected, abs=1e-5)
-    assert all(map(math.isfinite, expected)) and reward.__name__ == "model"
+    assert all(map(math.isfinite, expected)) and reward.__name__ == f"{folder.parent.name}/model"
     with pytest.raises(ValueError, match="a chat template has been applied to it already; give prompts as messages"):
         reward(prompts=["<|im_start|>user\nhi<|im_end|>\n"], completions=["a"])
