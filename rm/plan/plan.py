@@ -125,8 +125,9 @@ class Plan:
         self.loader = self._loader(settings)
         self.heaviest = self.simulate()
 
-    def _model(self, settings: TrainingSettings) -> Transformer:
-        return build.build(
+    def _model(self, settings: TrainingSettings, step: int = 0) -> Transformer:
+        """As it trains in a step."""
+        model = build.build(
             self.cls,
             settings.model.model_name_or_path,
             settings.parallel,
@@ -135,6 +136,9 @@ class Plan:
             kernel=self.kernel,
             new_ids=self.new_ids,
         )
+        no_optimizer = SimpleNamespace(state={})  # there are no moments to move
+        lisa.activate_layers(model, no_optimizer, step, settings.lisa, settings.run.seed)
+        return model
 
     def _loader(self, settings: TrainingSettings) -> Loader:
         cost = self.model.config.attention_cost
@@ -147,9 +151,7 @@ class Plan:
         longest = _longest_micro_batch(loader)
         # Two micro-batches suffice: the longest one last, next to the gradients of the one before.
         batches = loader.step_batches(longest.step, longest.assigned[-2:])
-        model = self._model(settings)
-        no_optimizer = SimpleNamespace(state={})  # there are no moments to move
-        lisa.activate_layers(model, no_optimizer, longest.step, settings.lisa, settings.run.seed)
+        model = self._model(settings, longest.step)
         keeps_moments = settings.lisa.use_lisa and settings.lisa.lisa_state == "keep"
         footprint, work = memory.simulate(model, batches, keeps_moments)
         # Measured over these micro-batches; a step has `mean_count` of them. Between groups their number is irrelevant.

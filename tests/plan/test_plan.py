@@ -130,6 +130,21 @@ def test_the_heaviest_step_has_the_longest_micro_batch_of_all_ranks(folder):
     assert simulated.heaviest.tokens == max(sizes)
 
 
+def test_a_plan_in_bfloat16_has_speeds_on_paper_for_what_lisa_trains(folder):
+    mfu = {}
+    for name, changes in {"full": {}, "lisa": {"use_lisa": "true", "lisa_activated_layers": 1}}.items():
+        simulated = plan_of(settings_of(folder, dtype="bfloat16", **changes))
+        with dist.fake_process_group(2):
+            step, tokens_per_second, utilization = simulated.on_paper("H100")
+            printed = "\n".join(simulated.lines())
+        tokens = float(simulated.loader.lengths.sum()) / simulated.loader.steps_per_epoch / 2
+        assert tokens_per_second == pytest.approx(tokens / step.total)
+        assert all(f"{gpu}: " in printed for gpu in plan.roofline.GPUS)
+        mfu[name] = utilization * step.total
+    # Of three products of a matrix, a frozen one leaves out the last; one of two layers is frozen.
+    assert 2 / 3 < mfu["lisa"] / mfu["full"] < 1
+
+
 def test_moments_that_lisa_keeps_are_counted_for_every_layer(folder):
     def optimizer(**changes) -> int:
         settings = settings_of(folder, use_lisa="true", lisa_activated_layers=1, **changes)
