@@ -1,7 +1,7 @@
 """Seconds of a step in bfloat16 on a GPU, on paper: an operation takes what its arithmetic or memory traffic needs.
 
 The operations are those of the simulated step (`rm.plan.memory`), as a CPU issues them: a few of them are fused on a
-GPU. The shares below are calibrated on one H200 (docs/scale.md); for every other GPU they are assumed.
+GPU. The shares below are assumed. docs/scale.md has what follows from them beside what one H200 reached.
 """
 
 from dataclasses import dataclass, field
