@@ -120,14 +120,19 @@ def _names_gpus() -> str | None:
     granted = os.environ.get("SLURM_GPUS_ON_NODE", "")
     if granted.isdecimal() and int(granted):
         return f"SLURM_GPUS_ON_NODE={granted}"
+    names = gpus_of_the_driver()
+    return f"nvidia-smi: {names[0].partition(' (UUID')[0]}" if names else None
+
+
+def gpus_of_the_driver() -> list[str]:
+    """nvidia-smi's line for each GPU of this machine; none where there is no such program."""
     if not shutil.which("nvidia-smi"):
-        return None
+        return []
     try:
         listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30).stdout
     except (OSError, subprocess.TimeoutExpired):
-        return None
-    names = [line for line in listed.splitlines() if line.startswith("GPU ")]
-    return f"nvidia-smi: {names[0].partition(' (UUID')[0]}" if names else None
+        return []
+    return [line for line in listed.splitlines() if line.startswith("GPU ")]
 
 
 def _why_no_cuda() -> str:
@@ -282,7 +287,13 @@ class AsyncSum:
 
 
 def once_per_node(action: Callable[[], object]) -> None:
-    """Call `action` in one process of every machine while the others wait. A failure is raised on every rank."""
+    """Call `action` in one process of every machine while the others wait. A failure is raised on every rank.
+
+    Without a process group, as in `Scorer` and the commands on models, this process calls it.
+    """
+    if not torch_dist.is_initialized():
+        action()
+        return
     error = None
     if int(os.environ.get("LOCAL_RANK", 0)) == 0:
         try:

@@ -87,7 +87,8 @@ def build(
     with torch.device("meta"), _WithoutInitialization():
         model = cls(config, kernel, **options)
     model.compute_dtype = dtype
-    model.memory_device = torch.device("cpu") if offload else dist.device()
+    if offload:
+        model.memory_device = torch.device("cpu")
     if not sharded:
         sharding.cast_to_compute(model, dtype)
         return model

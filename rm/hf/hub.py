@@ -19,8 +19,6 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import torch
-
 from rm.config import Settings, flags, flatten, updated
 from rm.distributed import process_group as dist
 from rm.files import read_json, update_digest
@@ -208,17 +206,14 @@ def data(text: str) -> str:
 def _snapshot(name: Name, kind: str, patterns: list[str]) -> Path:
     """The folder of a repository's revision with these files, downloaded by one process of each machine.
 
-    All ranks call it, where there is a process group.
+    All ranks call it. Where there is no process group, huggingface_hub's locks on files keep processes apart.
     """
     from huggingface_hub.utils import disable_progress_bars
 
     if not sys.stderr.isatty():
         disable_progress_bars()
     download = partial(_download, name, kind, patterns)
-    if torch.distributed.is_initialized():
-        dist.once_per_node(lambda: _checked(name, kind, patterns, download))
-    else:  # `Scorer` and commands; huggingface_hub locks the files
-        _checked(name, kind, patterns, download)
+    dist.once_per_node(lambda: _checked(name, kind, patterns, download))
     return download(local_files_only=True)
 
 

@@ -255,6 +255,7 @@ class Transformer(nn.Module):
     Attributes:
         compute_dtype: what the model computes in, except `fp32_modules`; its master weights may be float32.
         kernel: a class of `rm.model.attention`: built once per micro-batch, called once per layer.
+        memory_device: where its parameters are kept; None: on this process's device.
         fp32_modules: names of the submodules that compute, and are trained and saved, in float32 and in full,
             whatever the others do: a reward model's score head.
         forward_methods: names of the methods besides `forward` that run a forward pass, which sharding has to know.
@@ -268,6 +269,7 @@ class Transformer(nn.Module):
         self.config = config
         self.compute_dtype = torch.float32
         self.kernel = kernel
+        self.memory_device: torch.device | None = None
         scaled = config.embed_scale != 1
         self.embed = ScaledEmbedding(config) if scaled else nn.Embedding(config.vocab_size, config.dim)
         if config.positions == "learned":

@@ -38,9 +38,7 @@ def has_flash() -> bool:
 
 def environment(report: Report) -> None:
     """torch sees every GPU that the driver has, and they compute in bfloat16"""
-    smi = shutil.which("nvidia-smi")
-    listed = subprocess.run([smi, "-L"], capture_output=True, text=True).stdout.splitlines() if smi else []
-    in_driver = sum(line.startswith("GPU ") for line in listed) + report.has_fault()
+    in_driver = len(dist.gpus_of_the_driver()) + report.has_fault()
     in_torch = torch.cuda.device_count()
     chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
     report.check(

@@ -21,6 +21,7 @@ from rm.model.attention import VarlenAttention
 from rm.model.heads import LanguageModel, RewardModel
 from rm.plan import memory, plan
 from rm.training import optim
+from rm.training.flops import PEAKS
 from tests.acceptance.report import Report
 from tests.training_runs import Settings
 from train_rm import train_step
@@ -37,8 +38,7 @@ LLAMA_8B = COMMON | dict(
 )
 PAIRS, PROMPT, REPLY = 22, 200, 80  # a micro-batch of 7,920 tokens, with the lengths of HH-RLHF
 WARMUP, STEPS, MICRO_BATCHES = 3, 5, 2
-# Dense bfloat16 peak of a device in TFLOP/s, as its maker states it, and the share of it that a step has to reach.
-PEAKS = {"H100": (989, 0.28), "H200": (989, 0.28), "A100": (312, 0.38)}
+LEAST_UTILIZATION = {"H100": 0.28, "H200": 0.28, "A100": 0.38}  # share of a device's peak that a step has to reach
 
 
 @dataclass(frozen=True)
@@ -62,9 +62,10 @@ def speed(report: Report) -> None:
     if not torch.cuda.is_available():
         return report.skip("speed", "no GPU")
     name, available = torch.cuda.get_device_name(), torch.cuda.get_device_properties(0).total_memory / 2**30
-    peak, least = next((value for key, value in PEAKS.items() if key in name), (None, None))
-    if peak is None:
+    device = next((device for device in LEAST_UTILIZATION if device in name), None)
+    if device is None:
         return report.skip("speed", f"the peak of {name} is not known here")
+    peak, least = PEAKS[device], LEAST_UTILIZATION[device]
     runs = [run for run in RUNS if available >= run.memory_gib]
     if not runs:
         return report.skip("speed", f"the smallest model needs {RUNS[0].memory_gib} GiB")

@@ -8,7 +8,7 @@ here, in training too.
 
 from dataclasses import replace
 
-from rm.hf.families.keys import FLAG, HEADS_OF_A_LAYER, LAYERS, NUMBER, OFF, POSITIONS, SIZE
+from rm.hf.families.keys import FLAG, GELU_TANH, HEADS_OF_A_LAYER, LAYERS, NUMBER, OFF, POSITIONS, SIZE
 from rm.hf.families.layout import QKV, Layout
 from rm.hf.families.rules import Family, quotient
 from rm.json_keys import Key
@@ -21,7 +21,7 @@ KEYS = {
     "vocab_size": SIZE,
     "n_inner": replace(SIZE, required=False),
     "n_positions": POSITIONS,
-    "activation_function": Key(str, only=("gelu_new", "gelu_pytorch_tanh")),  # two names of the same function
+    "activation_function": GELU_TANH,
     "layer_norm_epsilon": NUMBER,
     "scale_attn_weights": Key(bool, only=(True,)),
     "scale_attn_by_inverse_layer_idx": OFF,

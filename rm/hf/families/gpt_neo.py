@@ -6,7 +6,7 @@ here, in training too.
 
 from dataclasses import replace
 
-from rm.hf.families.keys import HEADS_OF_A_LAYER, LAYERS, NUMBER, POSITIONS, SIZE
+from rm.hf.families.keys import GELU_TANH, HEADS_OF_A_LAYER, LAYERS, NUMBER, POSITIONS, SIZE
 from rm.hf.families.rules import Family, quotient
 from rm.json_keys import Key
 from rm.model.transformer import ModelConfig
@@ -18,7 +18,7 @@ KEYS = {
     "vocab_size": SIZE,
     "max_position_embeddings": replace(POSITIONS, required=True),
     "intermediate_size": replace(SIZE, required=False),
-    "activation_function": Key(str, only=("gelu_new", "gelu_pytorch_tanh")),  # two names of the same function
+    "activation_function": GELU_TANH,
     "layer_norm_epsilon": NUMBER,
     "attention_types": Key(list, items=Key(list)),
     "attention_layers": Key(list),  # the same, written out: transformers reads attention_types

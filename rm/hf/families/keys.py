@@ -17,6 +17,7 @@ FLAG = Key(bool)
 OFF = Key(bool, only=(False,))
 NUMBER = Key(float, minimum=0)
 AT_LEAST_1 = Key(float, minimum=1)
+GELU_TANH = Key(str, only=("gelu_new", "gelu_pytorch_tanh"))  # two names of the same function
 
 # A reward model's head: transformers' name for it, and those of others. Each is one linear layer without bias.
 HEADS = dict.fromkeys(
