@@ -19,8 +19,9 @@ from pathlib import Path
 from rm import cli
 from rm.config import REQUIRED, SettingsGroup, parse, setting
 from rm.data.batch import EvalBatches, PackingSettings
-from rm.data.dataset import DataSettings, read_cached
+from rm.data.dataset import DataSettings, read_cached, say_report
 from rm.data.encode import Task
+from rm.data.reader import KeySettings
 from rm.distributed import process_group as dist
 from rm.distributed.sharding import ParallelSettings
 from rm.evaluation.results import Result, evaluation_report, named_sets
@@ -52,6 +53,7 @@ class Settings(SettingsGroup):
 
     model: ModelSettings
     data: DataSettings
+    keys: KeySettings
     evaluation: EvaluationSettings
     text: ScoringTextSettings
     packing: PackingSettings
@@ -79,10 +81,10 @@ def score_sets(settings: Settings, model_path: str, sets: dict[str, list[str]]) 
     examples, counts = {}, {}
     for name, paths in sets.items():
         examples[name], report = read_cached(
-            task, paths, text, encoder.tokenizer, settings.data.cache_dir, encoder.padding_id
+            task, paths, text, encoder.tokenizer, settings.data.cache_dir, encoder.padding_id, settings.keys
         )
         counts[name] = asdict(report)
-        dist.say(f"{name}: {report}")
+        say_report(name, report)
     model = build.build(RewardModel, model_path, settings.parallel)
     build.check_data(model, text.max_length, *examples.values())
     build.load(model, model_path)
@@ -93,7 +95,7 @@ def score_sets(settings: Settings, model_path: str, sets: dict[str, list[str]]) 
     results = {}
     for name, paths in sets.items():
         rewards = all_rewards(model, EvalBatches(examples[name], settings.packing)).numpy()
-        results[name] = Result(paths, examples[name], rewards)
+        results[name] = Result(paths, examples[name], rewards, settings.keys)
         results[name].check_finite()
     return results, counts
 

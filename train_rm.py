@@ -88,7 +88,7 @@ def main(settings: Settings) -> None:
     tokenizer = special_tokens.tokenizer_for(hub.tokenizer_folder(base), settings.tokenizer, settings.text)
     texts = TextFiles.of_training(weights.base_folder(base), tokenizer, settings.text)
     data = dataset.load(
-        Task.PREFERENCE, settings.data, settings.text, settings.mixture, settings.split, tokenizer, seed
+        Task.PREFERENCE, settings.data, settings.text, settings.mixture, settings.split, tokenizer, seed, settings.keys
     )
     losses.check_fits(data.train, settings.loss)
     losses.check_fits(data.held_out, settings.loss)
@@ -96,7 +96,9 @@ def main(settings: Settings) -> None:
         from rm.plan import plan
 
         return plan.show(RewardModel, settings, settings.plan, data.train, settings.loss, tokenizer.new_ids)
-    reward_examples = reward_set.choose(settings.reward_set, data, settings.text, tokenizer, settings.data.cache_dir)
+    reward_examples = reward_set.choose(
+        settings.reward_set, data, settings.text, tokenizer, settings.data.cache_dir, settings.keys
+    )
 
     # weights: architecture and shards, then values
     training = build.Training(settings.memory, settings.lora, settings.lisa)

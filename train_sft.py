@@ -19,6 +19,7 @@ from rm import cli
 from rm.config import defaults, parse
 from rm.data import dataset, special_tokens
 from rm.data.batch import EvalBatches, Loader, StepBatches
+from rm.data.dataset import ReplySettings
 from rm.data.encode import Task
 from rm.distributed import process_group as dist
 from rm.distributed.sharding import full_tensor, set_requires_all_reduce
@@ -41,6 +42,7 @@ class Settings(TrainingSettings):
     """Settings of supervised fine-tuning"""
 
     optim: OptimSettings = defaults(learning_rate=2e-5)
+    replies: ReplySettings
     plan: PlanSettings
 
 
@@ -81,7 +83,10 @@ def main(settings: Settings) -> None:
     # text: files -> examples
     tokenizer = special_tokens.tokenizer_for(hub.tokenizer_folder(base), settings.tokenizer, settings.text)
     texts = TextFiles.of_training(weights.base_folder(base), tokenizer, settings.text)
-    data = dataset.load(Task.SFT, settings.data, settings.text, settings.mixture, settings.split, tokenizer, seed)
+    data = dataset.load(
+        Task.SFT, settings.data, settings.text, settings.mixture, settings.split, tokenizer, seed, settings.keys,
+        settings.replies,
+    )  # fmt: skip
     if settings.plan.plan:
         from rm.plan import plan
 

@@ -23,9 +23,11 @@ from collections import Counter
 from pathlib import Path
 
 from rm import cli
-from rm.data.conversation import best_and_worst, key, turns
-from rm.data.formats import Message
-from rm.data.records import read_records
+from rm.data.conversation import key
+from rm.data.messages import Message
+from rm.data.reader import KeySettings, SampleReader
+from rm.data.sample import turns
+from rm.data.schemas import PREFERENCE
 from rm.distributed import process_group as dist
 from rm.hf import hub
 
@@ -38,7 +40,7 @@ def format_dialogue(dialogue: list[Message]) -> str:
     return "".join(f"###{NAMES[message['role']]}: {message['content'].strip()}" for message in dialogue)
 
 
-def read_pairs(paths: list[str]) -> tuple[dict[int, list[Pair]], Counter]:
+def read_pairs(paths: list[str], keys: KeySettings | None = None) -> tuple[dict[int, list[Pair]], Counter]:
     """Read preference files.
 
     Returns:
@@ -51,22 +53,25 @@ def read_pairs(paths: list[str]) -> tuple[dict[int, list[Pair]], Counter]:
     conversations: dict[int, list[Pair]] = {}
     seen: set[Pair] = set()
     left_out: Counter = Counter()
-    for path in paths:
-        for where, record in read_records(path):
-            try:
-                chosen, rejected = (turns(text) for text in best_and_worst(record))
-            except ValueError as error:
-                raise ValueError(f"{where}: {error}") from None
-            reason = exclusion_reason(chosen, rejected)
-            if reason:
-                left_out[reason] += 1
-                continue
-            pair = format_dialogue(chosen), format_dialogue(rejected)
-            if pair in seen:
-                left_out["repeated pair"] += 1
-                continue
-            seen.add(pair)
-            conversations.setdefault(key(chosen), []).append(pair)
+    for located in SampleReader(PREFERENCE, keys).read(paths):
+        try:
+            grade = located.sample.signed_grade
+        except ValueError as error:
+            raise ValueError(f"{located.where}: {error}") from None
+        if grade.max() == grade.min():
+            left_out["neither reply is better"] += 1
+            continue
+        chosen, rejected = located.sample.best_and_worst()
+        reason = exclusion_reason(chosen, rejected)
+        if reason:
+            left_out[reason] += 1
+            continue
+        pair = format_dialogue(chosen), format_dialogue(rejected)
+        if pair in seen:
+            left_out["repeated pair"] += 1
+            continue
+        seen.add(pair)
+        conversations.setdefault(key(chosen), []).append(pair)
     return conversations, left_out
 
 
@@ -151,6 +156,8 @@ def main(argv: list[str] | None = None) -> None:
     add("--sft", metavar="N", type=size, default=10_000, help='texts for SFT, or "all" the rest (default %(default)s)')
     add("--rm", metavar="N", type=size, default=12_000, help="pairs for the reward model (default %(default)s)")
     add("--test", metavar="N", type=size, default=0, help="pairs to test it on (default %(default)s)")
+    add("--data_keys", metavar="NAME=KEY", nargs="+", default=[], help="names of keys, as for train_rm.py")
+    add("--ignore_keys", metavar="KEY", nargs="+", default=[], help="keys of records to pass over")
     add("--seed", type=int, default=0, help="random seed of the draw (default %(default)s)")
     args = parser.parse_args(argv)
 
@@ -160,7 +167,10 @@ def main(argv: list[str] | None = None) -> None:
     for name in sizes:
         if (args.output_dir / f"{name}.json").exists():
             raise ValueError(f"{args.output_dir}/{name}.json exists already: choose another --output_dir")
-    conversations, left_out = read_pairs([hub.data(file) for file in args.files])
+    conversations, left_out = read_pairs(
+        [hub.data(file) for file in args.files],
+        KeySettings(data_keys=tuple(args.data_keys), ignore_keys=tuple(args.ignore_keys)),
+    )
     print(f"{sum(map(len, conversations.values())):,} usable pairs of {len(conversations):,} conversations")
     for reason, count in left_out.most_common():
         print(f"left out: {count:,} ({reason})")

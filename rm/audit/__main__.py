@@ -42,6 +42,8 @@ def parser() -> argparse.ArgumentParser:
         "--dialogue_format", choices=tuple(chat.DIALOGUE_FORMATS), help="with --tokenizer: plain format, as in training"
     )
     add("--max_length", metavar="N", type=int, help="with --tokenizer: find pairs that truncation to N would spoil")
+    add("--data_keys", metavar="NAME=KEY", nargs="+", default=[], help="names of keys, as for train_rm.py")
+    add("--ignore_keys", metavar="KEY", nargs="+", default=[], help="keys of records to pass over")
     add("--json", metavar="FILE", type=Path, help="also write the report to FILE as JSON")
     add("--fail_on", choices=FAIL_ON, default="error", help="lowest severity for status 1 (default %(default)s)")
     return parser

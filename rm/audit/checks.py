@@ -131,7 +131,7 @@ def subset_statistics(pairs: Pairs) -> list[dict]:
 
     "accuracy of the longer" is the accuracy of always preferring the longer reply; a tie counts as one half.
     """
-    longer = np.sign(pairs.reply_length[:, 0] - pairs.reply_length[:, 1])
+    longer = np.where(pairs.tied, 0, np.sign(pairs.reply_length[:, 0] - pairs.reply_length[:, 1]))
     _, group, group_size = np.unique(pairs.conversation, return_inverse=True, return_counts=True)
     subsets = [(name, pairs.subset == i) for i, name in enumerate(pairs.subsets)]
     if len(subsets) > 1:

@@ -4,15 +4,18 @@ Shapes: N records, M (prefix, record) entries of the index.
 """
 
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
 
-from rm.data.conversation import beginnings, best_and_worst, key, turns
-from rm.data.formats import Text, demonstration
-from rm.data.records import read_records
+from rm.data.conversation import beginnings, key
+from rm.data.messages import Message
+from rm.data.reader import KeySettings, SampleReader
+from rm.data.schemas import PREFERENCE, SFT
+
+NOT_COLUMNS = ("prefixes", "subsets", "schemas", "passed_over")  # fields of Pairs that are not one value for each pair
 
 
 @dataclass(frozen=True)
@@ -64,40 +67,47 @@ class Pairs(Texts):
     reply_length: np.ndarray  # (N, 2) characters of the last turn
     length: np.ndarray  # (N, 2) characters of all turns
     human_turns: np.ndarray  # (N, 2) number of human turns
+    tied: np.ndarray  # (N,) bool: neither side is better
     subset: np.ndarray  # (N,) index into `subsets`
+    record: np.ndarray  # (N,) number of the (first) record, as in `rm.data.reader`
     subsets: list[str]
+    schemas: dict[str, int]  # name -> number of records
+    passed_over: list[str]  # keys of records that have no meaning here
 
     def select(self, mask: np.ndarray) -> "Pairs":
         """The pairs for which `mask`, (N,) bool, is true."""
-        columns = [field.name for field in fields(self) if field.name not in ("prefixes", "subsets")]
+        columns = [field.name for field in fields(self) if field.name not in NOT_COLUMNS]
         selected = {name: getattr(self, name)[mask] for name in columns}
         return replace(self, prefixes=self.prefixes.select(mask), **selected)
 
 
-def read_texts(paths: Sequence[str | Path]) -> Texts:
+def read_texts(paths: Sequence[str | Path], keys: KeySettings | None = None) -> Texts:
     """Read SFT files.
 
     Raises:
         ValueError: a record is not a demonstration; the message says where it is.
     """
     builder = _TextsBuilder()
-    for where, sample, _ in _read_samples(paths, demonstration):
-        dialogue = _Dialogue(*sample.texts)
-        builder.add(where, dialogue, dialogue.reply_prefixes)
+    for located in SampleReader(SFT, keys).read(paths):
+        dialogue = _Dialogue(*located.sample.dialogues())
+        builder.add(located.where, dialogue, dialogue.reply_prefixes)
     return Texts(*builder.arrays())
 
 
-def read_pairs(paths: Sequence[str | Path]) -> Pairs:
-    """Read preference files. The subset of a pair is the record's "subset" or, without one, the file's name.
+def read_pairs(paths: Sequence[str | Path], keys: KeySettings | None = None) -> Pairs:
+    """Read preference files, as training reads them. A pair's subset is the record's, otherwise the file's name.
 
     Raises:
         ValueError: a record is not a preference; the message says where it is.
     """
-    builder = _TextsBuilder()
+    builder, reader = _TextsBuilder(), SampleReader(PREFERENCE, keys)
     subset_index: dict[str, int] = {}
-    subset, columns = array("q"), array("q")
-    for where, texts, subset_name in _read_samples(paths, best_and_worst):
-        better, worse = map(_Dialogue, texts)
+    subset, columns, tied, record = array("q"), array("q"), array("b"), array("q")
+    for number, file, where, sample in reader.read(paths):
+        try:
+            better, worse = map(_Dialogue, sample.best_and_worst())
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from None
         prompt_prefixes = better.reply_prefixes & better.proper_prefixes
         prompt_prefixes |= worse.reply_prefixes & worse.proper_prefixes
         builder.add(where, better, prompt_prefixes)
@@ -111,7 +121,9 @@ def read_pairs(paths: Sequence[str | Path]) -> Pairs:
             (better.human_turns, worse.human_turns),
         ):
             columns.extend(values)
-        subset.append(subset_index.setdefault(subset_name, len(subset_index)))
+        subset.append(subset_index.setdefault(sample.subset or Path(paths[file]).name, len(subset_index)))
+        tied.append(bool(sample.signed_grade.max() == sample.signed_grade.min()))
+        record.append(number)
     # (N, 7 columns, 2 sides) -> 7 arrays of (N, 2)
     full_hash, prompt_hash, continued_by_other, has_reply, *lengths = np.moveaxis(
         np.asarray(columns).reshape(-1, 7, 2), 1, 0
@@ -123,16 +135,19 @@ def read_pairs(paths: Sequence[str | Path]) -> Pairs:
         continued_by_other > 0,
         has_reply > 0,
         *lengths,
+        np.asarray(tied) > 0,
         np.asarray(subset),
+        np.asarray(record),
         list(subset_index),
+        dict(reader.schemas),
+        reader.passed_over,
     )
 
 
 class _Dialogue:
     """Hashes and lengths of one dialogue."""
 
-    def __init__(self, text: Text):
-        messages = turns(text)
+    def __init__(self, messages: list[Message]):
         hashes, last = beginnings(messages), messages[-1]
         self.conversation, self.full_hash = key(messages), hashes[-1]
         self.prompt_hash = hashes[-2] if len(hashes) > 1 else 0
@@ -165,13 +180,3 @@ class _TextsBuilder:
         order = np.argsort(hashes, kind="stable")
         prefixes = PrefixIndex(hashes[order], np.asarray(self.record)[order])
         return np.array(self.where, object), np.asarray(self.conversation), prefixes
-
-
-def _read_samples(paths: Sequence[str | Path], parse: Callable) -> Iterator[tuple[str, object, str]]:
-    """Yield (location, `parse(record)`, subset name) for every record."""
-    for path in paths:
-        for where, record in read_records(path):
-            try:
-                yield where, parse(record), str(record.get("subset") or Path(path).name)
-            except ValueError as error:
-                raise ValueError(f"{where}: {error}") from None

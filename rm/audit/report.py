@@ -13,6 +13,7 @@ from rm.audit.checks import Finding
 from rm.audit.index import Pairs, read_pairs, read_texts
 from rm.data import chat, dataset
 from rm.data.encode import Task
+from rm.data.reader import KeySettings
 from rm.data.split import held_out
 from rm.data.tokenizer import Tokenizer
 from rm.hf import hub
@@ -30,11 +31,12 @@ def make_report(args: argparse.Namespace) -> dict:
         ValueError: arguments that exclude each other, or input that cannot be read.
     """
     _check_arguments(args)
-    pairs = read_pairs(args.files)
-    report = {"sets": [_report_set(pairs, args.files, args)], "across": []}
+    keys = KeySettings(data_keys=tuple(args.data_keys), ignore_keys=tuple(args.ignore_keys))
+    pairs = read_pairs(args.files, keys)
+    report = {"sets": [_report_set(pairs, args.files, args, keys)], "across": []}
     if args.eval:
-        train, test = pairs, read_pairs(args.eval)
-        report["sets"].append(_report_set(test, args.eval, args))
+        train, test = pairs, read_pairs(args.eval, keys)
+        report["sets"].append(_report_set(test, args.eval, args, keys))
     elif args.split:
         mask = held_out(pairs.conversation, args.split, args.split_by)
         train, test = pairs.select(~mask), pairs.select(mask)
@@ -42,7 +44,7 @@ def make_report(args: argparse.Namespace) -> dict:
         return report
     findings = checks.check_against_training(test, train)
     if args.sft:
-        findings += checks.check_against_sft(test, read_texts(args.sft))
+        findings += checks.check_against_sft(test, read_texts(args.sft, keys))
     return report | {"held_out": len(test), "across": [asdict(finding) for finding in findings]}
 
 
@@ -59,17 +61,19 @@ def _check_arguments(args: argparse.Namespace) -> None:
         raise ValueError("--sft is compared with held-out pairs: give --eval or --split as well")
 
 
-def _report_set(pairs: Pairs, files: list[str], args: argparse.Namespace) -> dict:
+def _report_set(pairs: Pairs, files: list[str], args: argparse.Namespace, keys: KeySettings) -> dict:
     """The findings, subset statistics and lengths of one set of pairs."""
     findings = checks.check_pairs(pairs)
     if args.tokenizer:
-        truncation_findings, lengths = _token_lengths(pairs, files, args)
+        truncation_findings, lengths = _token_lengths(pairs, files, args, keys)
         findings += truncation_findings
     else:
         lengths = checks.length_histogram(pairs.length.max(1)) | {"unit": "characters"}
     return {
         "files": files,
         "n": len(pairs),
+        "schemas": pairs.schemas,
+        "passed over": pairs.passed_over,
         "conversations": len(np.unique(pairs.conversation)),
         "findings": [asdict(finding) for finding in findings],
         "subsets": checks.subset_statistics(pairs),
@@ -77,7 +81,9 @@ def _report_set(pairs: Pairs, files: list[str], args: argparse.Namespace) -> dic
     }
 
 
-def _token_lengths(pairs: Pairs, files: list[str], args: argparse.Namespace) -> tuple[list[Finding], dict]:
+def _token_lengths(
+    pairs: Pairs, files: list[str], args: argparse.Namespace, keys: KeySettings
+) -> tuple[list[Finding], dict]:
     """Lengths in tokens as training counts them (with BOS and EOS), and the effect of truncation to --max_length.
 
     Returns:
@@ -85,7 +91,8 @@ def _token_lengths(pairs: Pairs, files: list[str], args: argparse.Namespace) -> 
     """
     tokenizer = Tokenizer(hub.tokenizer_folder(hub.model(args.tokenizer, weights=False)))
     template = chat.choose_template(args.chat_template, args.dialogue_format, tokenizer)
-    examples, report = dataset.read(Task.PREFERENCE, files, tokenizer, sys.maxsize, template)
+    examples, report = dataset.read(Task.PREFERENCE, files, tokenizer, sys.maxsize, template, keys=keys)
+    pair_of_record = {record: pair for pair, record in enumerate(pairs.record.tolist())}
     longest_reply = np.maximum.reduceat(examples.reply_lengths, examples.reply_offsets[:-1])
     full_lengths = examples.prefix_lengths + longest_reply
     lengths = checks.length_histogram(full_lengths) | {"unit": "tokens", "left out": report.dropped}
@@ -103,7 +110,9 @@ def _token_lengths(pairs: Pairs, files: list[str], args: argparse.Namespace) -> 
         first, *others = (np.concatenate([example.prefix, reply]) for reply in example.replies)
         for side, part in kept_part.items():
             # Examples that training would drop are missing here, so they are matched to pairs by their record.
-            identical[side][examples.record[i]] = all(np.array_equal(first[part], other[part]) for other in others)
+            identical[side][pair_of_record[int(examples.record[i])]] = all(
+                np.array_equal(first[part], other[part]) for other in others
+            )
     findings = []
     for side, mask in identical.items():
         about = f"more than {args.max_length} tokens, and identical sides after truncation on the {side}"

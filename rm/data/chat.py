@@ -20,6 +20,7 @@ import hashlib
 import json
 import re
 import reprlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -29,7 +30,7 @@ import jinja2.ext
 import jinja2.sandbox
 
 from rm.data import tokenizer_config
-from rm.data.formats import Message
+from rm.data.messages import REASONING, WRITTEN, Message, assistant, user
 from rm.data.tokenizer import Parts, Tokenizer
 
 # A template's source is part of its fingerprint, which caches and scoring contracts store: do not reword these.
@@ -51,6 +52,15 @@ NONCHARACTERS = re.compile("[\ufdd0-\ufdef]")
 REPLY_START, REPLY_END = "\ufde0", "\ufde1"
 ESCAPE = "\ufde2"  # ESCAPE + index + ESCAPE stands for a special-token string that was in a message
 REPLY_MARKERS = re.compile(f"[{REPLY_START}{REPLY_END}]")
+# Of a reply that consists of several parts, such as a thought and a call: REPLY_START + its number + PART ... REPLY_END
+PART = "\ufde3"
+PART_MARKERS = re.compile(f"{REPLY_START}[0-9]+{PART}|{REPLY_END}")
+PROBE = "\ufde4"  # a word that no text has, to learn what a template writes
+RESERVED = ("messages", "tools", "add_generation_prompt")  # names of variables that a record cannot set
+
+
+class RepliesNotFound(ValueError):
+    """What the assistant writes cannot be told from the rest of a template's output, so that it cannot carry loss."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +71,11 @@ class Rendered:
     spans: list[tuple[int, int]]  # (start, end) of what the assistant writes; without meaning if it was not looked for
     plain: bool = True  # the text is to be put between BOS and EOS; else it has those that its template writes
     end: int | None = None  # position of the special token that ends the last turn; None: there is no such token
+    typed_special: bool = False  # some of its characters are strings of special tokens
+
+    @property
+    def length(self) -> int:
+        return sum(len(part) if isinstance(part, str) else 1 for part in self.parts)
 
     @property
     def end_id(self) -> int | None:
@@ -87,6 +102,7 @@ class ChatTemplate:
     def __init__(self, source: str, name: str, tokenizer: Tokenizer, plain: bool = False, explicit: bool = True):
         self.source, self.name, self.plain, self.explicit = source, name, plain, explicit
         self._named_tokens, self._special_ids = tokenizer.named, tokenizer.special
+        self._written: dict[str, bool] = {}  # what `_writes` has found out
         # The longest first: an alternation takes the first alternative that matches.
         strings = [re.escape(string) for string in sorted(self._special_ids, key=len, reverse=True)]
         self._special_pattern = re.compile("|".join(strings) or "(?!)")  # "(?!)" matches nothing
@@ -94,23 +110,38 @@ class ChatTemplate:
         used = {name: token for name, token in self._named_tokens.items() if name in source}
         self.fingerprint = hashlib.sha256(json.dumps([source, plain, used]).encode()).hexdigest()
 
-    def render(self, messages: list[Message], find_replies: bool = True) -> Rendered:
+    def render(
+        self,
+        messages: list[Message],
+        find_replies: bool = True,
+        tools: list[dict] | None = None,
+        variables: dict | None = None,
+    ) -> Rendered:
         """Write a dialogue that ends with an assistant message.
 
         Args:
             find_replies: find out what the assistant writes, for SFT. Some templates rewrite dialogues in such a way
                 that it cannot be found.
+            tools: descriptions of the tools that the assistant may call.
+            variables: more variables for the template, by name.
 
         Raises:
-            ValueError: the template refuses the dialogue, or replies cannot be found in its text.
+            ValueError: the template refuses the dialogue, or has no place for something in it.
+            RepliesNotFound: replies cannot be found in its text.
         """
+        self._check_has_place(messages, tools, variables or {})
         escaped: list[str] = []
-        messages = [{key: self._escape(value, escaped) for key, value in message.items()} for message in messages]
-        text = self._run(messages)
+        messages = [self._prepared(message, escaped) for message in messages]
+        variables = self._escape((variables or {}) | ({"tools": tools} if tools else {}), escaped)
+        text = self._run(messages, variables)
         marks_itself = REPLY_START in text  # by {% generation %}
+        complete: frozenset[int] = frozenset()
         if find_replies and not marks_itself:
-            text = self._mark(messages, text)
-        return self._cut(text, escaped, marks_itself)
+            if any(len(message) > 2 for message in messages if message["role"] == "assistant"):
+                text, complete = self._mark_parts(messages, variables, text)
+            else:
+                text = self._mark(messages, variables, text)
+        return self._cut(text, escaped, marks_itself, complete)
 
     def for_other_software(self, tokenizer: Tokenizer) -> str:
         """Jinja text with which `apply_chat_template` of transformers gives the same ids as `rm.data.encode` here.
@@ -140,16 +171,37 @@ class ChatTemplate:
         except jinja2.TemplateError as error:
             raise ValueError(f"{self.name} is not a valid Jinja template ({_one_line(error)}); correct it") from None
 
-    def _escape(self, text: str, escaped: list[str]) -> str:
-        """Replace each special-token string in `text` by its index in `escaped`, to which it is appended."""
-        if not text.isascii() and NONCHARACTERS.search(text):
-            raise ValueError(f"{reprlib.repr(text)} has one of U+FDD0 to U+FDEF, which are no characters; remove it")
+    def _prepared(self, message: Message, escaped: list[str]) -> Message:
+        """A message as the template gets it, with thoughts under the names that transformers gives them."""
+        message = self._escape(message, escaped)
+        if len(message) > 2:
+            thought = next((message[key] for key in REASONING if key in message), None)
+            if thought is not None:
+                message = {"thinking": thought} | message | {"reasoning_content": thought}
+            if "tool_calls" in message and not self._takes_strings:
+                message["tool_calls"] = [_with_parsed_arguments(call) for call in message["tool_calls"]]
+        return message
+
+    def _escape(self, value, escaped: list[str]):
+        """Replace each special-token string in `value` by its index in `escaped`, to which it is appended.
+
+        Args:
+            value: a string, or lists and dictionaries with strings in them.
+        """
+        if isinstance(value, dict):
+            return {self._escape(key, escaped): self._escape(entry, escaped) for key, entry in value.items()}
+        if isinstance(value, list):
+            return [self._escape(entry, escaped) for entry in value]
+        if not isinstance(value, str):
+            return value
+        if not value.isascii() and NONCHARACTERS.search(value):
+            raise ValueError(f"{reprlib.repr(value)} has one of U+FDD0 to U+FDEF, which are no characters; remove it")
 
         def replacement(match: re.Match) -> str:
             escaped.append(match[0])
             return f"{ESCAPE}{len(escaped) - 1}{ESCAPE}"
 
-        return self._special_pattern.sub(replacement, text)
+        return self._special_pattern.sub(replacement, value)
 
     def _unescape(self, text: str, escaped: list[str]) -> str:
         text = re.sub(f"{ESCAPE}([0-9]+){ESCAPE}", lambda match: escaped[int(match[1])], text)
@@ -157,17 +209,79 @@ class ChatTemplate:
             raise ValueError(f"{self.name} cuts a message in the middle; use another template")
         return text
 
-    def _run(self, messages: list[Message], add_generation_prompt: bool = False) -> str:
+    def _run(self, messages: list[Message], variables: dict | None = None, add_generation_prompt: bool = False) -> str:
         """The template's output for (escaped) messages."""
         template = self._template
-        variables = {"tools": None, "documents": None, "add_generation_prompt": add_generation_prompt}
-        variables |= self._named_tokens
+        known = {"tools": None, "documents": None, "add_generation_prompt": add_generation_prompt}
         try:
-            return template.render(messages=messages, **variables)
+            return template.render(messages=messages, **known | self._named_tokens | (variables or {}))
         except Exception as error:  # a template may fail in any way that a program can
             raise ValueError(f"{self.name} refuses the dialogue: {_one_line(error)}") from None
 
-    def _mark(self, messages: list[Message], text: str) -> str:
+    def _check_has_place(self, messages: list[Message], tools: list[dict] | None, variables: dict) -> None:
+        """Raise ValueError where the template would pass over a thought, a call, tools, or a variable with text."""
+        keys = {key for message in messages if len(message) > 2 for key in WRITTEN if key in message}
+        for key in sorted(keys | ({"tools"} if tools else set())):
+            if not self._writes(key):
+                raise ValueError(
+                    f"has {key!r}, for which {self.name} has no place: give a --chat_template that writes it, or pass "
+                    f"it over with --ignore_keys {key}"
+                )
+        for name, value in variables.items():
+            carries_text = isinstance(value, str | list | dict) and value
+            if name in RESERVED or (carries_text and name not in self.source):
+                raise ValueError(
+                    f"has {name!r} in 'chat_template_kwargs', for which {self.name} has no place: give a "
+                    f"--chat_template that uses it, or --ignore_keys chat_template_kwargs"
+                )
+
+    def _writes(self, key: str) -> bool:
+        """Whether the template writes a key of messages, or tools, at least in some place of a dialogue."""
+        if key not in self._written:
+            function = {"name": PROBE, "arguments": {}}
+            call = {"id": "abcdefghi", "type": "function", "function": function}
+            tool = {"name": PROBE, "description": "", "parameters": {"type": "object", "properties": {}}}
+            probes = {
+                "tool_calls": {"tool_calls": [call]},
+                "function_call": {"function_call": function},
+                "tools": {},
+            }
+            variables = {"tools": [{"type": "function", "function": tool}]} if key == "tools" else {}
+            reply = assistant("") | probes.get(key, dict.fromkeys(REASONING, PROBE))
+            try:
+                self._written[key] = PROBE in self._run([user("a"), reply], variables)
+            except ValueError:  # it needs more than the probe has
+                self._written[key] = key in self.source
+        return self._written[key]
+
+    @cached_property
+    def _takes_strings(self) -> bool:
+        """Whether the template takes the arguments of a call as a string of JSON, as OpenAI has them."""
+        function = {"name": "a", "arguments": '{"b": 1}'}
+        reply = assistant("") | {"tool_calls": [{"id": "abcdefghi", "type": "function", "function": function}]}
+        try:
+            return '\\"b' not in self._run([user("a"), reply])  # it would write the string in quotes
+        except ValueError:
+            return False
+
+    @cached_property
+    def _generation_prompt(self) -> str:
+        """What the template writes before a reply; "" if it does not say."""
+        try:
+            prompt, opened = (self._run([user("a")], add_generation_prompt=opens) for opens in (False, True))
+        except ValueError:
+            return ""
+        return opened[len(prompt) :] if opened.startswith(prompt) else ""
+
+    @cached_property
+    def _turn_end(self) -> str:
+        """The special token that ends a reply of nothing but text; "" if none does."""
+        text = self._run([user("a"), assistant(PROBE)])
+        return next(
+            (piece for piece in self._split_pattern.split(text.split(PROBE)[-1]) if piece in self._special_ids), ""
+        )
+
+    def _mark(self, messages: list[Message], variables: dict, text: str) -> str:
         """`text` with REPLY_START and REPLY_END around every reply, as the template writes it.
 
         Args:
@@ -180,7 +294,7 @@ class ChatTemplate:
             with_markers = list(messages)
             for i in replies:
                 with_markers[i] = messages[i] | {"content": add_markers(messages[i]["content"])}
-            marked = self._run(with_markers)
+            marked = self._run(with_markers, variables)
             if REPLY_MARKERS.sub("", marked) != text:
                 continue
             markers = "".join(REPLY_MARKERS.findall(marked))
@@ -189,40 +303,92 @@ class ChatTemplate:
             # Some templates drop the beginning of a reply, such as a tag that opens a thought, and the start marker
             # with it. The end markers still show where replies end.
             if markers.count(REPLY_END) == len(replies):
-                prompts = [messages[:i] for i in replies]
-                return self._mark_starts(prompts, text, marked.replace(REPLY_START, "").split(REPLY_END))
-        raise ValueError(
+                return self._mark_starts(marked.replace(REPLY_START, "").split(REPLY_END))
+        raise RepliesNotFound(
             f"{self.name} rewrites replies; mark them in it by {{% generation %}}, or take another template"
         )
 
-    def _mark_starts(self, prompts: list[list[Message]], text: str, pieces: list[str]) -> str:
-        """`text` with markers around every reply: a reply starts where the template's text of its prompt ends.
+    def _mark_starts(self, pieces: list[str]) -> str:
+        """A text with markers around every reply, which starts behind the last generation prompt before its end.
 
         Args:
-            prompts: for each reply the messages before it.
-            pieces: `text`, split behind each reply: every piece but the last ends with one.
+            pieces: the text, split behind each reply: every piece but the last ends with one.
         """
-        marked, offset = "", 0  # `offset`: characters of `text` that are in `marked`
-        for prompt, piece in zip(prompts, pieces[:-1], strict=True):
-            prompt_text = self._run(prompt, add_generation_prompt=True)
-            start = len(prompt_text) - offset  # of the reply, in `piece`
-            if not text.startswith(prompt_text) or not 0 <= start <= len(piece):
-                raise ValueError(
+        marked = []
+        for piece in pieces[:-1]:
+            start = self._behind_generation_prompt(piece, 0, len(piece))
+            if start is None:
+                raise RepliesNotFound(
                     f"{self.name} rewrites the dialogue before a reply; mark replies in it by {{% generation %}}"
                 )
-            marked += piece[:start] + REPLY_START + piece[start:] + REPLY_END
-            offset += len(piece)
-        return marked + pieces[-1]
+            marked += [piece[:start], REPLY_START, piece[start:], REPLY_END]
+        return "".join([*marked, pieces[-1]])
 
-    def _cut(self, marked: str, escaped: list[str], marks_itself: bool) -> Rendered:
+    def _behind_generation_prompt(self, text: str, start: int, end: int) -> int | None:
+        """Where the last generation prompt in `text[start:end]` ends; None if there is none."""
+        opening = self._generation_prompt
+        at = text.rfind(opening, start, end) if opening else -1
+        return at + len(opening) if at >= 0 else None
+
+    def _mark_parts(self, messages: list[Message], variables: dict, text: str) -> tuple[str, frozenset[int]]:
+        """As `_mark`, for replies with thoughts and calls. All that the template writes of a reply carries loss.
+
+        Returns:
+            `text` with markers, and the numbers of the replies that are marked up to the end of their turn.
+        """
+        replies = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
+        for add_markers in (_mark_whole, _mark_stripped):
+            with_markers = list(messages)
+            for n, i in enumerate(replies):
+                with_markers[i] = _with_marked_parts(messages[i], n, add_markers)
+            marked = self._run(with_markers, variables)
+            if PART_MARKERS.sub("", marked) == text:
+                break
+        else:
+            raise RepliesNotFound(
+                f"{self.name} rewrites replies with thoughts or calls; mark them in it by {{% generation %}}"
+            )
+        starts, ends = _positions(marked)
+        spans, complete, before = [], set(), 0
+        for n, i in enumerate(replies):
+            if n not in starts:
+                raise RepliesNotFound(f"{self.name} leaves out what reply {n + 1} says")
+            start, end = starts[n], ends[n]
+            has_call = "tool_calls" in messages[i] or "function_call" in messages[i]
+            opened = self._behind_generation_prompt(text, before, start)
+            if opened is None and has_call:
+                raise RepliesNotFound(
+                    f"{self.name} has no generation prompt, which would tell where a call begins; mark replies in it "
+                    f"by {{% generation %}}"
+                )
+            if has_call:  # behind the name of the function follow arguments, and what closes the call
+                end = self._end_of_turn(text, end, starts.get(n + 1, len(text)))
+                complete.add(n)
+            spans.append((start if opened is None else opened, end))
+            before = end
+        return _insert_markers(text, spans), frozenset(complete)
+
+    def _end_of_turn(self, text: str, start: int, end: int) -> int:
+        """Where the turn ends that `start` is in: behind the first special tokens, up to the one that ends replies."""
+        specials = re.compile(f"(?:{self._special_pattern.pattern})+").search(text, start, end)
+        if specials is None:
+            raise RepliesNotFound(f"{self.name} ends no call with a special token; mark replies by {{% generation %}}")
+        run = specials[0]
+        if self._turn_end and self._turn_end in run:
+            return specials.start() + run.index(self._turn_end) + len(self._turn_end)
+        return specials.start() + self._special_pattern.match(run).end()
+
+    def _cut(self, marked: str, escaped: list[str], marks_itself: bool, complete: frozenset[int]) -> Rendered:
         """Cut a text, which may have markers, into strings and special tokens.
 
         The token that ends an assistant's turn belongs to the reply: the model has to generate it.
 
         Args:
             marks_itself: the markers are the template's own, by {% generation %}, which also decide about that token.
+            complete: numbers of the replies whose markers include that token already.
         """
-        parts: list[str | int] = []
+        parts: list[list[str] | int] = []
+        strings: list[str] | None = None  # of the last part, where it is text
         spans: list[tuple[int, int]] = []
         position = 0  # in characters, a special token counting as one, as in `Rendered`
         seeks_end = False  # behind a reply, before the special token that ends its turn
@@ -233,9 +399,10 @@ class ChatTemplate:
                 end = None  # a special token before an empty reply does not end it
             elif piece == REPLY_END:
                 spans[-1] = (spans[-1][0], position)
-                seeks_end = not marks_itself
+                seeks_end = not marks_itself and len(spans) - 1 not in complete
             elif piece in self._special_ids:
                 parts.append(self._special_ids[piece])
+                strings = None
                 end = position if end is None else end
                 position += 1
                 if seeks_end:
@@ -245,10 +412,10 @@ class ChatTemplate:
                 piece = self._unescape(piece, escaped)
                 # Markers are dropped here, so strings on both sides of one become one part: a tokenizer must see
                 # the text as if it had never been marked.
-                if parts and isinstance(parts[-1], str):
-                    parts[-1] += piece
-                else:
-                    parts.append(piece)
+                if strings is None:
+                    strings = []
+                    parts.append(strings)
+                strings.append(piece)
                 position += len(piece)
                 # Only white space may stand between a reply and the token that ends it (Llama 2: "reply </s>").
                 # After other text, a special token belongs to the next turn.
@@ -259,7 +426,8 @@ class ChatTemplate:
             spans[-1] = (spans[-1][0], position)
         if not parts:
             raise ValueError(f"{self.name} writes nothing for the dialogue; use another template")
-        return Rendered(parts, spans, self.plain, end)
+        joined = ["".join(part) if isinstance(part, list) else part for part in parts]
+        return Rendered(joined, spans, self.plain, end, bool(escaped))
 
 
 def choose_template(
@@ -322,15 +490,70 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:200]
 
 
-def _mark_whole(content: str) -> str:
-    return REPLY_START + content + REPLY_END
+def _mark_whole(content: str, start_marker: str = REPLY_START) -> str:
+    return start_marker + content + REPLY_END
 
 
-def _mark_stripped(content: str) -> str:
+def _mark_stripped(content: str, start_marker: str = REPLY_START) -> str:
     """Markers inside the white space at both ends."""
     start = len(content) - len(content.lstrip())
     end = max(start, len(content.rstrip()))  # `start` where there is nothing but white space
-    return content[:start] + REPLY_START + content[start:end] + REPLY_END + content[end:]
+    return content[:start] + start_marker + content[start:end] + REPLY_END + content[end:]
+
+
+def _with_marked_parts(message: Message, n: int, add_markers: Callable[[str, str], str]) -> Message:
+    """Reply `n` with markers around its text, its thoughts, and the names of the functions that it calls."""
+    marker, message = f"{REPLY_START}{n}{PART}", dict(message)
+    for key in ("content", *REASONING):
+        if message.get(key):  # nothing is as good as absent for some templates
+            message[key] = add_markers(message[key], marker)
+    if not message["content"] and len(message) == 2:
+        message["content"] = add_markers("", marker)
+    if "function_call" in message:
+        message["function_call"] = _with_marked_name(message["function_call"], marker)
+    if "tool_calls" in message:
+        message["tool_calls"] = [
+            call | {"function": _with_marked_name(call["function"], marker)} for call in message["tool_calls"]
+        ]
+    return message
+
+
+def _with_marked_name(function: dict, marker: str) -> dict:
+    return function | {"name": _mark_whole(function["name"], marker)}
+
+
+def _positions(marked: str) -> tuple[dict[int, int], dict[int, int]]:
+    """(where the first part of each reply starts, where its last part ends), in the text without markers."""
+    starts: dict[int, int] = {}
+    ends: dict[int, int] = {}
+    removed, current = 0, 0
+    for marker in PART_MARKERS.finditer(marked):
+        position = marker.start() - removed
+        if marker[0] == REPLY_END:
+            ends[current] = position
+        else:
+            current = int(marker[0][1:-1])
+            starts.setdefault(current, position)
+        removed += len(marker[0])
+    return starts, ends
+
+
+def _insert_markers(text: str, spans: list[tuple[int, int]]) -> str:
+    pieces, position = [], 0
+    for start, end in spans:
+        pieces += [text[position:start], REPLY_START, text[start:end], REPLY_END]
+        position = end
+    return "".join([*pieces, text[position:]])
+
+
+def _with_parsed_arguments(call: dict) -> dict:
+    """A call whose arguments are an object, if they were a string of JSON."""
+    function = call["function"]
+    try:
+        arguments = json.loads(function.get("arguments"))
+    except (TypeError, ValueError, RecursionError):
+        return call
+    return call | {"function": function | {"arguments": arguments}} if isinstance(arguments, dict) else call
 
 
 def _raise_exception(message: str) -> None:

@@ -9,20 +9,10 @@ two collide is 3e-8.
 """
 
 import hashlib
+import json
 
-from rm.data.formats import TURN_MARKERS, Message, Text, preference_dialogues, split_turns
-
-
-def turns(text: Text) -> list[Message]:
-    """The messages of a text.
-
-    A plain text is split at its markers (`rm.data.formats.TURN_MARKERS`); without any it is one assistant message.
-    """
-    if not isinstance(text, str):
-        return text
-    if any(marker.match(text) for marker in TURN_MARKERS):
-        return split_turns(text)
-    return [{"role": "assistant", "content": text}]
+from rm.data.messages import MESSAGE_KEYS, Message
+from rm.data.sample import Bare, Sample, turns
 
 
 def beginnings(dialogue: list[Message]) -> list[int]:
@@ -35,27 +25,25 @@ def beginnings(dialogue: list[Message]) -> list[int]:
         content = message["content"].strip().encode()
         # The length makes it unambiguous where a message ends.
         digest.update(b"%s %d %s" % (message["role"].encode(), len(content), content))
+        if len(message) > 2:  # a thought, a call
+            more = {key: message[key] for key in MESSAGE_KEYS if key in message}
+            digest.update(json.dumps(more, sort_keys=True).encode())
         hashes.append(int.from_bytes(digest.copy().digest(), "little", signed=True))
     return hashes
 
 
-def key(text: Text) -> int:
+def key(dialogue: list[Message]) -> int:
     """An int64 hash of the first user message, the same for all records of a conversation.
 
     Of a dialogue without a user message it is the hash of the whole dialogue.
     """
-    dialogue = turns(text)
     for message in dialogue:
         if message["role"] == "user":
             return beginnings([message])[-1]
     return beginnings(dialogue)[-1]
 
 
-def best_and_worst(record: dict) -> tuple[Text, Text]:
-    """The best and the worst text of a preference record; of equally good ones the first and the last."""
-    sample = preference_dialogues(record)
-    if sample.grade is None:
-        raise ValueError("has responses without 'ranks' or 'scores', so nothing says which of them is better")
-    # `sorted` is stable: ties stay in the record's order.
-    order = sorted(range(len(sample.texts)), key=lambda i: -sample.grade[i])
-    return sample.texts[order[0]], sample.texts[order[-1]]
+def key_of(sample: Sample) -> int:
+    """The key of a sample's conversation."""
+    text = sample.texts[0]
+    return key(text.dialogue() if isinstance(text, Bare) else turns(text))

@@ -1,7 +1,7 @@
 """Files to examples, for the scripts: which files, how their texts are written and shortened, what was dropped."""
 
 import math
-from collections import Counter
+import reprlib
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -9,15 +9,18 @@ from pathlib import Path
 import numpy as np
 
 from rm.config import REQUIRED, SettingsGroup, require_positive, setting
-from rm.data import cache, conversation
+from rm.data import cache, conversation, schemas
 from rm.data.chat import BARE_TEXT, DIALOGUE_FORMATS, ChatTemplate, bare_as_dialogue, choose_template
 from rm.data.encode import Encoder, PendingRecord, Task
 from rm.data.examples import Examples
-from rm.data.formats import Sample, demonstration, preference
-from rm.data.records import read_records
+from rm.data.messages import Text
+from rm.data.reader import KeySettings, SampleReader
+from rm.data.sample import Sample
 from rm.data.split import SplitSettings, leak, split
 from rm.data.tokenizer import Tokenizer
 from rm.distributed import process_group as dist
+
+SHOWN_KEYS = 8  # keys passed over that the log names
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +36,13 @@ class DataSettings(SettingsGroup):
     cache_dir: str | None = setting(
         None, "folder that keeps tokenized data for the next start; none: $XDG_CACHE_HOME/rm", may_change=True
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReplySettings(SettingsGroup):
+    """Loss"""
+
+    train_on: str = setting("all", "the replies of a dialogue that carry loss", ("all", "last"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +70,9 @@ class TextSettings(SettingsGroup):
         "a prompt and a reply that are both strings become a dialogue, or are joined; auto: a dialogue if there is a "
         "template",
         BARE_TEXT,
+    )
+    parse_special_tokens: bool = setting(
+        False, "strings of special tokens in plain texts are these tokens: for texts that a chat template has written"
     )
     max_length: int = setting(512, "longest text in tokens, BOS and EOS included")
     overlong: str = setting("filter", "leave out longer texts, or shorten them", ("filter", "truncate"))
@@ -95,7 +108,9 @@ class Report:
     files: list[int]  # records of each
     shortened: int  # of those kept
     bare: str | None = None  # how prompts and replies that are bare strings were written; None: there were none
-    unended: int = 0  # records with a dialogue whose last turn no special token ends
+    typed_special: int = 0  # records with a dialogue in which strings of special tokens stay characters
+    passed_over: tuple[str, ...] = ()  # keys without meaning
+    warnings: tuple[str, ...] = ()  # what a person should know of the data, one line each
 
     def __str__(self) -> str:
         total = self.kept + sum(self.dropped.values())
@@ -107,7 +122,24 @@ class Report:
             outcome = f"{self.kept:,} kept; dropped {reasons}"
         if self.shortened:
             outcome += f"; {self.shortened:,} shortened"
+        if self.typed_special:
+            outcome += f"; {self.typed_special:,} with strings of special tokens, which stay characters"
+        if self.passed_over:
+            more = f" and {len(self.passed_over) - SHOWN_KEYS} more" if len(self.passed_over) > SHOWN_KEYS else ""
+            outcome += f"; keys passed over: {', '.join(map(shown, self.passed_over[:SHOWN_KEYS]))}{more}"
         return f"{total:,} records of {' and '.join(formats)}{bare}: {outcome}"
+
+
+def say_report(name: str, report: Report) -> None:
+    """Print what became of some files, and what a person should know of them."""
+    dist.say(f"{name}: {report}")
+    for warning in report.warnings:
+        dist.say(f"warning: {name}: {warning}")
+
+
+def shown(key: str) -> str:
+    """A key of a record as it is printed: it may be of any length, and have any character."""
+    return key if key.isidentifier() and len(key) < 40 else reprlib.repr(key)
 
 
 @dataclass(frozen=True)
@@ -127,23 +159,20 @@ def load(
     held: SplitSettings,
     tokenizer: Tokenizer,
     seed: int,
+    keys: KeySettings | None = None,
+    replies: ReplySettings | None = None,
 ) -> TrainingData:
     """Read, tokenize, split and weight a training's files. All ranks call it.
 
     Prints what was read, what was dropped, and whether held-out data leaks into training.
     """
-    train, report = read_cached(task, data.dataset_path, text, tokenizer, data.cache_dir)
-    dist.say(f"data: {report}")
-    if report.unended:
-        ends = "EOS is appended" if task is Task.SFT else "their rewards are read at whatever token a reply ends in"
-        dist.say(
-            f"warning: the chat template ends no turn with a special token in {report.unended:,} records: {ends}. A "
-            f"template that does so is better"
-        )
+    how = {"keys": keys, "train_on": replies.train_on if replies else "all"}
+    train, report = read_cached(task, data.dataset_path, text, tokenizer, data.cache_dir, **how)
+    say_report("data", report)
     facts = {"tokenizer": tokenizer.fingerprint, "train": asdict(report) | {"sha256": train.hash}}
     if held.eval_dataset_path:
-        held_out, eval_report = read_cached(task, held.eval_dataset_path, text, tokenizer, data.cache_dir)
-        dist.say(f"held out: {eval_report}")
+        held_out, eval_report = read_cached(task, held.eval_dataset_path, text, tokenizer, data.cache_dir, **how)
+        say_report("held out", eval_report)
     else:
         train, held_out = split(train, held.validation_split_percentage, held.validation_split_by)
     if weights := mixture.dataset_weights:
@@ -162,17 +191,23 @@ def read_cached(
     tokenizer: Tokenizer,
     cache_dir: str | None,
     padding_id: int | None = None,
+    keys: KeySettings | None = None,
+    train_on: str = "all",
 ) -> tuple[Examples, Report]:
     """`read` by one process of each machine, and once for all starts: see `rm.data.cache`."""
     template = choose_template(text.chat_template, text.dialogue_format, tokenizer)
+    keys = keys or KeySettings()
 
     def make() -> tuple[Examples, dict]:
-        examples, report = read(task, paths, tokenizer, text.max_length, template, text.cut, text.bare_text, padding_id)
+        examples, report = read(
+            task, paths, tokenizer, text.max_length, template, text.cut, text.bare_text, padding_id,
+            text.parse_special_tokens, keys, train_on,
+        )  # fmt: skip
         return examples, asdict(report)
 
     template_key = None if template is None else f"{template.fingerprint} {template.explicit}"
-    how = [text.max_length, template_key, text.cut, text.bare_text, padding_id]
-    key = [task.value, tokenizer.fingerprint, *map(str, how)]
+    how = [text.max_length, template_key, text.cut, text.bare_text, text.parse_special_tokens, padding_id, train_on]
+    key = [task.value, tokenizer.fingerprint, *map(str, how), *keys.data_keys, "", *keys.ignore_keys]
     examples, report = cache.open_or_make(cache_dir or cache.default_folder(), key, tuple(paths), make)
     return examples, Report(**report)
 
@@ -186,64 +221,108 @@ def read(
     cut: str | None = None,
     bare_text: str = "auto",
     padding_id: int | None = None,
+    parse_special_tokens: bool = False,
+    keys: KeySettings | None = None,
+    train_on: str = "all",
 ) -> tuple[Examples, Report]:
     """Examples from files.
 
-    SFT reads demonstrations: loss on all of a plain text, on the output of text2text, on the assistant's turns of a
+    SFT reads demonstrations: loss on all of a plain text, on the reply to a prompt, on the assistant's turns of a
     dialogue. PREFERENCE reads the full texts of a prompt's replies, which share their first tokens. SCORING reads the
     same, but needs no grades, and a prompt may have one reply. SCORED_DEMONSTRATIONS reads the texts of demonstrations.
 
     Args:
         max_length: of a text in tokens.
-        template: writes the dialogues, and also text2text if it is explicit.
+        template: writes the dialogues.
         cut: "left" or "right" shortens longer texts; None drops them.
         bare_text: as `TextSettings` has it.
-        padding_id: as for `rm.data.encode.Encoder`.
+        padding_id, parse_special_tokens, train_on: as for `rm.data.encode.Encoder`.
+        keys: names of keys, and keys to pass over.
 
     Raises:
         ValueError: with the file and record of the first mistake, or where no example is left.
     """
-    formats, files = Counter(), [0] * len(paths)
-    encoder = Encoder(tokenizer, task, template, max_length, cut, padding_id)
-    as_messages = template is not None and template.explicit
-    as_dialogue = bare_as_dialogue(bare_text, template)
-    if task.reads_demonstrations and bare_text == "auto":
-        as_dialogue = as_messages  # text2text is plain text unless a setting says otherwise
-    bare = None
-
-    def to_sample(record: dict) -> Sample:
-        if task.reads_demonstrations:
-            return demonstration(record, as_dialogue)
-        return preference(record, as_messages, as_dialogue)
+    encoder = Encoder(tokenizer, task, template, max_length, cut, padding_id, parse_special_tokens, train_on)
+    reader = SampleReader(schemas.SFT if task.reads_demonstrations else schemas.PREFERENCE, keys)
+    writer = TextWriter(task, template, bare_text)
+    files = [0] * len(paths)
 
     def pending() -> Iterator[PendingRecord]:
-        nonlocal bare
-        for n, path in enumerate(paths):
-            for where, record in read_records(path):
-                try:
-                    sample = first = to_sample(record)
-                    if not task.reads_demonstrations and "prompt" in record:
-                        # Records of one conversation share their first user message. Only as messages can a prompt
-                        # that is a bare string be told from the reply behind it.
-                        first = preference(record, as_messages, bare_as_dialogue=True)
-                except ValueError as error:
-                    raise ValueError(f"{where}: {error}") from None
-                if task is Task.PREFERENCE and sample.grade is None:
-                    raise ValueError(f"{where}: has neither 'ranks' nor 'scores', so no reply is known to be better")
-                yield PendingRecord(sum(files), where, conversation.key(first.texts[0]), sample)
-                formats[sample.format] += 1
-                if sample.bare:
-                    bare = f"bare prompts and replies {'as dialogues' if as_dialogue else 'joined'}"
-                files[n] += 1
+        for number, file, where, sample in reader.read(paths):
+            if task is Task.PREFERENCE and sample.grade is None:
+                raise ValueError(f"{where}: has neither 'ranks' nor 'scores', so no reply is known to be better")
+            try:
+                texts, loss_from = writer.write(sample)
+            except ValueError as error:
+                raise ValueError(f"{where}: {error}") from None
+            files[file] += 1
+            yield PendingRecord(number, where, conversation.key_of(sample), sample, texts, loss_from)
 
     examples = Examples.build(encoder.encode(pending()), encoder.kept)
     report = Report(
-        len(examples), dict(encoder.dropped), dict(formats), files, encoder.shortened, bare, encoder.unended
+        kept=len(examples),
+        dropped=dict(encoder.dropped),
+        formats=dict(reader.schemas),
+        files=files,
+        shortened=encoder.shortened,
+        bare=writer.bare,
+        typed_special=encoder.typed_special,
+        passed_over=tuple(reader.passed_over),
+        warnings=tuple(warnings(task, encoder, reader)),
     )
     if not len(examples):
         names = ", ".join(map(str, paths)) or "no file given"
-        raise ValueError(f"{names}: {report}; no example is left: raise --max_length, or give other records")
+        refusal = f" ({encoder.refusal})" if encoder.refusal else ""
+        raise ValueError(f"{names}: {report}{refusal}; no example is left: raise --max_length, or give other records")
     return examples, report
+
+
+class TextWriter:
+    """Writes the texts of samples: as they stand, or as dialogues for a template.
+
+    Attributes:
+        bare: how prompts and replies that are bare strings were written; None: there were none.
+    """
+
+    def __init__(self, task: Task, template: ChatTemplate | None, bare_text: str):
+        self._as_dialogue = bare_as_dialogue(bare_text, template)
+        explicit = template is not None and template.explicit
+        # LMFlow's text2text is plain text unless a setting says otherwise.
+        self._text2text_as_dialogue = explicit if bare_text == "auto" else self._as_dialogue
+        self._splits_full_texts = explicit and not task.reads_demonstrations
+        self.bare: str | None = None
+
+    def write(self, sample: Sample) -> tuple[list[Text], int]:
+        """(the full texts of a sample, the number of characters at the beginning that carry no loss)"""
+        if not sample.is_bare:
+            return sample.written(as_messages=self._splits_full_texts), 0
+        as_dialogue = self._text2text_as_dialogue if sample.joined_by_default else self._as_dialogue
+        self.bare = f"bare prompts and replies {'as dialogues' if as_dialogue else 'joined'}"
+        texts = sample.written(as_dialogue, self._splits_full_texts)
+        return texts, 0 if as_dialogue else sample.loss_from
+
+
+def warnings(task: Task, encoder: Encoder, reader: SampleReader) -> Iterator[str]:
+    """What a person should know of data that has been read."""
+    if encoder.prerendered:
+        yield (
+            f"{encoder.prerendered:,} records have plain texts with strings such as '<|im_start|>' or '</s>', as a "
+            f"chat template writes them: these are read as ordinary characters, not as special tokens. "
+            f"--parse_special_tokens true reads those of this model's tokenizer as tokens"
+        )
+    if encoder.unended:
+        ends = "EOS is appended" if task is Task.SFT else "their rewards are read at whatever token a reply ends in"
+        yield (
+            f"the chat template ends no turn with a special token in {encoder.unended:,} records: {ends}. A template "
+            f"that does so is better"
+        )
+    if reader.labels[0.0] and reader.labels.keys() <= {0.0, 1.0}:
+        yield (
+            f"'label' is 0 in {reader.labels[0.0]:,} records and never between 0 and 1. It is the probability that "
+            f"the first text is better, so 0 turns a pair round; if it is something else, --ignore_keys label"
+        )
+    if reader.tied:
+        yield f"{reader.tied:,} pairs have equal scores on both sides, and count as strict preferences"
 
 
 def weighted(record: np.ndarray, files: Sequence[int], weights: Sequence[float], seed: int) -> np.ndarray:

@@ -11,17 +11,29 @@ import enum
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
 
-from rm.data.chat import ChatTemplate, Rendered
+from rm.data.chat import ChatTemplate, Rendered, RepliesNotFound
 from rm.data.examples import Example, Examples
-from rm.data.formats import Sample, Text
+from rm.data.messages import WRITTEN, Text
+from rm.data.sample import Sample
 from rm.data.tokenizer import Spans, Tokenizer
 
-BATCH_RECORDS = 1024  # records tokenized at a time: enough to occupy every core, little enough to hold in memory
+Span = tuple[int, int]
+
+# Tokenized at a time: enough to occupy every core, little enough to hold in memory
+BATCH_RECORDS, BATCH_CHARACTERS = 1024, 32_000_000
+FAR_OVER = (
+    32  # characters for each token of --max_length, above which the beginning of a text tells that it is too long
+)
+# What chat templates write. A plain text that has them was probably written by one.
+TEMPLATE_STRINGS = (
+    "<|im_start|>", "<|start_header_id|>", "<start_of_turn>", "<|user|>", "<|assistant|>", "<｜User｜>", "[INST]",
+)  # fmt: skip
 
 
 class Task(enum.Enum):
@@ -43,8 +55,10 @@ class PendingRecord:
 
     index: int  # counted over all files
     location: str  # file and line, for messages
-    conversation: int  # `rm.data.conversation.key`
+    conversation: int  # `rm.data.conversation.key_of`
     sample: Sample
+    texts: list[Text]  # of the sample, as they are to be written
+    loss_from: int = 0  # of a plain text for SFT: number of leading characters that carry no loss
 
 
 class TokenizedText(NamedTuple):
@@ -69,6 +83,8 @@ class Encoder:
         cut: "left" or "right" truncates longer texts on that side; None drops their records.
         padding_id: of a reward model that other software trained. transformers reads a reward at the last token that is
             not this one, so tokens behind that one are left out. None: a reward is read at the last token.
+        parse_special_tokens: whether strings of special tokens in plain texts are these tokens; else characters.
+        train_on: for SFT, "all" replies of a dialogue or only the "last" one.
     """
 
     tokenizer: Tokenizer
@@ -77,10 +93,15 @@ class Encoder:
     max_length: int
     cut: str | None
     padding_id: int | None = None
+    parse_special_tokens: bool = False
+    train_on: str = "all"
     kept: array = field(default_factory=lambda: array("q"))  # indices of the records that became examples
     dropped: Counter = field(default_factory=Counter)  # reason -> number of records
     shortened: int = 0  # of the records kept
     unended: int = 0  # records with a dialogue whose last turn no special token ends
+    typed_special: int = 0  # records with a dialogue in which strings of special tokens are characters
+    prerendered: int = 0  # records with a plain text that has strings as chat templates write them
+    refusal: str = ""  # why the replies of the first record were not found that was dropped for it
 
     def encode(self, records: Iterable[PendingRecord]) -> Iterator[Example]:
         """Yield the examples of records, in order. `kept`, `dropped` and `shortened` grow as it is consumed.
@@ -88,13 +109,14 @@ class Encoder:
         Raises:
             ValueError: the chat template refuses a dialogue; the message names the record.
         """
-        batch = []
+        batch, characters = [], 0
         for record in records:
             if texts := self._render(record):
                 batch.append((record, texts))
-            if len(batch) == BATCH_RECORDS:
+                characters += sum(text.length for text in texts)
+            if len(batch) == BATCH_RECORDS or characters > BATCH_CHARACTERS:
                 yield from self._encode_batch(batch)
-                batch = []
+                batch, characters = [], 0
         if batch:
             yield from self._encode_batch(batch)
 
@@ -110,30 +132,95 @@ class Encoder:
 
     def _render(self, record: PendingRecord) -> list[Rendered] | None:
         """The record's texts, ready to tokenize; None if the record is dropped."""
-        sample = record.sample
-        texts = sample.texts
+        texts = record.texts
         if self.task.reads_demonstrations:
             texts = [_until_last_reply(text) for text in texts]
         if any(isinstance(text, list) and (not text or text[-1]["role"] != "assistant") for text in texts):
             return self._drop("not ending with an assistant message")
-        if self.task.reads_demonstrations and not any(_has_content(text, sample.loss_from) for text in texts):
+        if self.task.reads_demonstrations and not any(_has_content(text, record.loss_from) for text in texts):
             return self._drop("with empty text")
         try:
-            rendered = [self._render_text(text, sample.loss_from) for text in texts]
+            rendered = [self._render_text(text, record) for text in texts]
+        except RepliesNotFound as error:
+            self.refusal = self.refusal or f"{record.location}: {error}"
+            return self._drop("whose replies cannot be found in what the chat template writes")
         except ValueError as error:
             raise ValueError(f"{record.location}: {error}") from None
+        if self.cut is None and any(self._is_far_over(text) for text in rendered):
+            return self._drop(f"longer than --max_length {self.max_length}")
         self.unended += any(not text.plain and text.end is None for text in rendered)
+        self.typed_special += any(text.typed_special for text in rendered)
+        self.prerendered += any(isinstance(text, str) and self._looks_prerendered(text) for text in texts)
         return rendered
 
-    def _render_text(self, text: Text, loss_from: int) -> Rendered:
+    def _render_text(self, text: Text, record: PendingRecord) -> Rendered:
         if isinstance(text, str):
-            return Rendered([text], [(loss_from, len(text))])
+            return self._plain(text, record.loss_from)
         if self.template is None:
             folder = self.tokenizer.folder
             raise ValueError(
                 f"has messages, but {folder} has no chat template; give --chat_template or --dialogue_format"
             )
-        return self.template.render(text, find_replies=self.task is Task.SFT)
+        sample = record.sample
+        rendered = self.template.render(text, self.task is Task.SFT, sample.tools, sample.template_kwargs)
+        if self.task is Task.SFT and (sample.without_loss or self.train_on == "last"):
+            rendered = replace(rendered, spans=self._chosen_spans(text, rendered.spans, sample.without_loss))
+        return rendered
+
+    def _plain(self, text: str, loss_from: int) -> Rendered:
+        """A plain text: one string, or, if special tokens are parsed, what is between them, and they."""
+        if not self.parse_special_tokens:
+            return Rendered([text], [(loss_from, len(text))])
+        prompt, reply = (self.tokenizer.split_special(part) for part in (text[:loss_from], text[loss_from:]))
+        parts = [*prompt, *reply]
+        rendered = Rendered(parts, [])
+        start = Rendered(prompt, []).length
+        return replace(rendered, spans=[(start, rendered.length)], end=_ending_special(parts))
+
+    def _chosen_spans(self, dialogue: list, spans: list[Span], without_loss: frozenset[int]) -> list[Span]:
+        """Of the spans of all replies those that carry loss."""
+        replies = [i for i, message in enumerate(dialogue) if message["role"] == "assistant"]
+        if len(spans) != len(replies):
+            raise RepliesNotFound(
+                f"{self.template.name} marks {len(spans)} parts by {{% generation %}} for {len(replies)} replies, so "
+                f"that single replies cannot be left out"
+            )
+        trained = replies[-1:] if self.train_on == "last" else replies
+        return [
+            span for i, span in zip(replies, spans, strict=True) if i in trained and i not in without_loss
+        ]  # fmt: skip
+
+    def _is_far_over(self, text: Rendered) -> bool:
+        """Whether the beginning of a very long text has more tokens already than may be: the rest is not tokenized."""
+        if text.length <= FAR_OVER * self.max_length:
+            return False
+        beginning, length = [], 0
+        for part in text.parts:
+            piece = part if not isinstance(part, str) else part[: FAR_OVER * self.max_length // 2 - length]
+            beginning.append(piece)
+            length += 1 if not isinstance(part, str) else len(piece)
+            if length >= FAR_OVER * self.max_length // 2:
+                break
+        ((ids, _),) = self.tokenizer.encode_parts([beginning])
+        # The last tokens of the beginning may be other ones in the whole text, but not half of them.
+        return len(ids) > 2 * self.max_length
+
+    @cached_property
+    def _special_strings(self) -> list[tuple[str, list[str]]]:
+        """Strings of special tokens, and those that templates write, by their first two characters."""
+        by_beginning: dict[str, list[str]] = {}
+        for special in {*self.tokenizer.special, *TEMPLATE_STRINGS}:
+            by_beginning.setdefault(special[:2], []).append(special)
+        return list(by_beginning.items())
+
+    def _looks_prerendered(self, text: str) -> bool:
+        if self.parse_special_tokens:
+            return False
+        return any(
+            any(special in text for special in specials)
+            for beginning, specials in self._special_strings
+            if beginning in text
+        )
 
     def _tokenize(self, texts: list[Rendered]) -> list[TokenizedText]:
         """The tokens of each text, with BOS and EOS, and which of them carry loss."""
@@ -165,14 +252,16 @@ class Encoder:
             token_spans: (start, end) of each token's text; None if all tokens carry loss.
         """
         bos = [self.tokenizer.bos_id] if text.plain and self.tokenizer.bos_id is not None else []
-        needs_eos = text.plain or (self.task is Task.SFT and text.end is None)
+        if bos and text.parts[0] == self.tokenizer.bos_id:  # a plain text whose special tokens are parsed
+            bos = []
+        needs_eos = text.end is None and (text.plain or self.task is Task.SFT)
         eos = [self.tokenizer.eos_id] if needs_eos else []
         tokens = np.array([*bos, *ids, *eos], np.int32)
         loss, n_last = np.ones(len(tokens), bool), len(eos)
         if token_spans is not None and text.end is not None and not eos:
             n_last = sum(start >= text.end for start, _ in token_spans)
         if token_spans is not None and self.task is Task.SFT:
-            length = sum(len(part) if isinstance(part, str) else 1 for part in text.parts)
+            length = text.length
             bos_spans = [(0, 1)] * len(bos)
             eos_spans = [(length - 1, length)] * len(eos)
             start, end = np.array([*bos_spans, *token_spans, *eos_spans]).T
@@ -283,6 +372,19 @@ def common_prefix(texts: Sequence[np.ndarray]) -> int:
     return int(differs.argmax()) if differs.any() else longest
 
 
+def _ending_special(parts: Sequence[str | int]) -> int | None:
+    """The position of the special token that ends a text, white space aside; None if there is none."""
+    position, end = 0, None
+    for part in parts:
+        if isinstance(part, str):
+            end = end if part.isspace() else None
+            position += len(part)
+        else:
+            end = position
+            position += 1
+    return end
+
+
 def _until_last_reply(text: Text) -> Text:
     """A dialogue without the messages after its last reply: they are no demonstration."""
     if isinstance(text, str):
@@ -295,7 +397,8 @@ def _has_content(text: Text, loss_from: int) -> bool:
     """Whether any characters can carry loss: behind `loss_from` of a plain text, or in a reply of a dialogue."""
     if isinstance(text, str):
         return len(text) > loss_from
-    return any(message["content"] for message in text if message["role"] == "assistant")
+    replies = [message for message in text if message["role"] == "assistant"]
+    return any(message["content"] or message.keys() & set(WRITTEN) for message in replies)
 
 
 @dataclass(frozen=True)
@@ -308,6 +411,7 @@ class TextEncoder:
     cut: str | None  # "left" or "right" truncates longer texts on that side; None makes them an error
     bare_as_dialogue: bool = False  # whether a prompt and a reply that are bare strings become a dialogue
     padding_id: int | None = None  # as for `Encoder`
+    parse_special_tokens: bool = False  # as for `Encoder`
 
     @property
     def as_messages(self) -> bool:
@@ -321,12 +425,19 @@ class TextEncoder:
             ValueError: a group would have been dropped in training.
         """
         encoder = Encoder(
-            self.tokenizer, Task.SCORING, self.template, self.max_length, self.cut, padding_id=self.padding_id
+            self.tokenizer,
+            Task.SCORING,
+            self.template,
+            self.max_length,
+            self.cut,
+            padding_id=self.padding_id,
+            parse_special_tokens=self.parse_special_tokens,
         )
         records = []
         for index, group in enumerate(groups):
             if len(group):
-                records.append(PendingRecord(index, f"conversation {index}", index, Sample("", list(group))))
+                sample = Sample("", list(group))
+                records.append(PendingRecord(index, f"conversation {index}", index, sample, list(group)))
         examples = Examples.build(encoder.encode(records), encoder.kept)
         lost = {record.index for record in records} - set(encoder.kept)
         if lost:

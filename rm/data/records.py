@@ -1,8 +1,10 @@
-"""Reads data files: {"instances": [record, ...]}, a list of records, or JSON lines, plain or gzipped; or Parquet.
+"""Reads data files: JSON in its usual layouts or JSON lines, plain or gzipped; Parquet; CSV.
 
-The layout is detected from a file's content, not from its name. Messages count lines and records from 1.
+The layout is detected from a file's content, not from its name; only CSV is known by its name. Messages count lines and
+records from 1.
 """
 
+import csv
 import gzip
 import itertools
 import json
@@ -12,19 +14,23 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 LAYOUTS = 'expected {"instances": [...]}, a list of records, or JSON lines with one record per line'
+PARQUET_BATCH = 32_000_000  # bytes of strings that are in memory at a time, roughly
 
 
 def read_records(path: str | Path) -> Iterator[tuple[str, dict]]:
     """Yield (location, record) for each record of a file.
 
-    The location is for messages: "file.jsonl line 12" or "file.json record 3". JSON lines and Parquet are read as they
-    are consumed, other JSON as a whole.
+    The location is for messages: "file.jsonl line 12" or "file.json record 3". JSON lines, Parquet and CSV are read as
+    they are consumed, other JSON as a whole.
 
     Raises:
         ValueError: the file cannot be read, or a record is not a JSON object.
     """
     if _is_parquet(path):
         yield from _read_parquet(path)
+        return
+    if str(path).removesuffix(".gz").endswith((".csv", ".tsv")):
+        yield from _read_csv(path)
         return
     lines = _numbered_lines(path)
     first = next(((number, line) for number, line in lines if line.strip()), None)
@@ -38,8 +44,10 @@ def read_records(path: str | Path) -> Iterator[tuple[str, dict]]:
     except ValueError as error:
         first_value, first_error = None, error
 
-    lines = itertools.chain([first], lines)
-    if isinstance(first_value, dict) and "instances" not in first_value:
+    second = next(((number, line) for number, line in lines if line.strip()), None)
+    lines = itertools.chain([first], [] if second is None else [second], lines)
+    is_document = isinstance(first_value, dict) and second is None and _records_in(first_value) is not None
+    if isinstance(first_value, dict) and not is_document:
         records = _json_lines(lines, path)
     else:
         try:
@@ -49,7 +57,11 @@ def read_records(path: str | Path) -> Iterator[tuple[str, dict]]:
             if first_error is not None and ".jsonl" in str(path):
                 raise first_error from None
             raise error from None
-        instances = enumerate(_instances(document, path), start=1)
+        instances = _records_in(document) if isinstance(document, dict) else document
+        if not isinstance(instances, list) or not instances:
+            content = document if instances is None else instances
+            raise ValueError(f"{path}: holds no records, but {reprlib.repr(content)}; {LAYOUTS}")
+        instances = enumerate(instances, start=1)
         records = ((f"record {n}", record) for n, record in instances)
 
     for place, record in records:
@@ -84,7 +96,7 @@ def _read_parquet(path: str | Path) -> Iterator[tuple[str, dict]]:
     number = 0
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches(1024):
+            for batch in file.iter_batches(_rows_at_a_time(file.metadata)):
                 for row in batch.to_pylist():
                     number += 1
                     yield f"{path} record {number}", {key: value for key, value in row.items() if value is not None}
@@ -97,13 +109,56 @@ def _read_parquet(path: str | Path) -> Iterator[tuple[str, dict]]:
         raise ValueError(f"{path}: the file has no records")
 
 
-def _instances(document, path: str | Path) -> list:
-    """The list of records in a JSON document."""
-    if isinstance(document, dict):
-        document = document.get("instances", document)
-    if not isinstance(document, list) or not document:
-        raise ValueError(f"{path}: holds no records, but {reprlib.repr(document)}; {LAYOUTS}")
-    return document
+def _rows_at_a_time(metadata) -> int:
+    """How many rows of a Parquet file to hold in memory: few, if they are long."""
+    size = sum(metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups))
+    return max(1, min(1024, PARQUET_BATCH * metadata.num_rows // max(1, size)))
+
+
+def _read_csv(path: str | Path) -> Iterator[tuple[str, dict]]:
+    """Yield each row as a record of strings. An empty field is an empty string."""
+    csv.field_size_limit(2**31 - 1)
+    tab = str(path).removesuffix(".gz").endswith(".tsv")
+    lines = (line for _, line in _numbered_lines(path))
+    rows = csv.DictReader(lines, delimiter="\t" if tab else ",", strict=True)
+    number = 0
+    try:
+        for number, row in enumerate(rows, start=1):
+            if None in row or None in row.values():
+                raise ValueError(
+                    f"{path} record {number}: has not as many fields as the first line has names "
+                    f"({reprlib.repr(rows.fieldnames)}); quote fields that hold a comma or a line break"
+                )
+            yield f"{path} record {number}", row
+    except csv.Error as error:
+        raise ValueError(f"{path}: cannot be read beyond record {number} ({error}); save it as CSV again") from None
+    if number == 0:
+        raise ValueError(f"{path}: the file has no records")
+
+
+def _records_in(document: dict) -> list | None:
+    """The records in a JSON object: under "instances" or "data", or in columns; None if it is a record itself."""
+    if "instances" in document:
+        return document["instances"]
+    if isinstance(document.get("data"), list):
+        return document["data"]
+    columns = {name: _column(values) for name, values in document.items()}
+    lengths = {None if values is None else len(values) for values in columns.values()}
+    if len(columns) < 2 or len(lengths) != 1 or lengths <= {None, 0}:
+        return None
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+
+def _column(values) -> list | None:
+    """The values of a column: of a list, or of pandas' {"0": value, "1": value}; None if it is none.
+
+    A list of messages, or of other objects, is a value of a single record.
+    """
+    if isinstance(values, dict) and list(values) == [str(n) for n in range(len(values))]:
+        return list(values.values())
+    if isinstance(values, list) and not any(isinstance(value, dict) for value in values):
+        return values
+    return None
 
 
 def _parse_json(text: str, path: str | Path, line: int):

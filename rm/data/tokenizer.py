@@ -10,6 +10,7 @@ the ids that it means, and the same characters in a user's message remain text.
 
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -121,6 +122,17 @@ class Tokenizer:
     def encode(self, text: str) -> list[int]:
         """The ids of plain text: without BOS and EOS, and special-token strings are text, too."""
         return self.encode_batch([text])[0]
+
+    def split_special(self, text: str) -> list[str | int]:
+        """A text whose special-token strings are these tokens, as `encode_parts` takes it."""
+        pieces = [piece for piece in self._special_pattern.split(text) if piece]
+        return [self.special.get(piece, piece) for piece in pieces]
+
+    @cached_property
+    def _special_pattern(self) -> re.Pattern:
+        # The longest first: an alternation takes the first alternative that matches.
+        strings = sorted(self.special, key=len, reverse=True)
+        return re.compile(f"({'|'.join(map(re.escape, strings)) or '(?!)'})")  # "(?!)" matches nothing
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """The ids of many plain texts (see `encode`), in parallel."""

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
-from rm.data.conversation import turns
 from rm.data.examples import Examples
-from rm.data.formats import Message, preference_dialogues
-from rm.data.records import read_records
+from rm.data.messages import Message
+from rm.data.reader import KeySettings, Located, SampleReader
+from rm.data.schemas import PREFERENCE
 from rm.evaluation import benchmarks, metrics, stats
 from rm.evaluation.metrics import ScoredReplies
 
@@ -53,11 +53,12 @@ class Result:
     paths: Sequence[str]
     examples: Examples
     rewards: np.ndarray  # (R,) fp32, in the order of the replies in `examples`
+    keys: KeySettings | None = None
 
     @cached_property
     def record_info(self) -> list[RecordInfo]:
         """(N,) the information of every example's record."""
-        return [_record_info(number, record) for number, _, record in read_numbered(self.paths, self.examples.record)]
+        return [_record_info(located) for located in self._samples(self.examples.record)]
 
     @cached_property
     def scored(self) -> ScoredReplies:
@@ -89,9 +90,9 @@ class Result:
         offsets = self.examples.reply_offsets
         example = np.searchsorted(offsets, bad[0], side="right") - 1
         reply = bad[0] - offsets[example] + 1
-        [(_, where, _)] = read_numbered(self.paths, self.examples.record[example : example + 1])
+        [located] = self._samples(self.examples.record[example : example + 1])
         raise ValueError(
-            f"{where}: the reward of reply {reply} is {self.rewards[bad[0]]}, not a finite number; "
+            f"{located.where}: the reward of reply {reply} is {self.rewards[bad[0]]}, not a finite number; "
             f"check that the checkpoint is complete and undamaged, or try --dtype float32"
         )
 
@@ -112,16 +113,19 @@ class Result:
 
     def best(self) -> Iterator[dict]:
         """The lines of best.jsonl: every record's highest-scoring reply, the first one of a tie."""
-        records = read_numbered(self.paths, self.examples.record)
-        for line, (_, _, record) in zip(self.lines(), records, strict=True):
+        for line, located in zip(self.lines(), self._samples(self.examples.record), strict=True):
             best = int(np.argmax(line["scores"]))
             yield {
                 "record": line["record"],
                 "id": line["id"],
                 "best": best,
                 "score": line["scores"][best],
-                "response": reply_dialogues(record)[best][-1]["content"],
+                "response": located.sample.dialogues()[best][-1]["content"],
             }
+
+    def _samples(self, numbers: Iterable[int]) -> Iterator[Located]:
+        """The samples with these numbers, which ascend and count from 0 over all files as in `rm.data.dataset`."""
+        return SampleReader(PREFERENCE, self.keys).read(self.paths, set(np.asarray(numbers).tolist()))
 
     def mistakes(self, limit: int = 10) -> list[Mistake]:
         """The misranked pairs with the largest |margin|, largest first, at most one per prompt."""
@@ -133,7 +137,7 @@ class Result:
         _, first_of_prompt = np.unique(prompt[order], return_index=True)
         pairs = order[np.sort(first_of_prompt)][:limit]
         numbers = np.unique(self.examples.record[prompt[pairs]])
-        dialogues_of = {number: reply_dialogues(record) for number, _, record in read_numbered(self.paths, numbers)}
+        dialogues_of = {located.number: located.sample.dialogues() for located in self._samples(numbers)}
         mistakes = []
         for pair in pairs:
             example = prompt[pair]
@@ -170,38 +174,11 @@ def named_sets(paths: Sequence[str]) -> dict[str, list[str]]:
     return sets
 
 
-def read_numbered(paths: Iterable[str], numbers: Iterable[int]) -> Iterator[tuple[int, str, dict]]:
-    """Read the records with these numbers.
-
-    Args:
-        numbers: record numbers, ascending, counted from 0 over all files as in `rm.data.dataset`.
-
-    Yields:
-        (number, where, record), in ascending order; `where` names file and line for error messages.
-    """
-    wanted = set(np.asarray(numbers).tolist())
-    last = max(wanted, default=-1)
-    number = 0
-    for path in paths:
-        for where, record in read_records(path):
-            if number in wanted:
-                yield number, where, record
-            # Nothing after the last record is read, which might be most of a large file.
-            if number >= last:
-                return
-            number += 1
-
-
-def reply_dialogues(record: dict) -> list[list[Message]]:
-    """Every reply of a record with its prompt, as a dialogue; a plain text without turn markers is one message."""
-    return [turns(text) for text in preference_dialogues(record).texts]
-
-
-def _record_info(number: int, record: dict) -> RecordInfo:
-    dialogues = reply_dialogues(record)
+def _record_info(located: Located) -> RecordInfo:
+    sample, dialogues = located.sample, located.sample.dialogues()
     return RecordInfo(
-        id=record.get("id", number),
-        subset=str(record.get("subset") or ""),
+        id=located.number if sample.id is None else sample.id,
+        subset=sample.subset,
         turns=sum(message["role"] == "user" for message in dialogues[0]),
         lengths=[len(dialogue[-1]["content"]) for dialogue in dialogues],
     )

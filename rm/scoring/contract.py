@@ -23,7 +23,7 @@ from rm.data.chat import DIALOGUE_FORMATS, bare_as_dialogue, choose_template
 from rm.data.dataset import TextSettings
 from rm.data.encode import TextEncoder
 from rm.data.examples import Examples
-from rm.data.formats import Text, split_turns
+from rm.data.messages import Text, split_turns
 from rm.data.tokenizer import Tokenizer
 from rm.distributed import process_group as dist
 from rm.distributed import sharding
@@ -67,6 +67,7 @@ class Contract:
     chat_template: str | None  # its Jinja text, as it is in the folder
     dialogue_format: str | None
     bare_text: str  # a prompt and a reply that are bare strings: "dialogue", or "plain" if they are joined
+    parse_special_tokens: bool | None  # strings of special tokens in a plain text are these tokens; else characters
     bos_token_id: int | None  # put before a plain text
     eos_token_id: int  # put behind a plain text; a dialogue has the BOS and EOS that its template writes
     max_length: int
@@ -95,6 +96,7 @@ KEYS = {
     "chat_template": Key(str),
     "dialogue_format": Key(str, only=tuple(DIALOGUE_FORMATS)),
     "bare_text": Key(str, only=("dialogue", "plain"), required=True),
+    "parse_special_tokens": Key(bool),
     "bos_token_id": Key(int, minimum=0),
     "eos_token_id": Key(int, minimum=0, required=True),
     "max_length": Key(int, minimum=1, required=True),
@@ -154,6 +156,7 @@ def resolve(
         "dialogue_format": contract.dialogue_format,
         "chat_template": own_template,
         "bare_text": contract.bare_text,
+        "parse_special_tokens": bool(contract.parse_special_tokens),
     }
     for name in trained.keys() & given.keys():
         if not _agrees(name, given[name], folder, contract):
@@ -198,7 +201,9 @@ def _encoder(folder: str | Path, text: TextSettings) -> TextEncoder:
     tokenizer = Tokenizer(hub.tokenizer_folder(folder))
     template = choose_template(text.chat_template, text.dialogue_format, tokenizer)
     as_dialogue = bare_as_dialogue(text.bare_text, template)
-    return TextEncoder(tokenizer, template, text.max_length, text.cut, as_dialogue)
+    return TextEncoder(
+        tokenizer, template, text.max_length, text.cut, as_dialogue, parse_special_tokens=text.parse_special_tokens
+    )
 
 
 def _padding_id(folder: str | Path, tokenizer: Tokenizer) -> int | None:
@@ -244,6 +249,7 @@ def write(folder: str | Path, text: TextSettings, dtype: torch.dtype, statistics
         chat_template=chat_template,
         dialogue_format=text.dialogue_format,
         bare_text="dialogue" if encoder.bare_as_dialogue else "plain",
+        parse_special_tokens=text.parse_special_tokens,
         bos_token_id=encoder.tokenizer.bos_id,
         eos_token_id=encoder.tokenizer.eos_id,
         max_length=text.max_length,

@@ -10,6 +10,7 @@ from rm.config import SettingsGroup, setting
 from rm.data.dataset import TextSettings, TrainingData, read_cached
 from rm.data.encode import Task
 from rm.data.examples import Examples
+from rm.data.reader import KeySettings
 from rm.data.tokenizer import Tokenizer
 
 ENOUGH = 256  # examples of the training data, where no set is given
@@ -37,11 +38,18 @@ class RewardSet:
 
 
 def choose(
-    settings: RewardSetSettings, data: TrainingData, text: TextSettings, tokenizer: Tokenizer, cache_dir: str | None
+    settings: RewardSetSettings,
+    data: TrainingData,
+    text: TextSettings,
+    tokenizer: Tokenizer,
+    cache_dir: str | None,
+    keys: KeySettings | None = None,
 ) -> RewardSet:
     """The given set; else held-out examples where there are any, else examples that were trained on."""
     if settings.reward_set_path:
-        examples, _ = read_cached(Task.SCORED_DEMONSTRATIONS, settings.reward_set_path, text, tokenizer, cache_dir)
+        examples, _ = read_cached(
+            Task.SCORED_DEMONSTRATIONS, settings.reward_set_path, text, tokenizer, cache_dir, keys=keys
+        )
         return RewardSet(examples, f"{len(examples)} demonstrations of {' '.join(settings.reward_set_path)}")
     kind = "held out" if data.held_out else "trained on"
     examples = (data.held_out or data.train)[:ENOUGH]

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from rm.data.batch import pack, plan_micro_batches
 from rm.data.examples import Examples
-from rm.data.formats import Text, preference, split_turns
+from rm.data.messages import Text, split_turns
+from rm.data.schemas import preference
 from rm.distributed.sharding import ParallelSettings
 from rm.files import read_json
 from rm.hf import build, hub
@@ -100,8 +101,8 @@ class Scorer:
         groups = []
         for prompt, texts in zip(prompts, responses, strict=True):
             record = {"prompt": prompt, "responses": list(texts)}
-            sample = preference(record, self.encoder.as_messages, self.encoder.bare_as_dialogue) if texts else None
-            groups.append(sample.texts if sample else [])
+            encoder = self.encoder
+            groups.append(preference(record).written(encoder.bare_as_dialogue, encoder.as_messages) if texts else [])
         return self._score(groups, normalized)
 
     def _score(self, groups: list[list[Text]], normalized: bool) -> list[list[float]]:

@@ -21,6 +21,9 @@ class ScoringTextSettings(SettingsGroup):
         None, "a prompt and a reply that are both strings become a dialogue, or are joined; none: as in training, else "
         "auto", BARE_TEXT
     )  # fmt: skip
+    parse_special_tokens: bool | None = setting(
+        None, "strings of special tokens in plain texts are these tokens; none: as in training, else false"
+    )
     max_length: int | None = setting(None, "longest text in tokens; none: as in training, else 512")
     overlong: str | None = setting(
         None, "leave out longer texts, or shorten them; none: as in training, else filter", ("filter", "truncate")

@@ -12,7 +12,7 @@ import reprlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from rm.data.formats import Text
+from rm.data.messages import Text
 from rm.scoring.scorer import Scorer
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from rm.config import SettingsGroup
 from rm.data.batch import BatchSettings, PackingSettings
 from rm.data.dataset import DataSettings, MixtureSettings, TextSettings, check_mixture
+from rm.data.reader import KeySettings
 from rm.data.special_tokens import TokenizerSettings
 from rm.data.split import SplitSettings
 from rm.distributed.sharding import MemorySettings, ParallelSettings, check_compile
@@ -24,6 +25,7 @@ class TrainingSettings(SettingsGroup):
     data: DataSettings
     run: RunSettings
     mixture: MixtureSettings
+    keys: KeySettings
     text: TextSettings
     tokenizer: TokenizerSettings
     split: SplitSettings

@@ -127,7 +127,7 @@ def test_a_text_is_one_document_with_loss_on_every_token(tokenizer, file):
     examples, report = dataset.read(Task.SFT, [file(lines(TEXTS))], tokenizer, 512)
     tokens = [with_ends(tokenizer, record["text"]) for record in TEXTS]
     assert as_lists(examples) == [([], [ids], [[True] * len(ids)]) for ids in tokens]
-    assert str(report) == "3 records of text_only: all kept"
+    assert str(report) == "3 records of text_only: all kept; keys passed over: extra"
 
 
 def test_a_text_of_max_length_is_kept_and_a_longer_one_is_dropped(tokenizer, file):
@@ -136,7 +136,9 @@ def test_a_text_of_max_length_is_kept_and_a_longer_one_is_dropped(tokenizer, fil
     assert len(dataset.read(Task.SFT, [path], tokenizer, longest)[0]) == 3
     examples, report = dataset.read(Task.SFT, [path], tokenizer, longest - 1)
     assert len(examples) == 2 and examples.lengths.max() < longest
-    assert str(report) == f"3 records of text_only: 2 kept; dropped 1 longer than --max_length {longest - 1}"
+    assert str(report) == (
+        f"3 records of text_only: 2 kept; dropped 1 longer than --max_length {longest - 1}; keys passed over: extra"
+    )
 
 
 def test_an_empty_text_is_dropped_and_counted(plain, file):
@@ -371,11 +373,11 @@ def test_a_bad_file_is_a_one_line_error_with_the_location(case, plain, file):
 BAD_TEXTS = {
     "other key": (
         {"content": "a", "id": 1},
-        ["has the keys 'content', 'id'", "expected 'text', or 'input' + 'output'"],
+        ["has the keys 'content', 'id', which are no known schema", "--data_keys prompt=KEY response=KEY"],
     ),
     "no keys": ({}, ["has the keys none"]),
     "a pair": (PAIRS[0], ["has the keys 'positive', 'negative'", "train_rm.py"]),
-    "null": ({"text": None}, ["'text' is None; expected a string"]),
+    "null": ({"text": None}, ["has the keys none with a value"]),
     "messages": (
         {"text": [{"role": "user", "content": "hi"}]},
         ["'text' is [{", "expected a string"],
@@ -396,7 +398,7 @@ def test_a_bad_record_is_an_error_with_its_number(case, plain, file):
 
 
 BAD_PAIRS = {
-    "a text": (TEXTS[0], ["has the keys 'text'", "expected 'positive' + 'negative', or", "train_sft.py"]),
+    "a text": (TEXTS[0], ["has the keys 'text'", "a record of text_only, for train_sft.py"]),
     "one side": ({"chosen": "a", "prompt": "b"}, ["has the keys 'chosen', 'prompt'"]),
     "mixed names": ({"chosen": "a", "negative": "b"}, ["has the keys 'chosen', 'negative'"]),
     "messages": (

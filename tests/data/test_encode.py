@@ -224,7 +224,7 @@ def test_eos_is_appended_to_a_dialogue_for_sft_only_and_only_where_the_template_
         example, said = load(task, file, chat_template=str(template))
         ending = [*line_break, qwen.eos_id] if task is Task.SFT else line_break
         assert full_texts(example)[0][-len(ending) :] == ending
-        assert said.count("warning: the chat template ends no turn with a special token in 1 records") == 1
+        assert said.count("warning: data: the chat template ends no turn with a special token in 1 records") == 1
     # What the template writes behind a reply, and EOS, are what ends it: they carry loss.
     example, _ = load(Task.SFT, "sft.jsonl", chat_template=str(template))
     assert loss_tokens(example)[-2:] == [*line_break, qwen.eos_id]

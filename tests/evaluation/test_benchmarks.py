@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from rm.data.formats import preference
+from rm.data.schemas import preference
 from rm.evaluation import benchmarks
 from tests.scored import pairs, scored
 

@@ -1,8 +1,10 @@
-"""rm.data.formats: the same pair in every format gives the same dialogues, and errors say what does not fit."""
+"""rm.data.schemas: the same pair in every schema gives the same dialogues, and errors say what does not fit."""
 
 import pytest
 
-from rm.data.formats import Sample, demonstration, preference, preference_dialogues, split_turns
+from rm.data.messages import split_turns
+from rm.data.sample import Bare, Sample
+from rm.data.schemas import demonstration, preference
 
 
 def user(content):
@@ -42,15 +44,15 @@ SAME_PAIR = {
 
 @pytest.mark.parametrize("case", SAME_PAIR)
 def test_a_pair_is_the_same_two_dialogues_in_every_format(case):
-    sample = preference(SAME_PAIR[case], as_messages=True)
-    assert sample.texts == [A, B]
+    sample = preference(SAME_PAIR[case])
+    assert sample.written(bare_as_dialogue=True, as_messages=True) == [A, B]
     assert sample.grade[0] > sample.grade[1] and (sample.label, sample.margin) == (1, 0)
 
 
 @pytest.mark.parametrize("case", SAME_PAIR)
 def test_strings_stay_strings_without_as_messages(case):
     record = SAME_PAIR[case]
-    texts = preference(record).texts
+    texts = preference(record).written()
     if all(isinstance(value, str) for value in record.values()) or "ranks" in record:
         opening = LMFLOW if texts[0].startswith("###") else ANTHROPIC
         assert texts == [opening + " 4", opening + " 5"]
@@ -60,25 +62,18 @@ def test_strings_stay_strings_without_as_messages(case):
 
 def test_a_bare_prompt_is_a_user_message_or_is_joined_with_the_response():
     record = {"prompt": "2+2?", "chosen": " 4", "rejected": "5"}
-    assert preference(record).texts == ["2+2? 4", "2+2?5"]
+    assert preference(record).written() == ["2+2? 4", "2+2?5"]
     dialogues = [[user("2+2?"), assistant(" 4")], [user("2+2?"), assistant("5")]]
-    assert preference(record, as_messages=True).texts == dialogues
-
-
-def test_preference_dialogues_keeps_a_separate_prompt_apart():
-    record = {"prompt": "2+2?", "chosen": " 4", "rejected": "5", "margin": 2}
-    assert preference_dialogues(record) == preference(record, as_messages=True) != preference(record)
-    full_texts = SAME_PAIR["chosen/rejected"]
-    assert preference_dialogues(full_texts) == preference(full_texts) != preference(full_texts, as_messages=True)
+    assert preference(record).written(bare_as_dialogue=True) == preference(record).dialogues() == dialogues
 
 
 @pytest.mark.parametrize("responses", [["4", "5", "six"], [[assistant("4")], B, assistant("six")]])
 def test_a_ranking_keeps_its_order_and_its_grades_are_higher_for_better(responses):
     record = {"prompt": HEAD, "responses": responses}
-    assert preference(record).texts == [A, B, C] and preference(record).grade is None
+    assert preference(record).dialogues() == [A, B, C] and preference(record).grade is None
     assert preference(record | {"ranks": [1, 2, 2]}).grade == [-1, -2, -2]
     assert preference(record | {"scores": [0.5, -1, 7]}).grade == [0.5, -1, 7]
-    assert preference(record | {"scores": [0.5, -1, 7]}).format == "prompt/responses/scores"
+    assert preference(record | {"scores": [0.5, -1, 7]}).schema == "prompt/responses/scores"
 
 
 def test_label_and_margin_are_read_and_null_means_absent():
@@ -86,15 +81,15 @@ def test_label_and_margin_are_read_and_null_means_absent():
     assert preference(pair | {"label": 0.25, "margin": -2}) == Sample(
         "chosen/rejected", [pair["chosen"], pair["rejected"]], [1.0, 0.0], label=0.25, margin=-2.0
     )
-    assert preference(pair | {"label": None, "margin": None, "subset": 5}) == preference(pair)
+    assert preference(pair | {"label": None, "margin": None}) == preference(pair)
 
 
-def test_demonstrations_are_read_in_every_format():
-    assert demonstration({"text": "a", "id": 3}) == Sample("text_only", ["a"])
-    assert demonstration({"text": "###Human: a"}, as_messages=True).texts == ["###Human: a"]
+def test_demonstrations_are_read_in_every_schema():
+    assert demonstration({"text": "a", "id": 3}) == Sample("text_only", ["a"], id=3)
+    assert demonstration({"text": "###Human: a"}).written() == ["###Human: a"]
     pair = {"input": "2+2?", "output": "4"}
-    assert demonstration(pair) == Sample("text2text", ["2+2?4"], loss_from=4, bare=True)
-    assert demonstration(pair, as_messages=True).texts == [[user("2+2?"), assistant("4")]]
+    assert demonstration(pair) == Sample("text2text", [Bare("2+2?", "4")], joined_by_default=True)
+    assert demonstration(pair).written(bare_as_dialogue=True) == [[user("2+2?"), assistant("4")]]
     openai = {"messages": [SYSTEM, *A]}
     lmflow = {"conversation_id": "x", "system": "be brief", "tools": [], "messages": A}
     assert demonstration(openai) == demonstration(lmflow) == Sample("conversation", [[SYSTEM, *A]])
@@ -120,21 +115,17 @@ def test_turns_are_split_at_the_markers_that_a_text_begins_with(text, turns):
 
 
 BAD_PREFERENCES = {
-    "a text": ({"text": "a"}, ["has the keys 'text'; expected 'positive' + 'negative', or", "is for train_sft.py"]),
-    "no keys": ({}, ["has the keys none; expected"]),
-    "one side": ({"chosen": "a", "prompt": "b"}, ["has the keys 'chosen', 'prompt'; expected"]),
+    "a text": ({"text": "a"}, ["has the keys 'text': it is a record of text_only, for train_sft.py"]),
+    "no keys": ({}, ["has the keys none with a value, which are no known schema"]),
+    "one side": ({"chosen": "a", "prompt": "b"}, ["has the keys 'chosen', 'prompt', which are no known schema", "--data_keys prompt=KEY chosen=KEY rejected=KEY"]),
     "many keys": ({str(i): i for i in range(99)}, ["'11' and 87 more"]),
     "two formats": (
-        {"chosen": "a", "rejected": "b", "positive": "a", "negative": "b"},
-        ["which fit positive/negative and chosen/rejected; keep those of one format only"],
+        {"chosen": "a", "rejected": "b", "positive": "a", "negative": "c"},
+        ["has 'negative' beside chosen/rejected, which does not use it", "--ignore_keys negative"],
     ),
     "ranks and scores": (
         {"prompt": "a", "responses": ["b", "c"], "ranks": [1, 2], "scores": [2, 1]},
-        ["fit prompt/responses/ranks and prompt/responses/scores"],
-    ),
-    "a prompt with positive": (
-        {"prompt": "a", "positive": "b", "negative": "c"},
-        ["rename the two texts, or put the prompt into both"],
+        ["has 'scores' beside prompt/responses/ranks"],
     ),
     "a number": ({"chosen": "a", "rejected": 0}, ["'rejected' is 0; expected a string or a list"]),
     "no messages": ({"chosen": "a", "rejected": []}, ["'rejected' is []; expected a list of messages"]),
@@ -145,7 +136,7 @@ BAD_PREFERENCES = {
     ),
     "another prompt": (
         {"prompt": "oh", "chosen": A, "rejected": B},
-        ["'chosen' begins with other messages than 'prompt'"],
+        ["'chosen' is a whole dialogue, but lacks what 'prompt' says; if it is complete: --ignore_keys prompt"],
     ),
     "ranks that do not match": (
         {"prompt": "a", "responses": ["b", "c"], "ranks": [1]},
@@ -165,7 +156,7 @@ BAD_PREFERENCES = {
     "a huge margin": ({"chosen": "a", "rejected": "b", "margin": 10**400}, ["'margin' has 10000"]),
     "a label of a ranking": (
         {"prompt": "a", "responses": ["b", "c"], "ranks": [1, 2], "label": 1},
-        ["has 'label', which is only for pairs"],
+        ["has 'label' beside prompt/responses/ranks"],
     ),
 }
 
@@ -177,16 +168,16 @@ def test_a_record_that_is_no_preference_is_an_error_with_its_reason(case):
 
 
 BAD_DEMONSTRATIONS = {
-    "a pair": (SAME_PAIR["positive/negative"], ["has the keys 'positive', 'negative'; expected 'text'", "train_rm.py"]),
-    "two formats": ({"text": "a", "messages": A}, ["which fit text_only and conversation"]),
-    "null": ({"text": None}, ["'text' is None; expected a string"]),
+    "a pair": (SAME_PAIR["positive/negative"], ["has the keys 'positive', 'negative'", "a record of positive/negative, for train_rm.py"]),
+    "two schemas": ({"text": "a", "messages": A}, ["has 'text' beside conversation, which does not use it"]),
+    "null": ({"text": None}, ["has the keys none with a value"]),
     "messages of strings": ({"messages": ["hi"]}, ["'messages 1' is 'hi'; expected an object with 'role'"]),
-    "another vocabulary": ({"messages": [{"from": "human", "value": "hi"}]}, ["expected an object with 'role'"]),
+    "an unknown role": ({"messages": [{"from": "Bob", "value": "hi"}]}, ["'messages 1' has the role 'Bob'; expected"]),
     "no content": ({"messages": [{"role": "user", "content": None}]}, ["'messages 1' is None; expected a string"]),
     "an image": ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, ["'messages 1' is [{"]),
-    "tools": ({"messages": A, "tools": [{}]}, ["has 'tools', which are not supported"]),
-    "tool calls": ({"messages": [assistant("") | {"tool_calls": [{}]}]}, ["'messages 1' has 'tool_calls'"]),
-    "two systems": ({"messages": [SYSTEM, *A], "system": "b"}, ["has 'system', but 'messages' begin with a system m"]),
+    "tools": ({"messages": A, "tools": "x"}, ["'tools' is 'x'; expected a list of tools"]),
+    "tool calls": ({"messages": [assistant("") | {"tool_calls": [{}]}]}, ["'messages 1' has the tool call {}"]),
+    "two systems": ({"messages": [SYSTEM, *A], "system": "b"}, ["has a system message, but 'messages' begins with"]),
 }  # fmt: skip
 
 
@@ -198,7 +189,7 @@ def test_a_record_that_is_no_demonstration_is_an_error_with_its_reason(case):
 
 def test_a_text_without_turn_markers_cannot_be_split():
     record = {"chosen": "a" * 999, "rejected": "b"}
-    assert_one_line_error(lambda: preference(record, as_messages=True), ["is no dialogue; for a chat template a text"])
+    assert_one_line_error(lambda: preference(record).written(as_messages=True), ["is no dialogue; for a chat template a text"])
     assert_one_line_error(lambda: split_turns("so: \n\nHuman: a"), ["is no dialogue"])
 
 

@@ -1,0 +1,307 @@
+"""Texts and messages: every public spelling of a dialogue becomes a list of messages as chat templates take them.
+
+A text is plain (a string, taken as it is) or a dialogue: a list of messages, which a chat template writes as a string
+(`rm.data.chat`). A message has a `role` and a `content`, and may have the other keys of MESSAGE_KEYS, which are passed
+to the template as they are. The functions raise ValueError without naming the record, which only the caller knows.
+"""
+
+import json
+import re
+import reprlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+Message = dict[str, object]  # {"role": "user", "content": "hi"}; the role and the content are strings
+Text = str | list[Message]
+
+# How data sets spell the roles. Sources: axolotl (prompt_strategies/chat_template.py), ms-swift (dataset/preprocessor/
+# core.py), LLaMA-Factory (data/converter.py), open-assistant ("prompter").
+ROLES = {
+    "system": "system",
+    "developer": "developer",
+    "user": "user",
+    "human": "user",
+    "prompter": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "bing": "assistant",
+    "bard": "assistant",
+    "bot": "assistant",
+    "chatbot": "assistant",
+    "model": "assistant",
+    "ai": "assistant",
+    "tool": "tool",
+    "observation": "tool",
+    "function_response": "tool",
+    "tool_response": "tool",
+    "function": "function",  # OpenAI's older name; templates that know it write it in their own way
+    "ipython": "ipython",
+    "environment": "environment",
+}
+CALLS = ("function_call", "tool_call")  # roles of messages whose content is a call in JSON (ShareGPT)
+CONTENTS = ("content", "value", "text")  # keys that hold what a message says
+
+# What a template may write besides role and content. transformers 5 knows a thought by three names.
+REASONING = ("reasoning_content", "thinking", "reasoning")
+WRITTEN = (*REASONING, "tool_calls", "function_call")  # each has to be written, or the record is refused
+MESSAGE_KEYS = (*WRITTEN, "name", "tool_call_id")
+# Whether a reply carries loss: OpenAI, axolotl, ms-swift
+LOSS_KEYS = ("weight", "train", "training", "loss")
+# Keys of a message that carry text or meaning, and are not supported
+UNSUPPORTED = (
+    "image", "images", "video", "videos", "audio", "audios", "documents", "context", "thought", "thoughts",
+    "loss_scale", "train_detail", "training_detail", "prefix", "refusal", "system", "tools",
+)  # fmt: skip
+
+TURN_MARKERS = (
+    re.compile(r"(?:\A|\n\n)(Human|Assistant):"),  # Anthropic
+    re.compile(r"###(Human|Assistant):"),  # LMFlow
+)
+
+
+@dataclass
+class Seen:
+    """What reading messages passes over or finds besides them; it grows while a record is read.
+
+    Attributes:
+        ignore: keys of messages that the user wants passed over.
+        passed_over: keys of messages that have no meaning here.
+        without_loss: positions of the messages that are not to carry loss, in the last list that was read.
+    """
+
+    ignore: frozenset[str] = frozenset()
+    passed_over: set[str] = field(default_factory=set)
+    without_loss: set[int] = field(default_factory=set)
+
+
+def user(content: str) -> Message:
+    return {"role": "user", "content": content}
+
+
+def assistant(content: str) -> Message:
+    return {"role": "assistant", "content": content}
+
+
+def string(value, key: str) -> str:
+    """A string that UTF-8 can write."""
+    if not isinstance(value, str):
+        raise ValueError(f"{key!r} is {reprlib.repr(value)}; expected a string")
+    if not value.isascii() and re.search("[\ud800-\udfff]", value):  # JSON can write it, UTF-8 cannot
+        raise ValueError(f"{key!r} has half of a surrogate pair, which is no character; remove it")
+    return value
+
+
+def text(value, key: str, seen: Seen) -> Text:
+    """A string, one message, or a list of messages; also messages written as JSON in a string."""
+    if isinstance(value, dict) and role_of(value) is not None:
+        value = [value]  # one message is a list of one
+    if isinstance(value, list):
+        return dialogue(value, key, seen)
+    if isinstance(value, str) and (messages := messages_in(value)) is not None:
+        return dialogue(messages, key, seen)
+    if not isinstance(value, str):
+        raise ValueError(f"{key!r} is {reprlib.repr(value)}; expected a string or a list of messages")
+    return string(value, key)
+
+
+def messages_in(value: str) -> list | None:
+    """The messages that a string holds as JSON; None for any other string."""
+    if not value.startswith(("[{", "[ {", "[\n")):
+        return None
+    try:
+        parsed = json.loads(value)
+    except (ValueError, RecursionError):
+        return None
+    is_messages = isinstance(parsed, list) and all(isinstance(m, dict) and role_of(m) is not None for m in parsed)
+    return parsed if parsed and is_messages else None
+
+
+def dialogue(value, key: str, seen: Seen) -> list[Message]:
+    """The checked messages of a list, or of its JSON. Some data sets have pairs of turns in place of messages."""
+    if isinstance(value, str):
+        value = messages_in(value)
+    if not isinstance(value, list) or not value:
+        raise ValueError(f"{key!r} is {reprlib.repr(value)}; expected a list of messages with 'role' and 'content'")
+    seen.without_loss.clear()
+    messages = []
+    for n, entry in enumerate(value, start=1):
+        if isinstance(entry, dict) and (turns := _pair_of_turns(entry)):
+            messages += [user(string(turns[0], f"{key} {n}")), assistant(string(turns[1], f"{key} {n}"))]
+            continue
+        message, carries_loss = _message(entry, f"{key} {n}", seen)
+        if not carries_loss:
+            seen.without_loss.add(len(messages))
+        messages.append(message)
+    return messages
+
+
+def _pair_of_turns(entry: dict) -> tuple | None:
+    """(what the user says, what the assistant says) of Capybara's and ms-swift's pairs."""
+    for keys in (("input", "output"), ("human", "assistant"), ("user", "assistant"), ("human", "gpt")):
+        if all(key in entry for key in keys):
+            return tuple(entry[key] for key in keys)
+    return None
+
+
+def role_of(message: dict) -> str | None:
+    """What stands under `role`, or, in ShareGPT's spelling, under `from`."""
+    role = message.get("role", message.get("from"))
+    return role if isinstance(role, str) else None
+
+
+def _message(value, key: str, seen: Seen) -> tuple[Message, bool]:
+    """(the message, whether it may carry loss)"""
+    content_key = next((name for name in CONTENTS if name in value), None) if isinstance(value, dict) else None
+    if content_key is None and isinstance(value, dict) and value.keys() & {"tool_calls", "function_call"}:
+        content_key = "content"  # a call may have no content
+    if content_key is None or role_of(value) is None:
+        raise ValueError(f"{key!r} is {reprlib.repr(value)}; expected an object with 'role' and 'content'")
+    spelled = string(role_of(value), key)
+    if spelled.lower() in CALLS:
+        return _call(value[content_key], key), True
+    role = ROLES.get(spelled.lower())
+    if role is None:
+        raise ValueError(f"{key!r} has the role {reprlib.repr(spelled)}; expected one of {', '.join(ROLES)}")
+    if len(value) == 2:  # most messages
+        return {"role": role, "content": _content(value[content_key], key)}, True
+    return _message_with_more(value, role, content_key, key, seen)
+
+
+def _message_with_more(value: dict, role: str, content_key: str, key: str, seen: Seen) -> tuple[Message, bool]:
+    """A message that has more than a role and a content."""
+    message, carries_loss = {"role": role}, True
+    for name, entry in value.items():
+        if name == content_key or name in ("role", "from") or name in seen.ignore:
+            continue
+        entry = without_nulls(entry)
+        if entry is None or entry == [] or entry == "":  # an absent key, as Parquet and `datasets` write it
+            continue
+        if name in LOSS_KEYS:
+            carries_loss = _carries_loss(entry, name, key)
+        elif name in UNSUPPORTED:
+            raise ValueError(
+                f"{key!r} has {name!r}, which is not supported: remove it, or pass it over with --ignore_keys {name}"
+            )
+        elif name in MESSAGE_KEYS:
+            message[name] = string(entry, f"{key} {name}") if name in (*REASONING, "name", "tool_call_id") else entry
+        else:
+            seen.passed_over.add(name)
+    content = value.get(content_key)
+    has_call = "tool_calls" in message or "function_call" in message
+    message["content"] = "" if content is None and has_call else _content(content, key)
+    if "tool_calls" in message:
+        message["tool_calls"] = _tool_calls(message["tool_calls"], key)
+    return message, carries_loss
+
+
+def _content(value, key: str) -> str:
+    """The text of a message. It may consist of parts, as OpenAI's do, of which only text can be used here."""
+    if isinstance(value, list) and all(isinstance(part, dict) and part.get("type") == "text" for part in value):
+        value = "".join(string(part.get("text", part.get("value")), key) for part in value)
+    return string(value, key)
+
+
+def _carries_loss(value, name: str, key: str) -> bool:
+    if value in (0, 1):  # also false and true
+        return bool(value)
+    raise ValueError(f"{key!r} has {name!r} {reprlib.repr(value)}; expected 0 or false (no loss), or 1 or true")
+
+
+def _call(value, key: str) -> Message:
+    """The reply whose only content is a call of a tool: {"name": ..., "arguments": ...} in JSON, or a list of these."""
+    expected = f'{key!r} is {reprlib.repr(value)}; expected a call in JSON: {{"name": ..., "arguments": ...}}'
+    try:
+        calls = json.loads(value) if isinstance(value, str) else value
+    except (ValueError, RecursionError):
+        raise ValueError(expected) from None
+    calls = calls if isinstance(calls, list) else [calls]
+    if not calls or not all(isinstance(call, dict) and isinstance(call.get("name"), str) for call in calls):
+        raise ValueError(expected)
+    return assistant("") | {"tool_calls": _tool_calls(calls, key)}
+
+
+def _tool_calls(value, key: str) -> list[dict]:
+    """Calls in the form that templates take: {"type": "function", "function": {"name": ..., "arguments": ...}}."""
+    value = parsed(value)
+    if not isinstance(value, list) or not all(isinstance(call, dict) for call in value):
+        raise ValueError(f"{key!r} has 'tool_calls' {reprlib.repr(value)}; expected a list of objects")
+    calls = [{"type": "function", "function": call} if "name" in call else call for call in value]
+    for call in calls:
+        function = call.get("function")
+        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+            raise ValueError(f"{key!r} has the tool call {reprlib.repr(call)}; expected a function with a name")
+    return calls
+
+
+def tools_in(value, key: str) -> list[dict] | None:
+    """Descriptions of tools, also as JSON in a string, in the form that templates take; None if there are none."""
+    value = without_nulls(parsed(value))
+    if not value or value in ([""], "[]"):  # LMFlow writes [""]
+        return None
+    if isinstance(value, list):
+        value = [parsed(tool) for tool in value]
+    if not isinstance(value, list) or not all(isinstance(tool, dict) for tool in value):
+        raise ValueError(f"{key!r} is {reprlib.repr(value)}; expected a list of tools, each an object")
+    return [{"type": "function", "function": tool} if "name" in tool else tool for tool in value]
+
+
+def parsed(value):
+    """What a string holds in JSON, or the value itself."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError):
+        return value
+
+
+def without_nulls(value):
+    """A value without the nulls in its objects: Parquet has them for every key that another record has."""
+    if isinstance(value, dict):
+        return {key: without_nulls(entry) for key, entry in value.items() if entry is not None}
+    if isinstance(value, list):
+        return [without_nulls(entry) for entry in value]
+    return value
+
+
+def split_turns(text: str) -> list[Message]:
+    """Split "\\n\\nHuman: ...\\n\\nAssistant: ..." (Anthropic) or "###Human: ...###Assistant: ..." (LMFlow) into turns.
+
+    One space after a colon is part of the marker.
+    """
+    marker = turn_marker(text)
+    if marker is None:
+        expected = '"\\n\\nHuman: ...\\n\\nAssistant: ..." or "###Human: ...###Assistant: ..."'
+        raise ValueError(f"{reprlib.repr(text)} is no dialogue; for a chat template a text must have turns: {expected}")
+    matches = list(marker.finditer(text))
+    ends = [match.start() for match in matches[1:]] + [len(text)]
+    make = {"Human": user, "Assistant": assistant}
+    turns = []
+    for match, end in zip(matches, ends, strict=True):
+        turns.append(make[match[1]](text[match.end() : end].removeprefix(" ")))
+    return turns
+
+
+def turn_marker(text: str) -> re.Pattern | None:
+    """The pattern that marks the turns of a full text: the one that matches at its beginning."""
+    for marker in TURN_MARKERS:
+        if marker.match(text):
+            return marker
+    return None
+
+
+def prompt_messages(prompt: str) -> list[Message]:
+    """A prompt as messages, without the "Assistant:" at its end, after which the reply belongs."""
+    turns = split_turns(prompt) if turn_marker(prompt) else [user(prompt)]
+    return turns[:-1] if turns[-1] == assistant("") else turns
+
+
+def strings_in(value) -> list[str]:
+    """What a text or a list of messages says, without white space around it: its strings, and those of its messages."""
+    if isinstance(value, str):
+        return [value.strip()]
+    if isinstance(value, dict):
+        names = ("input", *CONTENTS, *REASONING)  # `input`: of a pair of turns
+        return [s for name in names if value.get(name) for s in strings_in(value[name])]
+    return [s for entry in value for s in strings_in(entry)] if isinstance(value, Sequence) else []

@@ -1,0 +1,413 @@
+"""What each schema becomes: functions from the values of a record to a sample. `rm.data.schemas` has the table."""
+
+import reprlib
+from collections.abc import Callable
+from dataclasses import replace
+
+from rm.data import messages
+from rm.data.fields import (
+    DIALOGUES,
+    PROMPTS,
+    REPLIES,
+    Fields,
+    as_messages,
+    is_list_of_strings,
+    is_whole,
+    join,
+    number,
+    with_system,
+)
+from rm.data.messages import Message, Seen, assistant, string, user
+from rm.data.sample import Bare, Sample
+
+# What means that a reply is the better one of two, in the columns called winner, label, preference
+FIRST = {"a", "model_a", "response_a", "a>b", "a>>b", "assistant_a", "model_1", "response_1"}
+SECOND = {"b", "model_b", "response_b", "b>a", "b>>a", "assistant_b", "model_2", "response_2"}
+TIE = {"tie", "tied", "draw", "both", "both_good", "both_bad", "bothbad", "tie (bothbad)", "a=b", "equal", "neither"}
+
+
+def _compared(
+    fields: Fields, replies: list[tuple[str, object]], grade: list[float] | None, label: float = 1.0
+) -> Sample:
+    """The sample of a prompt's replies.
+
+    Args:
+        replies: (what to call it in messages, the reply as it is in the record) of each.
+    """
+    prompt = fields.prompt(is_whole=any(is_whole(value) for _, value in replies))
+    texts, tools = [], fields.tools()
+    for key, value in replies:
+        if isinstance(value, dict) and "messages" in value:  # LMFlow's dialogues have a system message and tools
+            reply, own_tools = _lmflow_dialogue(value, key, fields.seen)
+            if own_tools != tools and texts:
+                raise ValueError("has other tools on its two sides, which would reveal the better one")
+            tools = own_tools
+        else:
+            reply = messages.text(value, key, fields.seen)
+        texts.append(join(prompt, reply, key))
+    return Sample("", texts, grade, label, tools=tools, template_kwargs=fields.template_kwargs())
+
+
+def _lmflow_dialogue(value: dict, key: str, seen: Seen) -> tuple[list[Message], list[dict] | None]:
+    dialogue = messages.dialogue(value["messages"], f"{key} messages", seen)
+    if value.get("system"):
+        dialogue = with_system(string(value["system"], f"{key} system"), dialogue, f"{key} messages")
+    return dialogue, messages.tools_in(value.get("tools"), f"{key} tools")
+
+
+def pair(better: str, worse: str) -> Callable[[Fields], Sample]:
+    """Reads a pair whose better reply stands under one key and whose worse one under another."""
+
+    def read(fields: Fields) -> Sample:
+        chosen, rejected = (_answer(fields.get(key)) for key in (better, worse))
+        if is_list_of_strings(chosen) and is_list_of_strings(rejected):  # RewardBench 2, RM-Bench: many of each
+            replies = [(f"{better} {n}", reply) for n, reply in enumerate(chosen, 1)]
+            replies += [(f"{worse} {n}", reply) for n, reply in enumerate(rejected, 1)]
+            return _compared(fields, replies, [1.0] * len(chosen) + [0.0] * len(rejected))
+        label = number(fields.get("label"), "label") if "label" in fields.record else 1.0
+        margin = number(fields.get("margin"), "margin") if "margin" in fields.record else 0.0
+        if not 0 <= label <= 1:
+            raise ValueError(f"'label' is {label:g}; expected the probability, 0 to 1, that the first text is better")
+        sample = _compared(fields, [(better, chosen), (worse, rejected)], [1.0, 0.0], label)
+        return replace(sample, margin=margin)
+
+    return read
+
+
+def _answer(value):
+    """A reply that is an object of its text and the model it came from (RMB), as its text."""
+    return value["answer"] if isinstance(value, dict) and isinstance(value.get("answer"), str) else value
+
+
+def _two(fields: Fields, first: str, second: str, preferred: float) -> Sample:
+    """A pair of replies, of which the first is better where `preferred` is positive; 0 is a tie."""
+    sides = [(first, fields.get(first)), (second, fields.get(second))]
+    if preferred < 0:
+        sides.reverse()
+    return _compared(fields, sides, [1.0, 0.0], label=1.0 if preferred else 0.5)
+
+
+def voted(first: str, second: str, *verdicts: str) -> Callable[[Fields], Sample]:
+    """Reads two replies and a word that says which is better."""
+
+    def read(fields: Fields) -> Sample:
+        key = fields.first_of(verdicts)
+        return _two(fields, first, second, _verdict(fields.get(key), key, first, second))
+
+    return read
+
+
+def _verdict(value, key: str, first: str, second: str) -> float:
+    """1 for the first, -1 for the second, 0 for a tie."""
+    word = str(value).strip().lower()
+    if word in FIRST or word == first.lower():
+        return 1.0
+    if word in SECOND or word == second.lower():
+        return -1.0
+    if word in TIE or word.startswith("tie"):
+        return 0.0
+    raise ValueError(f"{key!r} is {reprlib.repr(value)}; expected {first}, {second} or tie")
+
+
+def signed(first: str, second: str, key: str) -> Callable[[Fields], Sample]:
+    """Reads two replies and a number, negative where the first is better (HelpSteer)."""
+    return lambda fields: _two(fields, first, second, -number(fields.get(key), key))
+
+
+def by_index(first: str, second: str, key: str) -> Callable[[Fields], Sample]:
+    """Reads two replies and the index, 0 or 1, of the better one; -1 is a tie."""
+
+    def read(fields: Fields) -> Sample:
+        index = number(fields.get(key), key)
+        if index not in (-1, 0, 1):
+            raise ValueError(f"{key!r} is {index:g}; expected 0 or 1, the index of the better reply, or -1")
+        return _two(fields, first, second, 0.0 if index == -1 else 1.0 - 2.0 * index)
+
+    return read
+
+
+def numbered(first: str, second: str, key: str) -> Callable[[Fields], Sample]:
+    """Reads two replies and the number, 1 or 2, of the better one."""
+
+    def read(fields: Fields) -> Sample:
+        better = number(fields.get(key), key)
+        if better not in (1, 2):
+            raise ValueError(f"{key!r} is {better:g}; expected 1 or 2, the number of the better reply")
+        return _two(fields, first, second, 3.0 - 2.0 * better)
+
+    return read
+
+
+# ------------------------------------------------------------------------------------------------ single data sets
+
+
+def shp(fields: Fields) -> Sample:
+    fields.record = fields.record | {"prompt": fields.string("history"), "history": None}
+    return _two(fields, "human_ref_A", "human_ref_B", 2 * number(fields.get("labels"), "labels") - 1)
+
+
+def webgpt(fields: Fields) -> Sample:
+    scores = [number(fields.get(key), key) for key in ("score_0", "score_1")]
+    fields.record = fields.record | {"question": fields.get("question")["full_text"]}
+    return _two(fields, "answer_0", "answer_1", scores[0] - scores[1])
+
+
+def arena_55k(fields: Fields) -> Sample:
+    """Each side is a dialogue: JSON lists of the user's turns and of a model's replies."""
+    prompts, *sides = (_list_of_turns(fields.get(key), key) for key in ("prompt", "response_a", "response_b"))
+    wins = [number(fields.get(key), key) for key in ("winner_model_a", "winner_model_b")]
+    fields.used.add("winner_tie")
+    texts = []
+    for replies in sides:
+        turns = [(user(prompt), assistant(reply)) for prompt, reply in zip(prompts, replies, strict=True)]
+        texts.append([message for turn in turns for message in turn])
+    if wins[0] < wins[1]:
+        texts.reverse()
+    return Sample("", texts, [1.0, 0.0], 1.0 if wins[0] != wins[1] else 0.5)
+
+
+def _list_of_turns(value, key: str) -> list[str]:
+    turns = messages.parsed(value)
+    if not isinstance(turns, list):
+        turns = [value]
+    return [string("" if turn is None else turn, key) for turn in turns]
+
+
+def conversations(first: str, second: str) -> Callable[[Fields], Sample]:
+    """Reads two whole dialogues and the winner; MT-Bench's are judged at a `turn`, up to which they are read."""
+
+    def read(fields: Fields) -> Sample:
+        turn = fields.get("turn")
+        end = 2 * int(number(turn, "turn")) if turn is not None else None
+        sides = [messages.dialogue(fields.get(key), key, fields.seen)[:end] for key in (first, second)]
+        preferred = _verdict(fields.get("winner"), "winner", first, second)
+        if preferred < 0:
+            sides.reverse()
+        return Sample("", sides, [1.0, 0.0], 1.0 if preferred else 0.5)
+
+    return read
+
+
+def summaries(fields: Fields) -> Sample:
+    """summarize_from_feedback, with the prompts of TRL's examples/datasets/tldr_preference.py."""
+    info, summaries, choice = fields.get("info"), fields.get("summaries"), fields.get("choice")
+    title = info.get("title") or ""
+    if info.get("article"):
+        prompt = f"TITLE: {title}\n\n{info['article']}\n\nTL;DR:"
+    else:
+        prompt = f"SUBREDDIT: r/{info.get('subreddit')}\n\nTITLE: {title}\n\nPOST: {info.get('post')}\n\nTL;DR:"
+    if choice not in (0, 1):
+        raise ValueError(f"'choice' is {reprlib.repr(choice)}; expected 0 or 1")
+    texts = [Bare(prompt, string(summaries[i]["text"], "summaries")) for i in (choice, 1 - choice)]
+    return Sample("", texts, [1.0, 0.0])
+
+
+def ultrafeedback(fields: Fields) -> Sample:
+    """Graded by the mean of its four aspects; its overall_score is known to be wrong in places."""
+    entries = fields.get("completions")
+    replies = [(f"completions {n}", entry.get("response")) for n, entry in enumerate(entries, 1)]
+    grades = []
+    for entry in entries:
+        score = entry.get("fine-grained_score")
+        grades.append(number(entry.get("overall_score") if score is None else score, "fine-grained_score"))
+    return _compared(fields, replies, grades)
+
+
+def scored_list(key: str, text: str, grade: str) -> Callable[[Fields], Sample]:
+    """Reads a list of objects that hold a reply and its score, higher for better."""
+
+    def read(fields: Fields) -> Sample:
+        entries = fields.get(key)
+        replies = [(f"{key} {n}", entry.get(text)) for n, entry in enumerate(entries, 1)]
+        return _compared(fields, replies, [number(entry.get(grade), grade) for entry in entries])
+
+    return read
+
+
+def ranked_list(key: str, text: str, rank: str) -> Callable[[Fields], Sample]:
+    """Reads a list of objects that hold a reply and its rank, lower for better."""
+    read_scored = scored_list(key, text, rank)
+
+    def read(fields: Fields) -> Sample:
+        sample = read_scored(fields)
+        return replace(sample, grade=[-rank for rank in sample.grade])
+
+    return read
+
+
+def responses(grades: str | None) -> Callable[[Fields], Sample]:
+    """Reads `responses`, and `ranks` (1 is the best) or `scores`, if there are any."""
+
+    def read(fields: Fields) -> Sample:
+        values = fields.get("responses")
+        if not isinstance(values, list) or not values:
+            raise ValueError(f"'responses' is {reprlib.repr(values)}; expected a list of responses")
+        grade = None if grades is None else _grades(fields.get(grades), grades, len(values))
+        if grades == "ranks":
+            grade = [-rank for rank in grade]
+        return _compared(fields, [(f"responses {n}", value) for n, value in enumerate(values, 1)], grade)
+
+    return read
+
+
+def _grades(values, key: str, n: int) -> list[float]:
+    values = messages.parsed(values)
+    if not isinstance(values, list) or len(values) != n:
+        raise ValueError(f"{key!r} is {reprlib.repr(values)}; expected one number for each of {n} responses")
+    return [number(value, key) for value in values]
+
+
+def best_of_k(fields: Fields) -> Sample:
+    """PPE's correctness sets: response_1, response_2, ..., and a list that says which of them are right."""
+    replies = []
+    while f"response_{len(replies) + 1}" in fields.record:
+        key = f"response_{len(replies) + 1}"
+        replies.append((key, fields.get(key)))
+    correct = [int(value) if isinstance(value, bool) else value for value in fields.get("scores")]
+    return _compared(fields, replies, _grades(correct, "scores", len(replies)))
+
+
+def best_and_losers(fields: Fields) -> Sample:
+    losers = [_answer(entry) for entry in fields.get("loser_list")]
+    replies = [
+        ("bon_best", _answer(fields.get("bon_best"))),
+        *((f"loser_list {n}", r) for n, r in enumerate(losers, 1)),
+    ]
+    return _compared(fields, replies, [1.0] + [0.0] * len(losers))
+
+
+def rated(fields: Fields) -> Sample:
+    """One reply of HelpSteer2, graded by its helpfulness. `rm.data.reader` joins those of a prompt."""
+    prompt = fields.string("prompt")
+    grade = [number(fields.get("helpfulness"), "helpfulness")]
+    fields.used.update(("correctness", "coherence", "complexity", "verbosity"))
+    turns = prompt.split("<extra_id_1>")
+    if len(turns) == 1:
+        return Sample("", [Bare(prompt, fields.string("response"))], grade, joined_by=prompt)
+    # A dialogue: "first question\n<extra_id_1>Assistant\nits reply\n<extra_id_1>User\nnext question"
+    dialogue = [user(turns[0].strip())]
+    for turn in turns[1:]:
+        role, _, content = turn.partition("\n")
+        dialogue.append({"Assistant": assistant, "User": user}[role.strip()](content.strip()))
+    if dialogue[-1] == assistant(""):
+        del dialogue[-1]
+    return Sample("", [[*dialogue, assistant(fields.string("response"))]], grade, joined_by=prompt)
+
+
+def rejected_response(fields: Fields) -> Sample:
+    """ms-swift: `messages` end with the chosen reply, in place of which the rejected one would stand."""
+    dialogue = messages.dialogue(fields.get("messages"), "messages", fields.seen)
+    is_user = [message["role"] == "user" for message in dialogue]
+    if True not in is_user:
+        raise ValueError("'messages' has no message of the user, behind which the chosen reply is")
+    start = len(dialogue) - is_user[::-1].index(True)  # the chosen reply is all that follows the last user message
+    rejected = fields.text("rejected_response")
+    if isinstance(rejected, str):
+        rejected = [assistant(rejected)]
+    fields.record = fields.record | {"messages": dialogue[:start]}
+    margin = number(fields.get("margin"), "margin") if "margin" in fields.record else 0.0
+    replies = [("messages", dialogue[start:]), ("rejected_response", rejected)]
+    return replace(_compared(fields, replies, [1.0, 0.0]), margin=margin)
+
+
+def openai_preference(fields: Fields) -> Sample:
+    inner = fields.get("input")
+    fields.record = fields.record | {key: inner[key] for key in ("messages", "tools") if inner.get(key)}
+    replies = [(key, fields.get(key)) for key in ("preferred_output", "non_preferred_output")]
+    fields.used.update(("messages", "tools", "parallel_tool_calls"))
+    return _compared(fields, replies, [1.0, 0.0])
+
+
+def comparison(fields: Fields) -> Sample:
+    inner = fields.get("comparison")
+    fields.record = {"label": fields.get("label"), "messages": inner.get("prompt_conversation")} | {
+        key: inner.get(key) for key in ("completion_A", "completion_B")
+    }
+    preferred = _verdict(fields.get("label"), "label", "A", "B")
+    return _two(fields, "completion_A", "completion_B", preferred)
+
+
+def capybara_dpo(fields: Fields) -> Sample:
+    """Its replies are whole dialogues; `prompt` is what the models were given, and `conversation` the source."""
+    fields.used.update(("prompt", "conversation"))
+    sides = [messages.dialogue(fields.get(key), key, fields.seen) for key in ("chosen", "rejected")]
+    return Sample("", sides, [1.0, 0.0])
+
+
+def preference_collection(fields: Fields) -> Sample:
+    fields.record = fields.record | {"prompt": fields.get("orig_instruction")}
+    # A judge's prompt and answer, which say the same in other words.
+    fields.used.update(("instruction", "input", "output"))
+    preferred = _verdict(fields.get("orig_preference"), "orig_preference", "A", "B")
+    fields.record = {key: value for key, value in fields.record.items() if key not in ("instruction", "input")}
+    return _two(fields, "orig_response_A", "orig_response_B", preferred)
+
+
+MULTIPREF = {"A-is-clearly-better": 2, "A-is-slightly-better": 1, "Tie": 0, "B-is-slightly-better": -1,
+             "B-is-clearly-better": -2}  # fmt: skip
+
+
+def multipref(fields: Fields) -> Sample:
+    """The mean of what all annotators prefer overall."""
+    votes = [*fields.get("normal_worker_annotations"), *(fields.get("expert_worker_annotations") or [])]
+    preferred = sum(MULTIPREF[vote["overall_pref"]] for vote in votes)
+    fields.record = fields.record | {"prompt": fields.get("text")}
+    return _two(fields, "completion_a", "completion_b", preferred)
+
+
+def best_first(fields: Fields) -> Sample:
+    replies = [(f"output {n}", reply) for n, reply in enumerate(fields.get("output"), 1)]
+    return _compared(fields, replies, [float(len(replies) - n) for n in range(len(replies))])
+
+
+# -------------------------------------------------------------------------------------------------- demonstrations
+
+
+def conversation(fields: Fields) -> Sample:
+    key = fields.first_of(DIALOGUES)
+    if key is None:
+        raise ValueError(f"{' and '.join(map(repr, fields.record.keys() & set(DIALOGUES)))}: is empty")
+    dialogue = messages.dialogue(fields.get(key), key, fields.seen)
+    without_loss = frozenset(fields.seen.without_loss)
+    if key == "messages" and dialogue[-1]["role"] == "assistant":  # UltraFeedback has it for SFT beside its pairs
+        fields.used.update(("chosen", "rejected", "prompt"))
+    system = fields.system()
+    if system is not None:
+        shift, dialogue = len(dialogue), with_system(system, dialogue, key)
+        without_loss = frozenset(i + len(dialogue) - shift for i in without_loss)
+    return Sample(
+        "", [dialogue], tools=fields.tools(), template_kwargs=fields.template_kwargs(), without_loss=without_loss
+    )
+
+
+def text_only(fields: Fields) -> Sample:
+    return Sample("", [fields.string("text")])
+
+
+def prompt_and_reply(fields: Fields) -> Sample:
+    """A prompt under any name, with a system message and a history, and its reply. The loss is on the reply alone."""
+    key = fields.first_of(REPLIES) or next(key for key in REPLIES if key in fields.record)
+    reply = fields.text(key)
+    prompt = fields.prompt()
+    if prompt is None:  # it has one, but that is empty
+        prompt = fields.string(next(name for name in PROMPTS if name in fields.record))
+    text = join(prompt, reply, key)
+    without_loss: frozenset[int] = frozenset()
+    if isinstance(text, list) and "history" not in fields.used:  # earlier replies are part of the prompt
+        without_loss = frozenset(range(len(as_messages(prompt))))
+    return Sample("", [text], tools=fields.tools(), template_kwargs=fields.template_kwargs(), without_loss=without_loss)
+
+
+def text2text(fields: Fields) -> Sample:
+    return replace(prompt_and_reply(fields), joined_by_default=True)
+
+
+def inputs_and_targets(fields: Fields) -> Sample:
+    return Sample("", [Bare(fields.string("inputs"), fields.string("targets"))])
+
+
+def tool_answers(fields: Fields) -> Sample:
+    """xlam: the reply is a list of calls."""
+    call = {"from": "function_call", "value": fields.get("answers")}
+    dialogue = [user(fields.string("query")), *messages.dialogue([call], "answers", fields.seen)]
+    return Sample("", [dialogue], tools=fields.tools())

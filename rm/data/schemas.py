@@ -1,0 +1,352 @@
+"""Which schema a record has, and what it becomes: a table of the public ones, in SCHEMAS.
+
+A schema is recognized by the keys that a record has. The rows stand in the order in which they are tried, the more
+specific ones first. What no schema reads is never dropped silently: a key that carries text or meaning is an error,
+unless its text stands in the sample already; any other key is passed over, and counted.
+
+A record's prompt, system message, history and tools are read in the same way for all schemas (`_Fields.prompt`), under
+every name that public data sets have for them. `docs/data.md` shows each schema. The functions raise ValueError without
+naming the record, which only the caller knows.
+"""
+
+import reprlib
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+from rm.data import messages
+from rm.data import schema_readers as readers
+from rm.data.fields import DIALOGUES, PROMPTS, REPLIES, SYSTEMS, TOOLS, Fields, is_empty, is_list_of_strings
+from rm.data.messages import Seen, strings_in
+from rm.data.sample import Sample
+
+SFT, PREFERENCE = "train_sft.py", "train_rm.py"
+
+# Keys that carry text or meaning. A record with one of them that its schema does not read is refused.
+MEANINGFUL = {
+    *SYSTEMS, *DIALOGUES, *PROMPTS, *REPLIES, *TOOLS, *messages.WRITTEN, "history",
+    "instructions", "inputs", "contexts", "passage", "document", "documents", "post", "dialogue", "dialog", "chat",
+    "text", "completions", "responses", "answers", "chosen", "rejected", "positive", "negative", "rejected_response",
+    "chosen_response", "thought", "thoughts", "chain_of_thought", "chat_template_kwargs", "label", "labels", "weight",
+    "weights", "sample_weight", "margin", "rank", "ranks", "score", "scores", "reward", "rewards", "winner",
+    "preference", "choice", "is_safe", "mask", "loss", "train", "image", "images", "video", "videos", "audio",
+    "audios", "suffix", "prefix",
+}  # fmt: skip
+TIED_SCORES = (
+    ("score_chosen", "score_rejected"), ("chosen_score", "rejected_score"), ("rating_chosen", "rating_rejected"),
+    ("chosen_rating", "rejected_rating"), ("chosen-rating", "rejected-rating"),
+    ("chosen_avg_rating", "rejected_avg_rating"),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Schema:
+    """One row of the table."""
+
+    name: str
+    script: str  # that reads it
+    keys: tuple[str, ...]  # that make it
+    read: "Callable[[Fields], Sample]"
+    source: str  # the loader or data set it is known from
+    when: Callable[[dict], bool] | None = None  # what the values have to be, where the keys alone do not tell
+
+
+@dataclass
+class Reader:
+    """Converts records to samples, and counts what it recognizes and passes over.
+
+    Args:
+        script: SFT or PREFERENCE.
+        data_keys: our name of a key -> the name that the records have for it.
+        ignore_keys: keys of records and messages to pass over.
+    """
+
+    script: str
+    data_keys: dict[str, str] = field(default_factory=dict)
+    ignore_keys: frozenset[str] = frozenset()
+    passed_over: set[str] = field(default_factory=set)  # keys without meaning
+    tied: int = 0  # pairs whose two sides have equal scores, or that are marked as a tie, in keys without meaning here
+    _candidates: dict[tuple[str, ...], list[Schema]] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self):
+        self._seen = Seen(frozenset(self.ignore_keys), self.passed_over)
+
+    def schema_of(self, record: dict) -> Schema:
+        """The schema of a record that `prepared` returned."""
+        keys = tuple(record)
+        if keys not in self._candidates:
+            self._candidates[keys] = [row for row in SCHEMAS if record.keys() >= set(row.keys)]
+        candidates = [row for row in self._candidates[keys] if row.when is None or row.when(record)]
+        for row in candidates:
+            # Many a preference has a key `text`, which is its prompt or a rendering of all of it.
+            if row.script == self.script and (row.name != "text_only" or candidates == [row]):
+                return row
+        raise ValueError(_unknown(record, self.script, candidates))
+
+    def prepared(self, record: dict) -> dict:
+        """A record without nulls, which mean absence, its keys renamed as the settings say."""
+        if None in record.values():
+            record = {key: value for key, value in record.items() if value is not None}
+        if not self.data_keys and not self.ignore_keys:
+            return record
+        record = {key: value for key, value in record.items() if key not in self.ignore_keys}
+        for ours, theirs in self.data_keys.items():
+            if theirs in record:
+                record[ours] = record.pop(theirs)
+        return record
+
+    def sample(self, record: dict) -> Sample:
+        """The sample of one record.
+
+        Raises:
+            ValueError: no schema fits, a value is not what it should be, or something would be lost.
+        """
+        record = self.prepared(record)
+        schema = self.schema_of(record)
+        fields = Fields(record, self._seen)
+        try:
+            sample = schema.read(fields)
+        except (AttributeError, IndexError, KeyError, TypeError) as error:
+            # A value is of another type than in the data sets of this schema.
+            raise ValueError(f"is not as records of {schema.name} are: {type(error).__name__}, {error}") from None
+        fields.used.update(("id", "subset"))
+        subset = str(record.get("subset") or "")
+        name = schema.name
+        if name == "/".join(schema.keys) and fields.prompt_key and fields.prompt_key not in schema.keys:
+            name = f"{fields.prompt_key}/{name}"
+        sample = replace(sample, schema=name, id=record.get("id"), subset=subset)
+        if unread := record.keys() - fields.used:
+            self._check_unread(record, unread, sample)
+        return sample
+
+    def _check_unread(self, record: dict, unread: set[str], sample: Sample) -> None:
+        for key in sorted(unread):
+            if key in MEANINGFUL and is_empty(record[key]):
+                continue
+            if key in MEANINGFUL and not _is_said(key, record[key], sample):
+                raise ValueError(
+                    f"has {key!r} beside {sample.schema}, which does not use it, so its meaning would be lost: rename "
+                    f"it with --data_keys, or pass it over with --ignore_keys {key}"
+                )
+            self.passed_over.add(key)
+        if self.script == PREFERENCE and _is_tied(record):
+            self.tied += 1
+
+
+def demonstration(record: dict) -> Sample:
+    """The sample of one record for SFT."""
+    return Reader(SFT).sample(record)
+
+
+def preference(record: dict) -> Sample:
+    """The sample of one record with replies to compare or to score."""
+    return Reader(PREFERENCE).sample(record)
+
+
+def _is_tied(record: dict) -> bool:
+    """Whether a pair's two sides have the same score, under the names that data sets have for it."""
+    for chosen, rejected in TIED_SCORES:
+        if chosen in record and record[chosen] == record.get(rejected):
+            return True
+    return record.get("status") == "tie"  # distilabel
+
+
+def _is_said(key: str, value, sample: Sample) -> bool:
+    """Whether a value adds nothing to a sample's texts: it is part of one of them, or a rendering of one of them.
+
+    Beside whole dialogues, another dialogue (such as the one that the replies were generated for) has to have no other
+    prompt than they.
+    """
+    if isinstance(value, str):
+        value = messages.messages_in(value) or value
+    if key in DIALOGUES and isinstance(value, list) and not sample.is_bare:
+        value = [turn for turn in value if isinstance(turn, dict) and not _is_reply(turn)]
+    strings = strings_in(value)
+    said = [strings_in(text) for text in sample.written(bare_as_dialogue=True)]
+    if not strings:
+        return False
+    if all(any(s in part for text in said for part in text) for s in strings):
+        return True
+    return any(all(any(part in s for s in strings) for part in text) for text in said)
+
+
+def _is_reply(turn: dict) -> bool:
+    role = messages.role_of(turn)
+    return role is not None and messages.ROLES.get(role.lower()) == "assistant"
+
+
+def _unknown(record: dict, script: str, candidates: list[Schema]) -> str:
+    listed = ", ".join(reprlib.repr(key) for key in list(record)[:12]) or "none with a value"
+    if len(record) > 12:
+        listed += f" and {len(record) - 12} more"
+    for keys, remedy in REFUSED.items():
+        if record.keys() >= set(keys) and not any(row.script == script for row in candidates):
+            return f"has the keys {listed}: {remedy}"
+    if candidates:
+        return f"has the keys {listed}: it is a record of {candidates[0].name}, for {candidates[0].script}"
+    example = "prompt=KEY chosen=KEY rejected=KEY" if script == PREFERENCE else "prompt=KEY response=KEY"
+    return (
+        f"has the keys {listed}, which are no known schema (docs/data.md lists them, and what each becomes); "
+        f"if only the names differ, give them by --data_keys {example}"
+    )
+
+
+def _has(key: str, *names: str) -> Callable[[dict], bool]:
+    """Whether a value is a list of objects that have these names."""
+
+    def when(record: dict) -> bool:
+        value = record[key]
+        first = value[0] if isinstance(value, list) and value else None
+        return isinstance(first, dict) and all(name in first for name in names)
+
+    return when
+
+
+def _has_prompt(record: dict) -> bool:
+    return any(key in record for key in (*PROMPTS, "messages"))
+
+
+def _is_word(*keys: str) -> Callable[[dict], bool]:
+    return lambda record: all(isinstance(record[key], str | int) for key in keys)
+
+
+def _is_text(key: str) -> Callable[[dict], bool]:
+    """Whether the reply is a string, one message, or a list of messages."""
+
+    def when(record: dict) -> bool:
+        value = record[key]
+        first = value[0] if isinstance(value, list) and value else value
+        return isinstance(value, str) or (isinstance(first, dict) and messages.role_of(first) is not None)
+
+    return when
+
+
+def _is_text2text(record: dict) -> bool:
+    return isinstance(record["output"], str) and not any(key in record for key in PROMPTS if key != "input")
+
+
+def _has_dialogue(record: dict) -> bool:
+    return any(not is_empty(record[key]) for key in DIALOGUES if key in record)
+
+
+def _preference(name: str, keys: str, read: Callable, source: str, when: Callable | None = None) -> Schema:
+    return Schema(name, PREFERENCE, tuple(keys.split()), read, source, when)
+
+
+def _demonstration(name: str, keys: str, read: Callable, source: str, when: Callable | None = None) -> Schema:
+    return Schema(name, SFT, tuple(keys.split()), read, source, when)
+
+
+# fmt: off
+PREFERENCES = (
+    # two replies, and which of them is better
+    _preference("OpenAI's preferences", "input preferred_output non_preferred_output", readers.openai_preference,
+                "OpenAI guides, direct preference optimization"),
+    _preference("tinker's comparisons", "comparison label", readers.comparison,
+                "tinker-cookbook preference/preference_datasets.py"),
+    _preference("ms-swift's messages/rejected_response", "messages rejected_response", readers.rejected_response,
+                "ms-swift dataset/preprocessor/core.py"),
+    _preference("ms-swift's messages/rejected_messages", "messages rejected_messages",
+                readers.pair("messages", "rejected_messages"), "ms-swift dataset/preprocessor/core.py"),
+    _preference("RMB pairs", "conversation_input chosen reject", readers.pair("chosen", "reject"),
+                "Zhou-Zoey/RMB-Reward-Model-Benchmark"),
+    _preference("RMB best of n", "conversation_input bon_best loser_list", readers.best_and_losers,
+                "Zhou-Zoey/RMB-Reward-Model-Benchmark"),
+    _preference("HelpSteer3", "response1 response2 overall_preference",
+                readers.signed("response1", "response2", "overall_preference"),
+                "NeMo-RL preference_datasets/helpsteer3.py"),
+    _preference("HelpSteer2-preference", "prompt response_1 response_2 preference_strength",
+                readers.signed("response_1", "response_2", "preference_strength"), "data card nvidia/HelpSteer2"),
+    _preference("distilabel-capybara-dpo", "conversation generation_prompt chosen rejected", readers.capybara_dpo,
+                "data card argilla/distilabel-capybara-dpo-7k-binarized"),
+    _preference("PPE correctness", "prompt response_1 response_2 scores", readers.best_of_k,
+                "data card lmarena-ai/PPE-GPQA-Best-of-K"),
+    _preference("Arena 55k", "prompt response_a response_b winner_model_a winner_model_b", readers.arena_55k,
+                "Kaggle, LMSYS Chatbot Arena human preference predictions"),
+    _preference("PKU-SafeRLHF", "prompt response_0 response_1 better_response_id",
+                readers.by_index("response_0", "response_1", "better_response_id"),
+                "data card PKU-Alignment/PKU-SafeRLHF"),
+    _preference("JudgeBench", "question response_A response_B label",
+                readers.voted("response_A", "response_B", "label"), "ScalerLab/JudgeBench README"),
+    _preference("SHP", "history human_ref_A human_ref_B labels", readers.shp, "data card stanfordnlp/SHP"),
+    _preference("WebGPT comparisons", "question answer_0 answer_1 score_0 score_1", readers.webgpt,
+                "data card openai/webgpt_comparisons", when=lambda record: isinstance(record["question"], dict)),
+    _preference("summarize_from_feedback", "info summaries choice", readers.summaries,
+                "TRL examples/datasets/tldr_preference.py"),
+    _preference("OffsetBias", "instruction output_1 output_2 label",
+                readers.numbered("output_1", "output_2", "label"), "data card NCSOFT/offsetbias"),
+    _preference("Preference-Collection", "orig_instruction orig_response_A orig_response_B orig_preference",
+                readers.preference_collection, "data card prometheus-eval/Preference-Collection"),
+    _preference("MultiPref", "text completion_a completion_b normal_worker_annotations", readers.multipref,
+                "data card allenai/multipref"),
+    _preference("conversation_a/conversation_b", "conversation_a conversation_b winner",
+                readers.conversations("conversation_a", "conversation_b"),
+                "FastChat clean_battle_data.py (Arena 33k, 100k, MT-Bench), tinker-cookbook (Arena 140k)"),
+    _preference("messages_a/messages_b", "messages_a messages_b winner",
+                readers.conversations("messages_a", "messages_b"), "data card lmarena-ai/search-arena-24k"),
+    *(_preference(f"{first}/{second}/{verdict}", f"{first} {second} {verdict}", readers.voted(first, second, verdict),
+                  "data card lmarena-ai/PPE-Human-Preference-V1, Kaggle WSDM Cup; own data", when=_is_word(verdict))
+      for first, second in (("response_a", "response_b"), ("response_A", "response_B"), ("response_1", "response_2"),
+                            ("response1", "response2"), ("completion_a", "completion_b"), ("answer_a", "answer_b"),
+                            ("output_1", "output_2"))
+      for verdict in ("winner", "preference", "label")),
+    *(_preference(f"{better}/{worse}", f"{better} {worse}", readers.pair(better, worse), source)
+      for better, worse, source in (
+          ("chosen", "rejected", "TRL dataset_formats, OpenRLHF datasets/reward_dataset.py, Anthropic/hh-rlhf"),
+          ("positive", "negative", "LMFlow"),
+          ("chosen_response", "rejected_response", "data card argilla/ultrafeedback-binarized-preferences, axolotl"),
+          ("chosen_messages", "rejected_messages", "LLaMA-Factory data/v1_dpo_demo.jsonl"),
+          ("accepted", "rejected", "data card Vezora/Code-Preference-Pairs"),
+          ("response_j", "response_k", "torchtune datasets/_stack_exchange_paired.py"))),
+    # any number of replies, and their grades
+    _preference("context/completions", "context completions", readers.ranked_list("completions", "completion", "rank"),
+                "NeMo-RL preference_datasets/preference_dataset.py", when=_has("completions", "rank", "completion")),
+    _preference("UltraFeedback", "instruction completions", readers.ultrafeedback, "OpenBMB/UltraFeedback README",
+                when=_has("completions", "response")),
+    _preference("Nectar", "prompt answers", readers.ranked_list("answers", "answer", "rank"),
+                "open-instruct scripts/data/preferences/nectar.py", when=_has("answers", "answer", "rank")),
+    _preference("stack-exchange-preferences", "question answers", readers.scored_list("answers", "text", "pm_score"),
+                "data card HuggingFaceH4/stack-exchange-preferences", when=_has("answers", "text", "pm_score")),
+    _preference("text_to_scored_textlist", "input output", readers.scored_list("output", "text", "score"),
+                "LMFlow utils/constants.py", when=_has("output", "text", "score")),
+    _preference("instruction/output, a ranking", "instruction output", readers.best_first,
+                "LLaMA-Factory, before 2024-05", when=lambda record: is_list_of_strings(record["output"])),
+    _preference("HelpSteer2", "prompt response helpfulness", readers.rated, "data card nvidia/HelpSteer2"),
+    _preference("responses/ranks", "responses ranks", readers.responses("ranks"), "here", when=_has_prompt),
+    _preference("responses/scores", "responses scores", readers.responses("scores"), "here", when=_has_prompt),
+    _preference("responses", "responses", readers.responses(None), "here", when=_has_prompt),
+)
+DEMONSTRATIONS = (
+    _demonstration("prompt/completion", "prompt completion", readers.prompt_and_reply, "TRL dataset_formats"),
+    _demonstration("query/answers/tools", "query answers tools", readers.tool_answers,
+                   "ms-swift dataset/dataset/llm.py (xlam-function-calling)"),
+    *(_demonstration("conversation", key, readers.conversation,
+                     "OpenAI, LMFlow, ShareGPT (LLaMA-Factory data/converter.py), LDJnr/Capybara", when=_has_dialogue)
+      for key in ("messages", "conversations", "conversation")),
+    _demonstration("text2text", "input output", readers.text2text, "LMFlow", when=_is_text2text),
+    *(_demonstration(f"{prompt}/{reply}", f"{prompt} {reply}", readers.prompt_and_reply,
+                     "Alpaca, Dolly, OpenOrca; ms-swift dataset/preprocessor/core.py", when=_is_text(reply))
+      for prompt in PROMPTS[:6] for reply in REPLIES),
+    _demonstration("inputs/targets", "inputs targets", readers.inputs_and_targets,
+                   "data card CohereForAI/aya_dataset"),
+    _demonstration("text_only", "text", readers.text_only, "LMFlow, TRL dataset_formats"),
+)
+SCHEMAS: tuple[Schema, ...] = PREFERENCES + DEMONSTRATIONS
+# fmt: on
+
+# Public schemas that hold something else, and what to do about it: their keys -> the remedy.
+REFUSED: dict[tuple[str, ...], str] = {
+    ("prompt", "completions", "labels"): "it grades steps of a reply (a process reward), which is not implemented",
+    ("prompt", "completion", "label"): "it grades single replies (unpaired), which is not implemented; give replies "
+    "of one prompt together, as prompt, responses and scores",
+    ("prompt", "response", "is_safe"): "it grades single replies (unpaired), which is not implemented; give replies "
+    "of one prompt together, as prompt, responses and scores",
+    ("message_tree_id", "prompt"): "it is a tree of messages; give the replies of each prompt as prompt, responses and "
+    "ranks",
+    ("message_id", "parent_id", "text"): "it is one message of a tree; give the replies of each prompt as prompt, "
+    "responses and ranks",
+    ("segments",): "its parts with and without loss are not implemented; give a prompt and a completion",
+    ("query", "sample0", "best"): "it holds token ids of GPT-2; give texts",
+    ("orig_instruction", "orig_response", "orig_score"): "it grades single replies; give replies of one prompt "
+    "together, as prompt, responses and scores",
+    ("reward_model", "prompt"): "it has a prompt without a reply (for reinforcement learning)",
+}
