@@ -319,7 +319,8 @@ BAD_FILES = {
     "gzip of nothing": ("a.gz", gzip.compress(b""), ["the file is empty"]),
     "no records": ("a.json", '{"type": "text_only", "instances": []}', ["holds no records, but []"]),
     "empty list": ("a.json", "[]", ["holds no records, but []"]),
-    "no instances": ("a.json", '{\n"data": [1]}', ["holds no records, but {'data': [1]}", 'expected {"instances"']),
+    "no instances": ("a.json", '{\n"train": [1]}', ["holds no records, but {'train': [1]}", 'expected {"instances"']),
+    "no records in data": ("a.json", '{"data": [1]}', ["a.json record 1: is 1, not a JSON object"]),
     "instances of the wrong type": (
         "a.json",
         '{"instances": {"text": "a"}}',
