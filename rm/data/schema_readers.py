@@ -393,7 +393,7 @@ def prompt_and_reply(fields: Fields) -> Sample:
         prompt = fields.string(next(name for name in PROMPTS if name in fields.record))
     text = join(prompt, reply, key)
     without_loss: frozenset[int] = frozenset()
-    if isinstance(text, list) and "history" not in fields.used:  # earlier replies are part of the prompt
+    if isinstance(text, list) and not fields.record.get("history"):  # earlier replies are part of the prompt
         without_loss = frozenset(range(len(as_messages(prompt))))
     return Sample("", [text], tools=fields.tools(), template_kwargs=fields.template_kwargs(), without_loss=without_loss)
 

@@ -77,8 +77,9 @@ class Reader:
             self._candidates[keys] = [row for row in SCHEMAS if record.keys() >= set(row.keys)]
         candidates = [row for row in self._candidates[keys] if row.when is None or row.when(record)]
         for row in candidates:
-            # Many a preference has a key `text`, which is its prompt or a rendering of all of it.
-            if row.script == self.script and (row.name != "text_only" or candidates == [row]):
+            # Many a record of another schema has a key `text`, which is its prompt or a rendering of all of it.
+            is_other = row.name == "text_only" and (candidates != [row] or _remedy(record) is not None)
+            if row.script == self.script and not is_other:
                 return row
         raise ValueError(_unknown(record, self.script, candidates))
 
@@ -174,13 +175,17 @@ def _is_reply(turn: dict) -> bool:
     return role is not None and messages.ROLES.get(role.lower()) == "assistant"
 
 
+def _remedy(record: dict) -> str | None:
+    """What to do about a record of a public schema that is not implemented."""
+    return next((remedy for keys, remedy in REFUSED.items() if record.keys() >= set(keys)), None)
+
+
 def _unknown(record: dict, script: str, candidates: list[Schema]) -> str:
     listed = ", ".join(reprlib.repr(key) for key in list(record)[:12]) or "none with a value"
     if len(record) > 12:
         listed += f" and {len(record) - 12} more"
-    for keys, remedy in REFUSED.items():
-        if record.keys() >= set(keys) and not any(row.script == script for row in candidates):
-            return f"has the keys {listed}: {remedy}"
+    if remedy := _remedy(record):
+        return f"has the keys {listed}: {remedy}"
     if candidates:
         return f"has the keys {listed}: it is a record of {candidates[0].name}, for {candidates[0].script}"
     example = "prompt=KEY chosen=KEY rejected=KEY" if script == PREFERENCE else "prompt=KEY response=KEY"
@@ -278,10 +283,10 @@ PREFERENCES = (
                 readers.preference_collection, "data card prometheus-eval/Preference-Collection"),
     _preference("MultiPref", "text completion_a completion_b normal_worker_annotations", readers.multipref,
                 "data card allenai/multipref"),
-    _preference("conversation_a/conversation_b", "conversation_a conversation_b winner",
+    _preference("conversation_a/conversation_b/winner", "conversation_a conversation_b winner",
                 readers.conversations("conversation_a", "conversation_b"),
                 "FastChat clean_battle_data.py (Arena 33k, 100k, MT-Bench), tinker-cookbook (Arena 140k)"),
-    _preference("messages_a/messages_b", "messages_a messages_b winner",
+    _preference("messages_a/messages_b/winner", "messages_a messages_b winner",
                 readers.conversations("messages_a", "messages_b"), "data card lmarena-ai/search-arena-24k"),
     *(_preference(f"{first}/{second}/{verdict}", f"{first} {second} {verdict}", readers.voted(first, second, verdict),
                   "data card lmarena-ai/PPE-Human-Preference-V1, Kaggle WSDM Cup; own data", when=_is_word(verdict))

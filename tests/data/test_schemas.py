@@ -117,7 +117,13 @@ def test_turns_are_split_at_the_markers_that_a_text_begins_with(text, turns):
 BAD_PREFERENCES = {
     "a text": ({"text": "a"}, ["has the keys 'text': it is a record of text_only, for train_sft.py"]),
     "no keys": ({}, ["has the keys none with a value, which are no known schema"]),
-    "one side": ({"chosen": "a", "prompt": "b"}, ["has the keys 'chosen', 'prompt', which are no known schema", "--data_keys prompt=KEY chosen=KEY rejected=KEY"]),
+    "one side": (
+        {"chosen": "a", "prompt": "b"},
+        [
+            "has the keys 'chosen', 'prompt', which are no known schema",
+            "--data_keys prompt=KEY chosen=KEY rejected=KEY",
+        ],
+    ),
     "many keys": ({str(i): i for i in range(99)}, ["'11' and 87 more"]),
     "two formats": (
         {"chosen": "a", "rejected": "b", "positive": "a", "negative": "c"},
@@ -189,7 +195,9 @@ def test_a_record_that_is_no_demonstration_is_an_error_with_its_reason(case):
 
 def test_a_text_without_turn_markers_cannot_be_split():
     record = {"chosen": "a" * 999, "rejected": "b"}
-    assert_one_line_error(lambda: preference(record).written(as_messages=True), ["is no dialogue; for a chat template a text"])
+    assert_one_line_error(
+        lambda: preference(record).written(as_messages=True), ["is no dialogue; for a chat template a text"]
+    )
     assert_one_line_error(lambda: split_turns("so: \n\nHuman: a"), ["is no dialogue"])
 
 
