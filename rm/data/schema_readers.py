@@ -394,7 +394,7 @@ def prompt_and_reply(fields: Fields) -> Sample:
     text = join(prompt, reply, key)
     without_loss: frozenset[int] = frozenset()
     if isinstance(text, list) and not fields.record.get("history"):  # earlier replies are part of the prompt
-        without_loss = frozenset(range(len(as_messages(prompt))))
+        without_loss = frozenset(i for i, turn in enumerate(as_messages(prompt)) if turn["role"] == "assistant")
     return Sample("", [text], tools=fields.tools(), template_kwargs=fields.template_kwargs(), without_loss=without_loss)
 
 

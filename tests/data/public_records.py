@@ -329,7 +329,7 @@ DEMONSTRATIONS = {
     "TRL prompt/completion": ({"prompt": Q, "completion": A}, "prompt/completion", QA, ()),
     "TRL prompt/completion of messages": (
         {"prompt": dialogue("hi", "hello", Q), "completion": [assistant(A)]}, "prompt/completion",
-        dialogue("hi", "hello", Q, A), (0, 1, 2),
+        dialogue("hi", "hello", Q, A), (1,),
     ),
     "LLaMA-Factory, with a history": (
         {"instruction": Q, "output": A, "history": [["hi", "hello"]], "system": "Be brief."}, "instruction/output",

@@ -174,7 +174,7 @@ def test_a_record_that_is_no_preference_is_an_error_with_its_reason(case):
 
 
 BAD_DEMONSTRATIONS = {
-    "a pair": (SAME_PAIR["positive/negative"], ["has the keys 'positive', 'negative'", "a record of positive/negative, for train_rm.py"]),
+    "a pair": (SAME_PAIR["positive/negative"], ["a record of positive/negative, for train_rm.py"]),
     "two schemas": ({"text": "a", "messages": A}, ["has 'text' beside conversation, which does not use it"]),
     "null": ({"text": None}, ["has the keys none with a value"]),
     "messages of strings": ({"messages": ["hi"]}, ["'messages 1' is 'hi'; expected an object with 'role'"]),
