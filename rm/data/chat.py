@@ -265,13 +265,15 @@ class ChatTemplate:
             return False
 
     @cached_property
-    def _generation_prompt(self) -> str:
-        """What the template writes before a reply; "" if it does not say."""
+    def _openings(self) -> list[str]:
+        """What the template writes before a reply: its generation prompt, and what a plain reply has before it."""
         try:
             prompt, opened = (self._run([user("a")], add_generation_prompt=opens) for opens in (False, True))
+            answered = self._run([user("a"), assistant(PROBE)]).split(PROBE)[0]
         except ValueError:
-            return ""
-        return opened[len(prompt) :] if opened.startswith(prompt) else ""
+            return []
+        openings = [text[len(prompt) :] for text in (opened, answered) if text.startswith(prompt)]
+        return [opening for opening in openings if opening.strip()]
 
     @cached_property
     def _turn_end(self) -> str:
@@ -309,14 +311,14 @@ class ChatTemplate:
         )
 
     def _mark_starts(self, pieces: list[str]) -> str:
-        """A text with markers around every reply, which starts behind the last generation prompt before its end.
+        """A text with markers around every reply, which starts behind the last opening before its end.
 
         Args:
             pieces: the text, split behind each reply: every piece but the last ends with one.
         """
         marked = []
         for piece in pieces[:-1]:
-            start = self._behind_generation_prompt(piece, 0, len(piece))
+            start = self._behind_opening(piece, 0, len(piece))
             if start is None:
                 raise RepliesNotFound(
                     f"{self.name} rewrites the dialogue before a reply; mark replies in it by {{% generation %}}"
@@ -324,11 +326,13 @@ class ChatTemplate:
             marked += [piece[:start], REPLY_START, piece[start:], REPLY_END]
         return "".join([*marked, pieces[-1]])
 
-    def _behind_generation_prompt(self, text: str, start: int, end: int) -> int | None:
-        """Where the last generation prompt in `text[start:end]` ends; None if there is none."""
-        opening = self._generation_prompt
-        at = text.rfind(opening, start, end) if opening else -1
-        return at + len(opening) if at >= 0 else None
+    def _behind_opening(self, text: str, start: int, end: int) -> int | None:
+        """Where the last opening of a reply in `text[start:end]` ends; None if there is none."""
+        for opening in self._openings:
+            at = text.rfind(opening, start, end)
+            if at >= 0:
+                return at + len(opening)
+        return None
 
     def _mark_parts(self, messages: list[Message], variables: dict, text: str) -> tuple[str, frozenset[int]]:
         """As `_mark`, for replies with thoughts and calls. All that the template writes of a reply carries loss.
@@ -355,28 +359,37 @@ class ChatTemplate:
                 raise RepliesNotFound(f"{self.name} leaves out what reply {n + 1} says")
             start, end = starts[n], ends[n]
             has_call = "tool_calls" in messages[i] or "function_call" in messages[i]
-            opened = self._behind_generation_prompt(text, before, start)
+            opened = self._behind_opening(text, before, start)
             if opened is None and has_call:
                 raise RepliesNotFound(
-                    f"{self.name} has no generation prompt, which would tell where a call begins; mark replies in it "
-                    f"by {{% generation %}}"
+                    f"{self.name} does not tell where a call begins; mark replies in it by {{% generation %}}"
                 )
             if has_call:  # behind the name of the function follow arguments, and what closes the call
-                end = self._end_of_turn(text, end, starts.get(n + 1, len(text)))
+                end = self._end_of_call(messages[: i + 1], variables, text, end)
                 complete.add(n)
             spans.append((start if opened is None else opened, end))
             before = end
         return _insert_markers(text, spans), frozenset(complete)
 
-    def _end_of_turn(self, text: str, start: int, end: int) -> int:
-        """Where the turn ends that `start` is in: behind the first special tokens, up to the one that ends replies."""
-        specials = re.compile(f"(?:{self._special_pattern.pattern})+").search(text, start, end)
-        if specials is None:
-            raise RepliesNotFound(f"{self.name} ends no call with a special token; mark replies by {{% generation %}}")
-        run = specials[0]
-        if self._turn_end and self._turn_end in run:
-            return specials.start() + run.index(self._turn_end) + len(self._turn_end)
-        return specials.start() + self._special_pattern.match(run).end()
+    def _end_of_call(self, messages: list[Message], variables: dict, text: str, start: int) -> int:
+        """Where the turn ends that calls a tool, the special token that ends it included.
+
+        Args:
+            messages: up to this turn.
+            text: of the whole dialogue.
+            start: behind the name of the last function.
+        """
+        specials = re.compile(rf"\s*((?:{self._special_pattern.pattern})+)")
+        run = specials.search(text, start)
+        if run is not None and self._turn_end and self._turn_end in run[1]:
+            return run.start(1) + run[1].index(self._turn_end) + len(self._turn_end)
+        # Special tokens may be part of the arguments, or none ends a turn: then the text up to here tells.
+        up_to_here = self._run(messages, variables).rstrip()
+        if not text.startswith(up_to_here) or len(up_to_here) < start:
+            raise RepliesNotFound(f"{self.name} does not tell where a call ends; mark replies by {{% generation %}}")
+        end = len(up_to_here)
+        run = specials.match(text, end)
+        return end if run is None else run.start(1) + self._special_pattern.match(run[1]).end()
 
     def _cut(self, marked: str, escaped: list[str], marks_itself: bool, complete: frozenset[int]) -> Rendered:
         """Cut a text, which may have markers, into strings and special tokens.
