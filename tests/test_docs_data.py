@@ -1,18 +1,22 @@
-"""Every record in docs/data.md is read as the page says."""
+"""docs/data.md: every record is read as the page says, and its tables are those of the code."""
 
+import csv
 import json
 import re
 from pathlib import Path
 
 import pytest
 
-from rm.data import chat, dataset, formats
+from rm.data import chat, dataset
 from rm.data.encode import Task
+from rm.data.messages import LOSS_KEYS, MESSAGE_KEYS
+from rm.data.reader import SampleReader
+from rm.data.schemas import DEMONSTRATIONS, PREFERENCE, PREFERENCES, SFT
 from rm.data.tokenizer import Tokenizer
 from tests.templates import folder_of
 
 PAGE = (Path(__file__).parent.parent / "docs" / "data.md").read_text()
-SECTIONS = dict(re.findall(r"^## (\w+).*?\n(.*?)(?=^## |\Z)", PAGE, flags=re.M | re.S))
+SECTIONS = dict(re.findall(r"^## ([^(\n]*\w)[^\n]*\n(.*?)(?=^## |\Z)", PAGE, flags=re.M | re.S))
 
 
 def records(section: str) -> list[dict]:
@@ -44,7 +48,38 @@ def test_every_record_on_the_page_becomes_an_example(section, task, form, tokeni
     assert len(examples) == len(suitable) >= 4 and not report.dropped
 
 
-def test_the_page_shows_every_format():
-    shown = {formats.demonstration(record).format for record in records("Demonstrations")}
-    shown |= {formats.preference(record).format for record in records("Preferences")}
-    assert shown == formats.DEMONSTRATIONS.keys() | formats.PREFERENCES.keys() - {"prompt/responses"}
+def test_the_record_of_messages_becomes_an_example(tokenizer, tmp_path):
+    (record,) = records("Messages")
+    (tmp_path / "file").write_text(json.dumps(record))
+    template = chat.choose_template(None, None, tokenizer)
+    (_,), _ = dataset.read(Task.SFT, [tmp_path / "file"], tokenizer, 512, template)
+    assert all(f"`{key}`" in SECTIONS["Messages"] for key in (*MESSAGE_KEYS, *LOSS_KEYS))
+
+
+@pytest.mark.parametrize("schemas, section", [(PREFERENCES, "Preferences"), (DEMONSTRATIONS, "Demonstrations")])
+def test_the_table_names_every_schema_with_the_source_it_is_known_from(schemas, section):
+    table = [line for line in SECTIONS[section].splitlines() if line.startswith("|")]
+    for row in schemas:
+        known = [line for line in table if line.endswith(f"| {row.source} |")]
+        assert known, f"no line of the table ends in {row.source}"
+        is_named = any(row.name in line for line in known)
+        # Spellings of one schema share a line, which names their keys.
+        assert is_named or row.name == "/".join(row.keys) or all(f"`{key}`" in known[0] for key in row.keys), row.name
+
+
+def test_the_programs_for_own_data_write_what_training_reads(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with open("votes.csv", "w") as out:
+        csv.writer(out).writerows(
+            [
+                ["question", "answer_1", "answer_2", "votes_1", "votes_2"],
+                ["2+2?", "4", "5", 3, 1],
+                ["3+3?", "7", 'six, "6"', 0, 2],
+            ]
+        )
+    for program in re.findall(r"```python\n(.*?)```", SECTIONS["Your own data"], flags=re.S):
+        exec(program, {})
+    pairs = [located.sample for located in SampleReader(PREFERENCE).read(["pairs.jsonl"])]
+    assert [(pair.label, pair.best_and_worst()[0][-1]["content"]) for pair in pairs] == [(0.75, "4"), (0, 'six, "6"')]
+    demonstrations = [located.sample.dialogues()[0][-1]["content"] for located in SampleReader(SFT).read(["sft.jsonl"])]
+    assert demonstrations == ["4", 'six, "6"']
