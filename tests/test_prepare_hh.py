@@ -8,6 +8,7 @@ import pytest
 
 from rm import prepare_hh
 from rm.data.conversation import key
+from rm.data.sample import turns
 
 PROMPT = "\n\nHuman: Are space heaters safe?\n\nAssistant: What?  Can’t you say?\n\nHuman: Fire\n\nAssistant:"
 ANTHROPIC = {"chosen": PROMPT + " Yes.", "rejected": PROMPT + " No"}
@@ -56,7 +57,7 @@ def test_a_conversation_is_in_one_file_only_and_contiguous_there(prepare):
     records = make_records(200)
     files = prepare(records, "--sft", 100, "--rm", 120, "--test", 50)
     assert [len(files[name]["instances"]) for name in ("sft", "rm", "test")] == [100, 120, 50]
-    conversations = [[key(text) for text in texts(files[name])] for name in ("sft", "rm", "test")]
+    conversations = [[key(turns(text)) for text in texts(files[name])] for name in ("sft", "rm", "test")]
     for one, other in itertools.combinations(conversations, 2):
         assert not set(one) & set(other)
     for keys in conversations:

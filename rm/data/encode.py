@@ -268,7 +268,7 @@ class Encoder:
             # Where one character is several tokens, sentencepiece may give its span to the last of them only. The
             # others' spans are empty and lie at its start: they count as if they were that character.
             end = np.maximum(end, start + 1)
-            loss = np.any([(start < b) & (end > a) for a, b in text.spans], axis=0)
+            loss = _overlap(start, end, text.spans)
         return TokenizedText(tokens, loss, n_last)
 
     def _fit(self, record: PendingRecord, texts: list[TokenizedText]) -> Example | None:
@@ -350,6 +350,16 @@ class Encoder:
         loss = text.loss.copy()
         loss[length - n_last :] = False
         return TokenizedText(np.delete(text.tokens, removed), np.delete(loss, removed), n_last)
+
+
+def _overlap(start: np.ndarray, end: np.ndarray, spans: list[Span]) -> np.ndarray:
+    """(T,) bool: which tokens, from `start` to `end`, have a character in one of the spans, which are in order."""
+    if not spans:
+        return np.zeros(len(start), bool)
+    span_starts, span_ends = np.array(spans).T
+    behind = np.iinfo(np.int64).max  # stands for the start of a span behind the last one
+    next_span = np.searchsorted(span_ends, start, side="right")  # the first that ends behind the token's start
+    return np.append(span_starts, behind)[next_span] < end
 
 
 def _without_padding(text: TokenizedText, padding_id: int) -> TokenizedText:

@@ -77,7 +77,7 @@ class Sample:
     def signed_grade(self) -> np.ndarray:
         """(K,) higher is better. Below a label of 0.5 the order of the grades is wrong, at 0.5 the texts are tied."""
         if self.grade is None:
-            raise ValueError("says nowhere which reply is better, by chosen and rejected, ranks or scores")
+            raise ValueError("has responses without 'ranks' or 'scores', so nothing says which of them is better")
         return np.array(self.grade) * np.sign(self.label - 0.5)
 
     def best_and_worst(self) -> tuple[list[Message], list[Message]]:

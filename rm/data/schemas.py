@@ -101,7 +101,12 @@ class Reader:
         Raises:
             ValueError: no schema fits, a value is not what it should be, or something would be lost.
         """
-        record = self.prepared(record)
+        try:
+            return self._sample(self.prepared(record))
+        except RecursionError:
+            raise ValueError("is nested too deeply for a record of texts") from None
+
+    def _sample(self, record: dict) -> Sample:
         schema = self.schema_of(record)
         fields = Fields(record, self._seen)
         try:

@@ -1,8 +1,10 @@
 """rm.data.dataset, records and examples: every file layout gives the same examples; dropped records; bad files."""
 
+import csv
 import functools
 import gzip
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -10,13 +12,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rm.data import dataset, encode, records
+from rm.data import chat, dataset, encode, records
 from rm.data.dataset import DataSettings, MixtureSettings, TextSettings
 from rm.data.encode import Task
 from rm.data.examples import Example, Examples
+from rm.data.reader import SampleReader
+from rm.data.schemas import SFT
 from rm.data.split import SplitSettings
 from rm.data.tokenizer import Tokenizer
 from rm.distributed import process_group as dist
+from tests.templates import folder_of
 from tests.text_fixtures import byte_level, llama_like, sentencepiece_model
 
 TEXTS = [{"text": "the cat sat"}, {"text": "naïve 🙂\nlines", "extra": 1}, {"text": " the capital of France"}]
@@ -543,3 +548,157 @@ def test_the_cache_depends_on_file_template_and_settings(plain, file, tmp_path):
         assert len({str(tokens) for tokens in results}) == len(results) == n_entries
         assert read_tokens(chat_template=str(template)) == results[-1]
         assert len(list((tmp_path / "cache").iterdir())) == n_entries
+
+
+def test_samples_are_read_up_to_the_last_one_requested(tmp_path):
+    first, second = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
+    first.write_text('{"text": "0"}\n{"text": "1"}\n')
+    second.write_text('{"text": "2"}\n{"text": "3"}\nnot JSON\n')
+    found = [(f.number, f.where, f.sample.texts) for f in SampleReader(SFT).read([first, second], {1, 3})]
+    assert found == [(1, f"{first} line 2", ["1"]), (3, f"{second} line 2", ["3"])]
+    assert list(SampleReader(SFT).read([tmp_path / "missing"], set())) == []
+
+
+TABLE = [{"prompt": "hi, you", "chosen": 'say "yes"', "rejected": "no\nno", "label": "0.25"}] * 2
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.csv.gz", "a.tsv", "columns.json", "pandas.json", "data.json"])
+def test_tables_are_read_as_json_lines_are(name, file, plain, tmp_path):
+    columns = {key: [row[key] for row in TABLE] for key in TABLE[0]}
+    path = tmp_path / name
+    if name == "columns.json":
+        path.write_text(json.dumps(columns))
+    elif name == "pandas.json":
+        indexed = {key: {str(i): value for i, value in enumerate(values)} for key, values in columns.items()}
+        path.write_text(json.dumps(indexed))
+    elif name == "data.json":
+        path.write_text(json.dumps({"version": 1, "data": TABLE}))
+    else:
+        with gzip.open(path, "wt") if name.endswith(".gz") else open(path, "w") as out:
+            writer = csv.DictWriter(out, list(columns), delimiter="\t" if "tsv" in name else ",")
+            writer.writeheader()
+            writer.writerows(TABLE)
+    examples, report = dataset.read(Task.PREFERENCE, [path], plain, 512)
+    expected, _ = dataset.read(Task.PREFERENCE, [file(lines(TABLE))], plain, 512)
+    assert examples.hash == expected.hash and report.formats == {"prompt/chosen/rejected": 2}
+    assert examples.label.tolist() == [0.25, 0.25]
+
+
+def test_a_row_with_too_few_or_too_many_fields_is_named(tmp_path, plain):
+    for rows in ("prompt,chosen,rejected\na,b,c\nd,e\n", "prompt,chosen,rejected\na,b,c\nd,e,f,g\n"):
+        (tmp_path / "a.csv").write_text(rows)
+        assert_one_line_error(
+            lambda: dataset.read(Task.PREFERENCE, [tmp_path / "a.csv"], plain, 512),
+            "a.csv record 2: has not as many fields as the first line has names",
+        )
+
+
+def test_a_record_of_messages_in_a_file_of_its_own_is_no_table(tmp_path, plain):
+    record = {"prompt": [{"role": "user", "content": "a"}], "chosen": [{"role": "assistant", "content": "b"}]}
+    (tmp_path / "a.json").write_text(json.dumps(record | {"rejected": [{"role": "assistant", "content": "c"}]}))
+    template = chat.choose_template(None, "hh", plain)
+    examples, _ = dataset.read(Task.PREFERENCE, [tmp_path / "a.json"], plain, 512, template)
+    assert len(examples) == 1
+
+
+def test_long_rows_of_parquet_are_read_few_at_a_time(tmp_path, monkeypatch):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    import pyarrow
+
+    rows = [{"text": os.urandom(500).hex()} for _ in range(3000)]
+    parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
+    sizes = []
+    iter_batches = parquet.ParquetFile.iter_batches
+
+    def counted(self, batch_size):
+        sizes.append(batch_size)
+        return iter_batches(self, batch_size)
+
+    monkeypatch.setattr(parquet.ParquetFile, "iter_batches", counted)
+    monkeypatch.setattr(records, "PARQUET_BATCH", 100_000)
+    assert [record for _, record in records.read_records(tmp_path / "a.parquet")] == rows
+    monkeypatch.setattr(records, "PARQUET_BATCH", 10**9)
+    assert len(list(records.read_records(tmp_path / "a.parquet"))) == 3000
+    assert 50 < sizes[0] < 200 and sizes[1] == 1024
+
+
+def test_warnings_say_what_a_person_should_know_of_the_data(plain, file):
+    def warnings(records):
+        return dataset.read(Task.PREFERENCE, [file(lines(records))], plain, 512)[1].warnings
+
+    pair = {"prompt": "a", "chosen": "b", "rejected": "c"}
+    assert warnings([pair, pair | {"label": 1}, pair | {"label": 0.5}]) == ()
+    (warning,) = warnings([pair | {"label": 1}, pair | {"label": 0}])
+    assert warning.startswith("'label' is 0 in 1 records and never between 0 and 1.")
+    (warning,) = warnings([pair | {"score_chosen": 1.0, "score_rejected": 1.0}, pair | {"status": "tie"}])
+    assert warning.startswith("2 pairs have equal scores on both sides")
+    (warning,) = warnings([pair, {"chosen": "a<|endoftext|>", "rejected": "b"}])
+    assert warning.startswith("1 records have plain texts with strings such as") and "--parse_special_tokens" in warning
+
+
+def test_special_tokens_of_plain_texts_are_parsed_where_a_setting_says_so(plain, file):
+    end = plain.eos_id
+    texts = {
+        "a<|endoftext|>b": [*plain.encode("a"), end, *plain.encode("b"), end],
+        "a<|endoftext|>": [*plain.encode("a"), end],
+        "a<|endoftext|>\n": [*plain.encode("a"), end, *plain.encode("\n")],
+        "a": [*plain.encode("a"), end],
+    }
+    path = file(lines([{"text": text} for text in texts]))
+    examples, report = dataset.read(Task.SFT, [path], plain, 512, parse_special_tokens=True)
+    assert [example.replies[0].tolist() for example in examples] == list(texts.values())
+    assert all(example.loss[0].all() for example in examples) and not report.warnings
+    pair = {"input": "x<|endoftext|>y", "output": "z<|endoftext|>"}
+    (one,), _ = dataset.read(Task.SFT, [file(lines([pair]))], plain, 512, parse_special_tokens=True)
+    assert one.replies[0][one.loss[0]].tolist() == [*plain.encode("z"), end]
+
+
+def test_a_second_bos_is_not_added_to_a_text_that_begins_with_it(tmp_path, file):
+    tokenizer = Tokenizer(llama_like(tmp_path / "model"))
+    assert tokenizer.bos_id is not None
+    path = file(lines([{"text": "<s>the</s>"}, {"text": "the"}]))
+    examples, _ = dataset.read(Task.SFT, [path], tokenizer, 512, parse_special_tokens=True)
+    for example in examples:
+        assert [example.replies[0].tolist().count(i) for i in (tokenizer.bos_id, tokenizer.eos_id)] == [1, 1]
+
+
+def test_a_text_far_too_long_is_not_tokenized_whole(plain, file, monkeypatch):
+    encoded = []
+    encode_parts, encode_batch = Tokenizer.encode_parts, Tokenizer.encode_batch
+
+    def count_parts(self, texts):
+        encoded.extend(len(part) for parts in texts for part in parts if isinstance(part, str))
+        return encode_parts(self, texts)
+
+    def count_batch(self, texts):
+        encoded.extend(map(len, texts))
+        return encode_batch(self, texts)
+
+    monkeypatch.setattr(Tokenizer, "encode_parts", count_parts)
+    monkeypatch.setattr(Tokenizer, "encode_batch", count_batch)
+    path = file(lines([{"chosen": "the cat " * 100_000, "rejected": "b"}, {"chosen": "a", "rejected": "b"}]))
+    examples, report = dataset.read(Task.PREFERENCE, [path], plain, 64)
+    assert len(examples) == 1 and report.dropped == {"longer than --max_length 64": 1}
+    assert max(encoded) <= 32 * 64
+
+
+def test_the_replies_that_carry_loss_are_chosen(tmp_path, file):
+    tokenizer = Tokenizer(folder_of("Qwen2.5", tmp_path / "qwen"))
+    template = chat.choose_template(None, None, tokenizer)
+    contents = ["a", "one", "b", "two", "c", "six"]
+    messages = [{"role": ("user", "assistant")[n % 2], "content": content} for n, content in enumerate(contents)]
+
+    def trained(train_on="all", **weights):
+        marked = [m | ({"weight": weights[m["content"]]} if m["content"] in weights else {}) for m in messages]
+        path = file(lines([{"messages": marked}, {"text": "other"}]))
+        examples, report = dataset.read(Task.SFT, [path], tokenizer, 512, template, train_on=train_on)
+        texts = []
+        if len(examples) == 2:
+            ids = examples[0].replies[0][examples[0].loss[0]]
+            texts = tokenizer._model.model.decode(ids, skip_special_tokens=False).split("<|im_end|>")[:-1]
+        return texts, report.dropped
+
+    assert trained() == (["one", "two", "six"], {})
+    assert trained(one=0, two=1) == (["two", "six"], {})
+    assert trained("last") == (["six"], {})
+    assert trained("last", six=0) == trained(one=0, two=0, six=0) == ([], {"without a token that carries loss": 1})

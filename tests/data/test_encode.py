@@ -246,8 +246,9 @@ def test_demonstrations_to_score_are_written_as_preferences_are(qwen, tmp_path):
     assert full_texts(one)[0] == full_texts(pair)[0]
 
 
-def test_a_preference_is_not_refused_for_want_of_a_loss_mask(qwen, encode, tmp_path):
-    # It drops the thought of a reply, so that markers around the reply do not show where it begins.
+def test_a_preference_is_not_refused_for_want_of_a_loss_mask(qwen, tmp_path):
+    # It drops the thought of a reply, so that markers around the reply do not show where it begins. What the template
+    # writes before a reply without a thought does, unless that differs, too.
     source = (
         "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content.split('</think>')[-1] }}<|im_end|>\n{% endfor %}"
         "{% if add_generation_prompt %}<|im_start|>assistant\n<think>\n{% endif %}"
@@ -259,7 +260,22 @@ def test_a_preference_is_not_refused_for_want_of_a_loss_mask(qwen, encode, tmp_p
     (one,), _ = dataset.read(Task.PREFERENCE, [tmp_path / "pairs"], qwen, 512, template)
     text = qwen._model.model.decode(full_texts(one)[0], skip_special_tokens=False)
     assert text == "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\nthe dog<|im_end|>\n"
-    with pytest.raises(ValueError, match="mine rewrites the dialogue before a reply"):
+    (one,), _ = dataset.read(Task.SFT, [tmp_path / "sft"], qwen, 512, template)
+    trained = one.replies[0][one.loss[0]]
+    assert qwen._model.model.decode(trained, skip_special_tokens=False) == "the dog<|im_end|>"
+
+    differs = source.replace("assistant\n<think>", "robot\n").replace(
+        "{{ m.role }}\n", "{{ m.role ~ (m.content | length) }}\n"
+    )
+    template = chat.ChatTemplate(differs, "mine", qwen)
+    assert len(dataset.read(Task.PREFERENCE, [tmp_path / "pairs"], qwen, 512, template)[0]) == 1
+    with (tmp_path / "sft").open("a") as sft:
+        sft.write("\n" + json.dumps({"text": "good"}))
+    examples, report = dataset.read(Task.SFT, [tmp_path / "sft"], qwen, 512, template)
+    assert len(examples) == 1
+    assert report.dropped == {"whose replies cannot be found in what the chat template writes": 1}
+    (tmp_path / "sft").write_text(json.dumps({"messages": [user("hi"), assistant(pair["chosen"])]}))
+    with pytest.raises(ValueError, match=r"sft line 1: mine rewrites .*; no example is left"):
         dataset.read(Task.SFT, [tmp_path / "sft"], qwen, 512, template)
 
 

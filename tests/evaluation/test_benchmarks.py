@@ -54,5 +54,5 @@ def test_rewardbench_scores_of_any_other_set_are_none():
 def test_rewardbench_2_records_are_read_as_rankings():
     record = {"prompt": "1 + 1?", "chosen": ["2", "two"], "rejected": ["3", "4"], "subset": "Ties", "id": "tied:0"}
     sample = preference(record)
-    assert sample.texts == ["1 + 1?2", "1 + 1?two", "1 + 1?3", "1 + 1?4"] and sample.grade == [1, 1, 0, 0]
-    assert preference(record, as_messages=True).texts[1][-1] == {"role": "assistant", "content": "two"}
+    assert sample.written() == ["1 + 1?2", "1 + 1?two", "1 + 1?3", "1 + 1?4"] and sample.grade == [1, 1, 0, 0]
+    assert sample.dialogues()[1][-1] == {"role": "assistant", "content": "two"}

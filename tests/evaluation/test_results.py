@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from rm.data.examples import Example, Examples
-from rm.evaluation import results
 from rm.evaluation.results import Result, evaluation_report, named_sets
 from rm.report import evaluation
 from tests.html_tags import Tags
@@ -66,14 +65,6 @@ def test_record_info_is_that_of_the_records_that_were_kept(tmp_path):
     assert (first.id, first.subset, first.turns, first.lengths) == ("first", "one", 1, [3, 4])
     assert (second.id, second.subset, second.turns, second.lengths) == (2, "", 2, [1, 2])
     assert (third.turns, third.lengths) == (0, [8, 15])
-
-
-def test_read_numbered_stops_after_the_last_record_requested(tmp_path):
-    first, second = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
-    first.write_text('{"n": 0}\n{"n": 1}\n')
-    second.write_text('{"n": 2}\n{"n": 3}\nnot JSON\n')
-    records = list(results.read_numbered([first, second], [1, 3]))
-    assert records == [(1, f"{first} line 2", {"n": 1}), (3, f"{second} line 2", {"n": 3})]
 
 
 def test_scores_jsonl_has_one_line_per_record_in_file_order(tmp_path):
