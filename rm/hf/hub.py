@@ -291,10 +291,10 @@ def _checked(name: Name, kind: str, patterns: list[str], download: Callable[[], 
         reason = lines[0] if lines else type(error).__name__
         include = f" --include '{name.file}'" if patterns == [name.file] else ""
         flags = f" --repo-type dataset{include}" if kind == "dataset" else include
+        what = "files" if kind == "dataset" else "folder"
         raise ValueError(
             f"{name.repo}: is not on this machine and could not be downloaded ({reason}). Where there is a network: "
-            f"hf download {name.repo} --revision {name.revision}{flags}; then give its {'files' if kind == 'dataset' else 'folder'}, or the "
-            "same HF_HOME"
+            f"hf download {name.repo} --revision {name.revision}{flags}; then give its {what}, or the same HF_HOME"
         ) from error
     for file in (path for path in folder.rglob("*") if path.is_file()):
         blob = file.resolve()
