@@ -61,7 +61,7 @@ class Settings(SettingsGroup):
 
 
 def main(settings: Settings) -> None:
-    settings = hub.fetched(settings)
+    settings = hub.fetched(settings, named=True)
     evaluation = settings.evaluation
     check_unused(evaluation.output_dir, ("report.json", "run.json", "scores.jsonl"))
     sets = named_sets(settings.data.dataset_path)

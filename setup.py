@@ -25,7 +25,7 @@ setup(
         "numpy",
         "tqdm",
         "jinja2>=3.1",  # chat templates
-        "huggingface_hub>=1.22",  # models and data by name; older versions return half-empty downloads
+        "huggingface_hub>=1.23",  # models and data by name; older versions lack get_cached_repo_tree
     ],
     extras_require={
         "report": ["matplotlib"],
@@ -41,10 +41,11 @@ setup(
             "transformers>=5",
             "peft",
             "trl",
+            "datasets",
             "scipy",
             "scikit-learn",
             "matplotlib",
-        ],  # transformers, peft, trl, scipy and scikit-learn are oracles, never imported by rm/
+        ],  # transformers, peft, trl, datasets, scipy and scikit-learn are oracles, never imported by rm/
         "bench": [
             "trl",
             "datasets",

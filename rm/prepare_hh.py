@@ -168,7 +168,7 @@ def main(argv: list[str] | None = None) -> None:
         if (args.output_dir / f"{name}.json").exists():
             raise ValueError(f"{args.output_dir}/{name}.json exists already: choose another --output_dir")
     conversations, left_out = read_pairs(
-        [hub.data(file) for file in args.files],
+        [path for file in args.files for path in hub.data(file)],
         KeySettings(data_keys=tuple(args.data_keys), ignore_keys=tuple(args.ignore_keys)),
     )
     print(f"{sum(map(len, conversations.values())):,} usable pairs of {len(conversations):,} conversations")

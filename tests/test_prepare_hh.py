@@ -93,7 +93,7 @@ def test_files_depend_on_the_seed_only(prepare):
 
 def test_input_files_may_be_names_on_the_hub(tmp_path, monkeypatch):
     (tmp_path / "a.json").write_text(json.dumps(make_records(5)))
-    monkeypatch.setattr(prepare_hh.hub, "data", {"hub:o/n/a.json": tmp_path / "a.json"}.__getitem__)
+    monkeypatch.setattr(prepare_hh.hub, "data", {"hub:o/n/a.json": [tmp_path / "a.json"]}.__getitem__)
     prepare_hh.main(["hub:o/n/a.json", "--output_dir", str(tmp_path), "--sft", "2", "--rm", "0"])
     assert len(json.loads((tmp_path / "sft.json").read_text())["instances"]) == 2
 

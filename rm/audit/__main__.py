@@ -52,9 +52,9 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Print the report; returns the exit status of the process."""
     args = parser().parse_args(argv)
-    args.files = [hub.data(file) for file in args.files]
-    args.eval = [hub.data(file) for file in args.eval]
-    args.sft = [hub.data(file) for file in args.sft]
+    args.files = [path for file in args.files for path in hub.data(file)]
+    args.eval = [path for file in args.eval for path in hub.data(file)]
+    args.sft = [path for file in args.sft for path in hub.data(file)]
     args.chat_template = args.chat_template and hub.template(args.chat_template)
     report = make_report(args)
     print(format_report(report))

@@ -29,10 +29,15 @@ class DataSettings(SettingsGroup):
 
     dataset_path: tuple[str, ...] = setting(
         REQUIRED,
-        "one or more files: .json, .jsonl, also gzipped, .parquet; or hub:org/name/FILE",
+        "one or more files: .json, .jsonl, .csv, .tsv, also gzipped, .parquet; or hub:org/name[:SPLIT], "
+        "hub:org/name/FILE",
         may_change=True,
         hub="data",
     )
+    dataset_split: str = setting(
+        "train", "the split of every hub:org/name that names neither a split nor a file, to train or to evaluate on",
+        may_change=True,
+    )  # fmt: skip
     cache_dir: str | None = setting(
         None, "folder that keeps tokenized data for the next start; none: $XDG_CACHE_HOME/rm", may_change=True
     )
@@ -49,7 +54,9 @@ class ReplySettings(SettingsGroup):
 class MixtureSettings(SettingsGroup):
     """Mixture"""
 
-    dataset_weights: tuple[float, ...] = setting((), "how often to take each file of --dataset_path, such as 1 0.5 2")
+    dataset_weights: tuple[float, ...] = setting(
+        (), "how often to take the examples of each value of --dataset_path, such as 1 0.5 2"
+    )
 
     def check(self) -> None:
         if not all(0 < weight < math.inf for weight in self.dataset_weights):
@@ -90,7 +97,7 @@ class TextSettings(SettingsGroup):
 
 
 def check_mixture(data: DataSettings, mixture: MixtureSettings) -> None:
-    """Raise ValueError where weights are given, but not one for each file."""
+    """Raise ValueError where weights are given, but not one for each file or name on the hub."""
     weights, files = len(mixture.dataset_weights), len(data.dataset_path)
     if weights and weights != files:
         raise ValueError(

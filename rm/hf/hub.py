@@ -5,10 +5,14 @@ HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE have their usual meaning. Only config, 
 downloaded. Interrupted downloads are resumed, and every new file is checked against the hash that the hub states, which
 huggingface_hub leaves to its users.
 
-    o/n            the model, or the only data file, of a repository's main revision
+    o/n            the model, or the dataset's files of the split --dataset_split, of a repository's main revision
     o/n@v1.0       of a tag, branch or commit
-    hub:o/n/a.jsonl@v1.0    one file of a dataset; NAME=hub:... where sets have names
+    hub:o/n:test@v1.0       the files of another split; NAME=hub:... where sets have names
+    hub:o/n/base:test       of the configuration or folder `base`
+    hub:o/n/a.jsonl@v1.0    one file of a dataset
     hub:o/n/b.jinja         a chat template in a model's repository
+
+Which files are a split is the rule of Hugging Face `datasets`: see `rm.hf.data_files`.
 """
 
 import hashlib
@@ -22,6 +26,7 @@ from pathlib import Path
 from rm.config import Settings, flags, flatten, updated
 from rm.distributed import process_group as dist
 from rm.files import read_json, update_digest
+from rm.hf import data_files
 from rm.hf.folder import TOKENIZER_FILES
 from rm.json_keys import Key, check_keys
 
@@ -29,15 +34,16 @@ ADAPTER = "adapter_config.json"
 MODEL_FILES = ["config.json", "generation_config.json", ADAPTER, "scoring.json", *TOKENIZER_FILES]
 WEIGHTS = ["*.safetensors", "*.safetensors.index.json"]
 TEMPLATES = (".jinja", ".jinja2", ".j2", ".txt")
-DATA = ("*.jsonl", "*.json", "*.jsonl.gz", "*.json.gz", "*.parquet")
+CARD = "README.md"
 
 
 @dataclass(frozen=True)
 class Name:
-    """A repository, or a file in it, on the hub."""
+    """A repository, or a file in it, on the hub; of a dataset also a configuration, a folder or a split."""
 
     repo: str
     file: str | None
+    split: str | None
     revision: str
 
     @classmethod
@@ -45,26 +51,27 @@ class Name:
         """Parse a setting; None where it can only be a path."""
         explicit = text.startswith("hub:")
         match = re.fullmatch(
-            r"(?:hub:)?([A-Za-z0-9][\w.-]*/[\w.-]+)(?:/([^@]+))?(?:@([\w./-]+))?", text, flags=re.ASCII
+            r"(?:hub:)?([A-Za-z0-9][\w.-]*/[\w.-]+)(?:/([^@]+?))?(?::([\w.]+))?(?:@([\w./-]+))?", text, flags=re.ASCII
         )
         if explicit and not match:
-            raise ValueError(f"{text}: expected hub:org/name, hub:org/name/file or either with @revision")
+            raise ValueError(f"{text}: expected hub:org/name, hub:org/name/file, hub:org/name:split or with @revision")
         if not match:
             return None
-        repo, file, revision = match.groups()
-        is_file = Path(text).suffix in (".json", ".jsonl", ".gz", ".parquet", *TEMPLATES)
+        repo, file, split, revision = match.groups()
+        is_file = data_files.READ_HERE.fullmatch(text) or Path(text).suffix in (".gz", *TEMPLATES)
         if not explicit and (file or is_file):  # a/b/c and a/b.jsonl are paths
             return None
-        return cls(repo, file, revision or "main")
+        return cls(repo, file, split, revision or "main")
 
 
-def fetched(settings: Settings, weights: bool = True) -> Settings:
+def fetched(settings: Settings, weights: bool = True, named: bool = False) -> Settings:
     """Download what a script's settings name on the hub, and return them with local paths. All ranks call it.
 
     A downloaded path contains the commit, so that run.json identifies it, and repeats the run offline.
 
     Args:
         weights: whether models are needed with their weights; a plan needs none.
+        named: whether data files may be written as NAME=FILE: those of one split then get the same name.
     """
     changes, values = {}, flatten(settings)
     for name, flag in flags(type(settings)).items():
@@ -73,7 +80,10 @@ def fetched(settings: Settings, weights: bool = True) -> Settings:
         if flag.hub == "model":
             changes[name] = model(values[name], weights)
         elif flag.hub == "data":
-            changes[name] = tuple(map(data, values[name]))
+            files = [data(value, values["dataset_split"], named) for value in values[name]]
+            changes[name] = tuple(file for several in files for file in several)
+            if name == "dataset_path" and (weight := values.get("dataset_weights")):  # of a split: that of each file
+                changes["dataset_weights"] = tuple(w for w, several in zip(weight, files, strict=True) for _ in several)
         elif flag.hub == "template":
             changes[name] = template(values[name])
         else:
@@ -89,7 +99,7 @@ def model(text: str, weights: bool = True, above: tuple[Path, ...] = ()) -> str:
     """
     name, folder = None if Path(text).exists() else Name.read(text), Path(text)
     if name:
-        if name.file:
+        if name.file or name.split:
             raise ValueError(f"{text}: a model is a repository, not a file: give hub:{name.repo}")
         folder = _snapshot(name, "model", [*MODEL_FILES, *(WEIGHTS if weights else [])])
         if weights and not any(folder.glob("*.safetensors")):
@@ -118,7 +128,7 @@ def checkpoint(text: str) -> str:
     if not text.startswith("hub:"):
         return text
     name = Name.read(text)
-    if name.file:
+    if name.file or name.split:
         raise ValueError(f"{text}: a checkpoint is a repository, not a file: give hub:{name.repo}")
     return str(_snapshot(name, "model", ["*"]))
 
@@ -189,18 +199,55 @@ def _cached(name: Name) -> Path | None:
         return None
 
 
-def data(text: str) -> str:
-    """The path of a data file: `text` itself, with the NAME= before it, if it exists or can only be a path."""
+def data(text: str, split: str = "train", named: bool = False) -> list[str]:
+    """The paths of data files: `text` itself, with the NAME= before it, if it exists or can only be a path.
+
+    Args:
+        split: the one that is meant where `text` names a repository, and neither a file nor a split.
+        named: give the files of a repository a NAME= where they have none.
+    """
     prefix, equals, path = text.partition("=") if "=hub:" in text else ("", "", text)
     name = None if Path(path).exists() else Name.read(path)
     if name is None:
-        return text
-    folder = _snapshot(name, "dataset", [name.file] if name.file else list(DATA))
-    files = [folder / name.file] if name.file else sorted(f for kind in DATA for f in folder.rglob(kind))
-    if len(files) != 1:
-        available = ", ".join(str(f.relative_to(folder)) for f in files)
-        raise ValueError(f"{path}: name one file as hub:{name.repo}/FILE; available: {available}")
-    return f"{prefix}{equals}{files[0]}"
+        return [text]
+    is_file = name.file and data_files.READ_HERE.fullmatch(name.file)
+    files = [name.file] if is_file else _files_of_split(path, name, name.split or split)
+    if name.file in files and name.split:
+        raise ValueError(f"{path}: a file has no splits: leave out :{name.split}")
+    folder = _snapshot(name, "dataset", files)
+    if missing := [file for file in files if not (folder / file).is_file()]:
+        raise ValueError(f"{path}: has no {missing[0]} at {name.revision}")
+    if named and not equals and name.file not in files:
+        prefix, equals = path.removeprefix("hub:"), "="
+    return [f"{prefix}{equals}{folder / file}" for file in files]
+
+
+def _files_of_split(text: str, name: Name, split: str) -> list[str]:
+    """The paths, in its repository, of the files that a name means. Prints them. All ranks call it."""
+    import yaml  # of huggingface_hub, and imported late as it is
+    from huggingface_hub import get_cached_repo_tree, metadata_load
+    from huggingface_hub.errors import CachedRepoTreeNotFoundError
+
+    # A download keeps the list of all files of its commit, so that it is the same without a network.
+    download = partial(_download, name, "dataset", [CARD])
+    dist.once_per_node(lambda: _checked(name, "dataset", [CARD], download))
+    try:
+        paths = [file.path for file in get_cached_repo_tree(name.repo, repo_type="dataset", revision=name.revision)]
+    except CachedRepoTreeNotFoundError:  # older versions of huggingface_hub kept none: what there is counts
+        folder = download(local_files_only=True)
+        paths = [file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()]
+    if name.file in paths:
+        return [name.file]
+    try:
+        card = metadata_load(_snapshot(name, "dataset", [CARD]) / CARD) if CARD in paths else None
+        files = data_files.files_of_split(paths, data_files.check_configurations(card), split, name.file)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{text}: the front matter of its {CARD} is not YAML: {error}") from None
+    except ValueError as error:
+        raise ValueError(f"{text}: {error}") from None
+    more = f" and {len(files) - 3} more" if len(files) > 3 else ""
+    dist.say(f"{text}: split {split}: {', '.join(files[:3])}{more}")
+    return files
 
 
 def _snapshot(name: Name, kind: str, patterns: list[str]) -> Path:
@@ -208,13 +255,14 @@ def _snapshot(name: Name, kind: str, patterns: list[str]) -> Path:
 
     All ranks call it. Where there is no process group, huggingface_hub's locks on files keep processes apart.
     """
-    from huggingface_hub.utils import disable_progress_bars
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
-    if not sys.stderr.isatty():
-        disable_progress_bars()
     download = partial(_download, name, kind, patterns)
     dist.once_per_node(lambda: _checked(name, kind, patterns, download))
-    return download(local_files_only=True)
+    try:
+        return download(local_files_only=True)
+    except LocalEntryNotFoundError:  # there is nothing to download
+        raise ValueError(f"{name.repo}: has no {' or '.join(patterns)} at {name.revision}") from None
 
 
 def _download(name: Name, kind: str, patterns: list[str], **how) -> Path:
@@ -230,7 +278,10 @@ def _checked(name: Name, kind: str, patterns: list[str], download: Callable[[], 
     """Download, and check every new file against its hash."""
     from huggingface_hub import constants
     from huggingface_hub.file_download import repo_folder_name
+    from huggingface_hub.utils import disable_progress_bars
 
+    if not sys.stderr.isatty():
+        disable_progress_bars()
     blobs = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=name.repo, repo_type=kind) / "blobs"
     before = {blob.name for blob in blobs.glob("*")}
     try:
@@ -238,14 +289,13 @@ def _checked(name: Name, kind: str, patterns: list[str], download: Callable[[], 
     except Exception as error:  # of any kind: it depends on library, version and network
         lines = str(error).strip().splitlines()
         reason = lines[0] if lines else type(error).__name__
-        include = f" --include '{name.file or '*.json*'}'" if kind == "dataset" or name.file else ""
+        include = f" --include '{name.file}'" if patterns == [name.file] else ""
         flags = f" --repo-type dataset{include}" if kind == "dataset" else include
+        what = "files" if kind == "dataset" else "folder"
         raise ValueError(
             f"{name.repo}: is not on this machine and could not be downloaded ({reason}). Where there is a network: "
-            f"hf download {name.repo} --revision {name.revision}{flags}; then give its folder, or the same HF_HOME"
+            f"hf download {name.repo} --revision {name.revision}{flags}; then give its {what}, or the same HF_HOME"
         ) from error
-    if not folder.is_dir():
-        raise ValueError(f"{name.repo}: has no {' or '.join(patterns)} at {name.revision}")
     for file in (path for path in folder.rglob("*") if path.is_file()):
         blob = file.resolve()
         is_new = blob.parent == blobs.resolve() and blob.name not in before

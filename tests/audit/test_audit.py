@@ -266,7 +266,7 @@ def test_token_lengths_use_the_dialogue_format_of_training(tmp_path, file):
 
 
 def test_files_may_be_names_on_the_hub(tmp_path, file, monkeypatch):
-    paths = {"hub:o/n/a.json": file(sound(3), "a.json"), "hub:o/n/b.json": file(sound(2), "b.json")}
+    paths = {"hub:o/n/a.json": [file(sound(3), "a.json")], "hub:o/n/b.json": [file(sound(2), "b.json")]}
     monkeypatch.setattr(__main__.hub, "data", paths.__getitem__)
     _, got = report(tmp_path, "hub:o/n/a.json", "--eval", "hub:o/n/b.json")
     assert [part["n"] for part in got["sets"]] == [3, 2]

@@ -206,15 +206,16 @@ def test_a_snapshot_whose_download_broke_is_refused_with_one_line(server, tmp_pa
 
 
 def test_what_the_hub_does_not_have_is_one_line(server, tmp_path):
-    code = """for call, name in ((hub.model, 'o/none'), (hub.data, 'hub:o/d/c.jsonl'), (hub.data, 'o/d')):
+    code = """for call, name in ((hub.model, 'o/none'), (hub.data, 'hub:o/d/c.jsonl'), (hub.data, 'o/d:test')):
         try:
             call(name)
         except ValueError as error:
             print(error)"""
-    none, absent, several = server.run(tmp_path, code).stdout.splitlines()
+    none, absent, split = server.run(tmp_path, code).stdout.splitlines()
     assert "o/none: is not on this machine and could not be downloaded" in none and "hf download o/none" in none
     assert absent == "o/d: has no c.jsonl at main"
-    assert several == "o/d: name one file as hub:o/d/FILE; available: a.jsonl, b.jsonl"
+    assert split.startswith("o/d:test: has no data files of split 'test'; splits: 'train'")
+    assert split.endswith("files: a.jsonl, b.jsonl")
 
 
 def test_the_error_without_a_network_says_what_to_fetch(server, tmp_path):
@@ -243,10 +244,85 @@ def test_an_adapters_base_is_fetched_with_it_and_found_without_a_network(server,
 
 
 def test_data_files_are_fetched_by_name_and_a_plan_fetches_no_weights(server, tmp_path):
-    code = "print(hub.data('test=hub:o/d/a.jsonl')); print(hub.model('o/n', weights=False))"
+    code = "print(*hub.data('test=hub:o/d/a.jsonl')); print(hub.model('o/n', weights=False))"
     named, model = server.run(tmp_path, code).stdout.split()
     assert named.startswith("test=/") and Path(named.partition("=")[2]).read_bytes() == b'{"text": "a"}'
     assert sorted(f.name for f in Path(model).iterdir()) == ["config.json", "tokenizer.json"]
+
+
+CARD = b"""---
+configs:
+- config_name: edit
+  data_files: edit.jsonl
+- config_name: preference
+  default: true
+  data_files:
+  - {split: train, path: "preference/train*"}
+  - {split: validation, path: preference/validation.jsonl}
+---
+Words"""
+
+
+def test_the_files_of_a_split_are_fetched_and_found_without_a_network(server, tmp_path):
+    names = ["preference/train2.jsonl", "preference/train1.jsonl", "preference/validation.jsonl", "edit.jsonl"]
+    server.repositories["datasets/o/p"] = {"README.md": CARD} | {name: name.encode() for name in names}
+    code = "print(*hub.data('hub:o/p'))"
+    done = server.run(tmp_path, code)
+    said, files = done.stdout.splitlines()
+    assert said == "hub:o/p: split train: preference/train1.jsonl, preference/train2.jsonl", done.stderr
+    first, second = map(Path, files.split())
+    assert (first.read_text(), second.read_text()) == ("preference/train1.jsonl", "preference/train2.jsonl")
+    fetches = [path for method, path, _ in server.requests if method == "GET" and "resolve" in path]
+    assert len(fetches) == len(set(fetches)) == 3  # README.md and the files of the split
+    # Without a network, the other split is known, but not on this machine.
+    code += "; hub.data('hub:o/p:validation')"
+    again = server.run(tmp_path, code, HF_HUB_OFFLINE="1", HF_ENDPOINT="http://127.0.0.1:1")
+    assert again.stdout.startswith(done.stdout) and again.returncode == 2
+    assert "o/p: is not on this machine and could not be downloaded" in again.stderr
+
+
+def test_a_name_means_a_split_a_configuration_a_folder_or_a_file(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    # As an older version of huggingface_hub left it, without a list of what the repository has.
+    snapshot = cached(tmp_path, "datasets--o--p")
+    names = ["edit.jsonl", "pairs", "preference/train.jsonl", "preference/validation.jsonl", "raw/a.csv", "raw/b.csv"]
+    for name in names:
+        (snapshot / name).parent.mkdir(parents=True, exist_ok=True)
+        (snapshot / name).touch()
+    (snapshot / "README.md").write_bytes(CARD)
+
+    def found(text: str, **how) -> list[str]:
+        return [path.replace(f"{snapshot}/", "") for path in hub.data(text, **how)]
+
+    assert found("o/p") == ["preference/train.jsonl"]
+    assert found("hub:o/p:validation") == found("o/p@main", split="validation") == ["preference/validation.jsonl"]
+    assert found("hub:o/p/edit@main") == found("hub:o/p/edit.jsonl", split="validation") == ["edit.jsonl"]
+    assert found("hub:o/p/raw") == ["raw/a.csv", "raw/b.csv"] and found("hub:o/p/pairs") == ["pairs"]
+    assert found("hub:o/p/raw/:train@main", named=True) == [f"o/p/raw/:train@main=raw/{x}.csv" for x in "ab"]
+    assert found("x=hub:o/p/raw", named=True) == ["x=raw/a.csv", "x=raw/b.csv"]
+    assert found("hub:o/p/edit.jsonl", named=True) == ["edit.jsonl"]
+    for text, problem in {
+        "hub:o/p:test": "hub:o/p:test: has no data files of split 'test'; splits: 'train', 'validation'",
+        "hub:o/p/edit.jsonl:train": "a file has no splits: leave out :train",
+        "hub:o/p/other.jsonl": "hub:o/p/other.jsonl: has no other.jsonl at main",
+    }.items():
+        with pytest.raises(ValueError, match=problem):
+            hub.data(text)
+    (snapshot / "README.md").write_text("---\n[\n---\n")
+    with pytest.raises(ValueError, match="o/p: the front matter of its README.md is not YAML"):
+        hub.data("o/p")
+
+
+def test_a_weight_is_that_of_every_file_of_a_split(monkeypatch):
+    files = {"a.json": ["a.json"], "hub:o/n": ["/1", "/2"], "hub:o/n:test": ["/3"]}
+    splits = []
+    monkeypatch.setattr(hub, "data", lambda text, split, named: splits.append(split) or files[text])
+    given = {"model_name_or_path": "/m", "output_dir": "out", "dataset_split": "train_prefs"}
+    settings = compose(train_rm.Settings, dataset_path=tuple(files), dataset_weights=(1.0, 2.0, 3.0), **given)
+    fetched = hub.fetched(settings, weights=False)
+    assert fetched.data.dataset_path == ("a.json", "/1", "/2", "/3") and splits == ["train_prefs"] * 3
+    assert fetched.mixture.dataset_weights == (1.0, 2.0, 2.0, 3.0)
 
 
 @pytest.mark.parametrize("script", [train_sft, train_rm, eval_rm, export], ids=lambda script: script.__name__)
@@ -254,7 +330,8 @@ def test_every_setting_declared_for_the_hub_is_replaced_by_a_local_path(script, 
     def snapshot(name, kind, patterns):
         folder = tmp_path / kind / name.repo / name.revision
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "model.safetensors").touch()
+        for file in ("model.safetensors", "a.json", "b.json"):
+            (folder / file).touch()
         return folder
 
     monkeypatch.setattr(hub, "_snapshot", snapshot)
@@ -287,12 +364,14 @@ def test_an_existing_path_or_what_can_only_be_a_path_is_not_fetched(tmp_path, mo
     assert hub.template("templates/mine.jinja") == "templates/mine.jinja"
     for word in ("auto", "none", "o/step_5"):
         assert hub.checkpoint(word) == word
-    for path in ("data/train.jsonl", "data/train.json.gz", "sets=data/a.jsonl"):
-        assert hub.data(path) == path
+    for path in ("data/train.jsonl", "data/train.json.gz", "data/train.csv", "sets=data/a.jsonl"):
+        assert hub.data(path) == [path]
     with pytest.raises(ValueError, match="expected hub:org/name"):
         hub.model("hub:o")
     with pytest.raises(ValueError, match="a model is a repository, not a file"):
         hub.model("hub:o/m/file")
+    with pytest.raises(ValueError, match="a model is a repository, not a file"):
+        hub.model("hub:o/m:main")
     with pytest.raises(ValueError, match="a checkpoint is a repository, not a file"):
         hub.checkpoint("hub:o/m/file")
 
