@@ -147,9 +147,10 @@ def facts(screen: Screen, settings: Settings, script: str, note: str, report: Re
         say("", note)
     say("schemas", schemas + (f", {report.bare}" if report.bare else ""))
     used = [f"{settings.keys.renamed[key]} as {key}" if key in settings.keys.renamed else key for key in report.used]
-    say("keys", ", ".join(map(dataset.shown, used)))
-    passed_over = [*report.passed_over, *(f"{key} (--ignore_keys)" for key in settings.keys.ignore_keys)]
-    say("passed over", ", ".join(map(dataset.shown, passed_over)) or "none")
+    say("keys", ", ".join(used))
+    passed_over = list(map(dataset.shown, report.passed_over))
+    passed_over += [f"{dataset.shown(key)} (--ignore_keys)" for key in settings.keys.ignore_keys]
+    say("passed over", ", ".join(passed_over) or "none")
     say("kept", f"{report.kept:,}" + (f", {report.shortened:,} of them shortened" if report.shortened else ""))
     for reason, place in first_dropped(settings, report).items():
         say("dropped", f"{report.dropped[reason]:,} {reason}; the first is {short(place, settings)}")

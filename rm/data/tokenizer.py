@@ -141,6 +141,9 @@ class Tokenizer:
 
         Where the ids begin or end within a character of several tokens, that is U+FFFD.
         """
+        if self._model.model.decoder is None:  # as of a tokenizer.model
+            steps = [tokenizers.decoders.Replace("▁", " "), tokenizers.decoders.ByteFallback()]
+            self._model.model.decoder = tokenizers.decoders.Sequence([*steps, tokenizers.decoders.Fuse()])
         specials, found = set(self.special.values()), []
         decode = partial(self._model.model.decode, skip_special_tokens=False)
         # Decoders treat the first token in another way, such as to strip a blank: it is to be none of these.
