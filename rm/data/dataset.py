@@ -111,9 +111,7 @@ class Report:
     typed_special: int = 0  # records with a dialogue in which strings of special tokens stay characters
     used: tuple[str, ...] = ()  # keys that were read, named as in `rm.data.schemas`
     passed_over: tuple[str, ...] = ()  # keys without meaning
-    first_dropped: dict[str, tuple[int, str]] = field(
-        default_factory=dict
-    )  # reason -> (file, place in it) of the first
+    first_dropped: dict[str, tuple[int, str]] = field(default_factory=dict)  # reason -> (file, place) of the first
     lengths: dict[str, int] = field(default_factory=dict)  # see `_summary`
     warnings: tuple[str, ...] = ()  # what a person should know of the data, one line each
 
