@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from rm import cli
 from rm.config import defaults, parse
-from rm.data import dataset, special_tokens
+from rm.data import dataset, show, special_tokens
 from rm.data.batch import EvalBatches, Loader, StepBatches
 from rm.data.encode import Task
 from rm.distributed import process_group as dist
@@ -116,6 +116,8 @@ def main(settings: Settings) -> None:
 
     # the step to begin with: 0, or where this run was stopped
     start = resume.restore(model, optimizer, out, settings.checkpoint, settings, base, data.facts)
+    if start.step == 0:
+        show.say_example(data.train, tokenizer)
     facts = {"data": data.facts}
     mfu = partial(flops.utilization, model, loader)
     with (

@@ -224,21 +224,27 @@ def changed_settings(settings: SettingsGroup, before: dict) -> dict[str, tuple]:
     return {name: (before.get(name), now) for name, now in fixed_settings(settings).items() if before.get(name) != now}
 
 
-def parse(cls: type[Settings], doc: str, argv: list[str] | None = None) -> Settings:
+def parse(cls: type[Settings], doc: str, argv: list[str] | None = None, positional: str | None = None) -> Settings:
     """Read settings from the command line (and `--config`). A user's mistake prints one line and exits with 2.
 
     Args:
         cls: a script's settings, composed of groups.
         doc: the script's docstring: the text above the flags in `--help`.
         argv: the command line without the program's name; None reads sys.argv.
+        positional: the setting, a list of files, whose values may also stand without its flag.
     """
     known = flags(cls)
     parser = _parser(known, doc)
+    if positional:
+        parser.usage = "%(prog)s FILE ... --name value ..."
     given, unknown = parser.parse_known_args(_with_underscores(argv))
     given = vars(given)
     try:
+        if positional and unknown and not any(word.startswith("--") for word in unknown):
+            given[positional], unknown = (*given.get(positional, ()), *unknown), []
         if unknown:
-            raise ValueError(_unknown(unknown[0], known))
+            flag = next((word for word in unknown if word.startswith("--")), unknown[0])
+            raise ValueError(_unknown(flag, known))
         values = _read_file(given.pop("config", None), known) | given
         return compose(cls, **values)
     except ValueError as error:

@@ -7,11 +7,17 @@ from pathlib import Path
 import eval_rm
 import train_rm
 import train_sft
-from rm import export
+from rm import export, preview
 from rm.config import flags
 
 ROOT = Path(__file__).parent.parent
-SCRIPTS = {"train_sft.py": train_sft, "train_rm.py": train_rm, "eval_rm.py": eval_rm, "rm.export": export}
+SCRIPTS = {
+    "train_sft.py": train_sft,
+    "train_rm.py": train_rm,
+    "eval_rm.py": eval_rm,
+    "rm.export": export,
+    "rm.preview": preview,
+}
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("launch/*.md")])
 LAUNCHERS = sorted([*ROOT.glob("launch/*.sh"), *ROOT.glob("launch/*.slurm")])
 # Each page is about one commit: its links have to work, its commands and paths are those of that commit.

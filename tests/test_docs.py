@@ -102,7 +102,8 @@ def check_command(words: list[str]) -> None:
     if name in TOOLS:
         parse_only(TOOLS[name], words + PLACEHOLDER.get(name, []) * omits)
     else:
-        parse(SCRIPTS[name].Settings, "", words + (required(words, SCRIPTS[name]) if omits else []))
+        words += required(words, SCRIPTS[name]) if omits else []
+        parse(SCRIPTS[name].Settings, "", words, getattr(SCRIPTS[name], "POSITIONAL", None))
 
 
 @pytest.mark.parametrize("page", [*PAGES, *LAUNCHERS], ids=relative)

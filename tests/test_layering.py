@@ -19,6 +19,7 @@ MAY_IMPORT = {  # besides FOUNDATION and the folder's own files
     "report": ("evaluation",),
     "audit": ("data", "hf"),
     "prepare_hh": ("data", "hf"),
+    "preview": ("data", "hf"),
     "demo": ("data", "hf"),
     "export": ("data", "model", "hf", "scoring", "evaluation"),
 }

@@ -47,6 +47,7 @@ def train(script: str, world: Path, out: Path, *flags, processes: int = 0) -> li
         "--learning_rate", 1e-3, *flags, processes=processes,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
+    assert done.stdout.count("example (record ") == 1  # of rank 0
     return metrics(out)
 
 

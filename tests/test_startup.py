@@ -24,7 +24,7 @@ def slow_modules_after(code: str, *arguments) -> str:
     return done.stdout.splitlines()[-1]
 
 
-@pytest.mark.parametrize("script", ["train_sft", "train_rm", "eval_rm", "rm.export"])
+@pytest.mark.parametrize("script", ["train_sft", "train_rm", "eval_rm", "rm.export", "rm.preview"])
 def test_help_imports_nothing_slow(script):
     code = f"""
 import importlib

@@ -3,7 +3,7 @@
 import math
 import reprlib
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -116,7 +116,10 @@ class Report:
     shortened: int  # of those kept
     bare: str | None = None  # how prompts and replies that are bare strings were written; None: there were none
     typed_special: int = 0  # records with a dialogue in which strings of special tokens stay characters
+    used: tuple[str, ...] = ()  # keys that were read, named as in `rm.data.schemas`
     passed_over: tuple[str, ...] = ()  # keys without meaning
+    first_dropped: dict[str, tuple[int, str]] = field(default_factory=dict)  # reason -> (file, place) of the first
+    lengths: dict[str, int] = field(default_factory=dict)  # see `_summary`
     warnings: tuple[str, ...] = ()  # what a person should know of the data, one line each
 
     def __str__(self) -> str:
@@ -263,7 +266,7 @@ def read(
             except ValueError as error:
                 raise ValueError(f"{where}: {error}") from None
             files[file] += 1
-            yield PendingRecord(number, where, conversation.key_of(sample), sample, texts, loss_from)
+            yield PendingRecord(number, where, conversation.key_of(sample), sample, texts, loss_from, file)
 
     examples = Examples.build(encoder.encode(pending()), encoder.kept)
     report = Report(
@@ -274,7 +277,14 @@ def read(
         shortened=encoder.shortened,
         bare=writer.bare,
         typed_special=encoder.typed_special,
+        used=tuple(reader.used),
         passed_over=tuple(reader.passed_over),
+        # Without the file's path, which may change while the contents, and so the cache entry, stay.
+        first_dropped={
+            reason: (first.file, first.location.removeprefix(f"{paths[first.file]} "))
+            for reason, first in encoder.first_dropped.items()
+        },
+        lengths=_summary(encoder),
         warnings=tuple(warnings(task, encoder, reader)),
     )
     if not len(examples):
@@ -282,6 +292,21 @@ def read(
         refusal = f" ({encoder.refusal})" if encoder.refusal else ""
         raise ValueError(f"{names}: {report}{refusal}; no example is left: raise --max_length, or give other records")
     return examples, report
+
+
+def _summary(encoder: Encoder) -> dict[str, int]:
+    """Of the tokens of each record's longest text, before texts are shortened or left out.
+
+    "over" is the number of records above --max_length; the lengths of "estimated" of them are estimates.
+    """
+    lengths = np.asarray(encoder.lengths) if len(encoder.lengths) else np.zeros(1, int)
+    return {
+        "median": int(np.median(lengths)),
+        "percentile_95": int(np.percentile(lengths, 95)),
+        "longest": int(lengths.max()),
+        "over": int((lengths > encoder.max_length).sum()),
+        "estimated": encoder.estimated,
+    }
 
 
 class TextWriter:

@@ -59,6 +59,7 @@ class PendingRecord:
     sample: Sample
     texts: list[Text]  # of the sample, as they are to be written
     loss_from: int = 0  # of a plain text for SFT: number of leading characters that carry no loss
+    file: int = 0  # index of its file
 
 
 class TokenizedText(NamedTuple):
@@ -97,6 +98,9 @@ class Encoder:
     train_on: str = "all"
     kept: array = field(default_factory=lambda: array("q"))  # indices of the records that became examples
     dropped: Counter = field(default_factory=Counter)  # reason -> number of records
+    first_dropped: dict[str, PendingRecord] = field(default_factory=dict)  # reason -> the first of them
+    lengths: array = field(default_factory=lambda: array("q"))  # tokens of each record's longest text, before it is cut
+    estimated: int = 0  # records whose length is an estimate, since a text was far too long to be tokenized whole
     shortened: int = 0  # of the records kept
     unended: int = 0  # records with a dialogue whose last turn no special token ends
     typed_special: int = 0  # records with a dialogue in which strings of special tokens are characters
@@ -136,18 +140,20 @@ class Encoder:
         if self.task.reads_demonstrations:
             texts = [_until_last_reply(text) for text in texts]
         if any(isinstance(text, list) and (not text or text[-1]["role"] != "assistant") for text in texts):
-            return self._drop("not ending with an assistant message")
+            return self._drop(record, "not ending with an assistant message")
         if self.task.reads_demonstrations and not any(_has_content(text, record.loss_from) for text in texts):
-            return self._drop("with empty text")
+            return self._drop(record, "with empty text")
         try:
             rendered = [self._render_text(text, record) for text in texts]
         except RepliesNotFound as error:
             self.refusal = self.refusal or f"{record.location}: {error}"
-            return self._drop("whose replies cannot be found in what the chat template writes")
+            return self._drop(record, "whose replies cannot be found in what the chat template writes")
         except ValueError as error:
             raise ValueError(f"{record.location}: {error}") from None
-        if self.cut is None and any(self._is_far_over(text) for text in rendered):
-            return self._drop(f"longer than --max_length {self.max_length}")
+        if self.cut is None and (length := next(filter(None, map(self._length_if_far_over, rendered)), 0)):
+            self.lengths.append(length)
+            self.estimated += 1
+            return self._drop(record, f"longer than --max_length {self.max_length}")
         self.unended += any(not text.plain and text.end is None for text in rendered)
         self.typed_special += any(text.typed_special for text in rendered)
         self.prerendered += any(isinstance(text, str) and self._looks_prerendered(text) for text in texts)
@@ -190,10 +196,13 @@ class Encoder:
             span for i, span in zip(replies, spans, strict=True) if i in trained and i not in without_loss
         ]  # fmt: skip
 
-    def _is_far_over(self, text: Rendered) -> bool:
-        """Whether the beginning of a very long text has more tokens already than may be: the rest is not tokenized."""
+    def _length_if_far_over(self, text: Rendered) -> int:
+        """About how many tokens a very long text has whose beginning has too many already; 0: it is no such text.
+
+        Its rest is not tokenized.
+        """
         if text.length <= FAR_OVER * self.max_length:
-            return False
+            return 0
         beginning, length = [], 0
         for part in text.parts:
             piece = part if not isinstance(part, str) else part[: FAR_OVER * self.max_length // 2 - length]
@@ -203,7 +212,7 @@ class Encoder:
                 break
         ((ids, _),) = self.tokenizer.encode_parts([beginning])
         # The last tokens of the beginning may be other ones in the whole text, but not half of them.
-        return len(ids) > 2 * self.max_length
+        return len(ids) * text.length // length if len(ids) > 2 * self.max_length else 0
 
     @cached_property
     def _special_strings(self) -> list[tuple[str, list[str]]]:
@@ -274,21 +283,24 @@ class Encoder:
     def _fit(self, record: PendingRecord, texts: list[TokenizedText]) -> Example | None:
         """The example of a record, truncated if necessary; None if the record is dropped."""
         sample = record.sample
+        longest = max(len(text.tokens) for text in texts)
+        self.lengths.append(longest)
         if not all(len(text.tokens) for text in texts):  # a template may write nothing but white space
-            return self._drop("with empty text")
+            return self._drop(record, "with empty text")
         if self._has_no_signal(sample, texts):
             if self.task is Task.SFT:
-                return self._drop("without a token that carries loss")
-            return self._drop("with equal texts that are graded differently")
-        if max(len(text.tokens) for text in texts) > self.max_length:
+                return self._drop(record, "without a token that carries loss")
+            return self._drop(record, "with equal texts that are graded differently")
+        if longest > self.max_length:
             if self.cut is None:
-                return self._drop(f"longer than --max_length {self.max_length}")
+                return self._drop(record, f"longer than --max_length {self.max_length}")
             texts = self._cut_left(texts) if self.cut == "left" else [self._cut_right(text) for text in texts]
             if texts is None:
-                return self._drop(f"whose replies alone are longer than --max_length {self.max_length}")
+                return self._drop(record, f"whose replies alone are longer than --max_length {self.max_length}")
             # What made the difference between the texts, or all that carried loss, may have been cut off.
             if self._has_no_signal(sample, texts):
-                return self._drop(f"with nothing to learn from after truncation to --max_length {self.max_length}")
+                reason = f"with nothing to learn from after truncation to --max_length {self.max_length}"
+                return self._drop(record, reason)
             self.shortened += 1
         if self.padding_id is not None:
             texts = [_without_padding(text, self.padding_id) for text in texts]
@@ -304,8 +316,11 @@ class Encoder:
             conversation=record.conversation,
         )
 
-    def _drop(self, reason: str) -> None:
+    def _drop(self, record: PendingRecord, reason: str) -> None:
         self.dropped[reason] += 1
+        first = self.first_dropped.setdefault(reason, record)
+        if record.index < first.index:  # a later one may be known to be too long before its batch is tokenized
+            self.first_dropped[reason] = record
 
     def _has_no_signal(self, sample: Sample, texts: list[TokenizedText]) -> bool:
         """SFT: no token carries loss. Otherwise: equal texts are graded differently, so no reward can be right."""

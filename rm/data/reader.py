@@ -71,6 +71,11 @@ class SampleReader:
         return sorted(self._reader.passed_over)
 
     @property
+    def used(self) -> list[str]:
+        """The keys of records that were read, named as in `rm.data.schemas`."""
+        return sorted(self._reader.used)
+
+    @property
     def tied(self) -> int:
         """Pairs whose two sides have equal scores, although one is called better."""
         return self._reader.tied

@@ -9,6 +9,7 @@ every name that public data sets have for them. `docs/data.md` shows each schema
 naming the record, which only the caller knows.
 """
 
+import contextlib
 import reprlib
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -63,6 +64,7 @@ class Reader:
     script: str
     data_keys: dict[str, str] = field(default_factory=dict)
     ignore_keys: frozenset[str] = frozenset()
+    used: set[str] = field(default_factory=set)  # keys of records that were read
     passed_over: set[str] = field(default_factory=set)  # keys without meaning
     tied: int = 0  # pairs whose two sides have equal scores, or that are marked as a tie, in keys without meaning here
     _candidates: dict[tuple[str, ...], list[Schema]] = field(default_factory=dict, repr=False)
@@ -120,6 +122,7 @@ class Reader:
         if name == "/".join(schema.keys) and fields.prompt_key and fields.prompt_key not in schema.keys:
             name = f"{fields.prompt_key}/{name}"
         sample = replace(sample, schema=name, id=record.get("id"), subset=subset)
+        self.used |= record.keys() & fields.used
         if unread := record.keys() - fields.used:
             self._check_unread(record, unread, sample)
         return sample
@@ -136,6 +139,17 @@ class Reader:
             self.passed_over.add(key)
         if self.script == PREFERENCE and _is_tied(record):
             self.tied += 1
+
+
+def scripts_for(record: dict, data_keys: dict[str, str], ignore_keys: frozenset[str]) -> list[str]:
+    """The training scripts that have a schema for a record."""
+    found = []
+    for script in (SFT, PREFERENCE):
+        reader = Reader(script, data_keys, ignore_keys)
+        with contextlib.suppress(ValueError):
+            reader.schema_of(reader.prepared(record))
+            found.append(script)
+    return found
 
 
 def demonstration(record: dict) -> Sample:

@@ -9,10 +9,11 @@ the ids that it means, and the same characters in a user's message remain text.
 """
 
 import hashlib
+import itertools
 import json
 import re
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import tokenizers
@@ -125,14 +126,34 @@ class Tokenizer:
 
     def split_special(self, text: str) -> list[str | int]:
         """A text whose special-token strings are these tokens, as `encode_parts` takes it."""
-        pieces = [piece for piece in self._special_pattern.split(text) if piece]
+        pieces = [piece for piece in self.special_pattern.split(text) if piece]
         return [self.special.get(piece, piece) for piece in pieces]
 
     @cached_property
-    def _special_pattern(self) -> re.Pattern:
+    def special_pattern(self) -> re.Pattern:
+        """The string of any special token, as a group."""
         # The longest first: an alternation takes the first alternative that matches.
         strings = sorted(self.special, key=len, reverse=True)
         return re.compile(f"({'|'.join(map(re.escape, strings)) or '(?!)'})")  # "(?!)" matches nothing
+
+    def decode(self, ids: Sequence[int]) -> list[tuple[str, bool]]:
+        """The text of some tokens, to be shown: (string, whether it is one special token) in their order.
+
+        Where the ids begin or end within a character of several tokens, that is U+FFFD.
+        """
+        if self._model.model.decoder is None:  # as of a tokenizer.model
+            steps = [tokenizers.decoders.Replace("▁", " "), tokenizers.decoders.ByteFallback()]
+            self._model.model.decoder = tokenizers.decoders.Sequence([*steps, tokenizers.decoders.Fuse()])
+        specials, found = set(self.special.values()), []
+        decode = partial(self._model.model.decode, skip_special_tokens=False)
+        # Decoders treat the first token in another way, such as to strip a blank: it is to be none of these.
+        before = self.encode("a")
+        for is_special, run in itertools.groupby(ids, specials.__contains__):
+            if is_special:
+                found += [(self.string_of(index), True) for index in run]
+            else:
+                found.append((decode([*before, *run])[len(decode(before)) :], False))
+        return found
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """The ids of many plain texts (see `encode`), in parallel."""
