@@ -255,7 +255,6 @@ def read(
     encoder = Encoder(tokenizer, task, template, max_length, cut, padding_id, parse_special_tokens, train_on)
     reader = SampleReader(schemas.SFT if task.reads_demonstrations else schemas.PREFERENCE, keys)
     writer = TextWriter(task, template, bare_text)
-    files = [0] * len(paths)
 
     def pending() -> Iterator[PendingRecord]:
         for number, file, where, sample in reader.read(paths):
@@ -265,7 +264,6 @@ def read(
                 texts, loss_from = writer.write(sample)
             except ValueError as error:
                 raise ValueError(f"{where}: {error}") from None
-            files[file] += 1
             yield PendingRecord(number, where, conversation.key_of(sample), sample, texts, loss_from, file)
 
     examples = Examples.build(encoder.encode(pending()), encoder.kept)
@@ -273,7 +271,7 @@ def read(
         kept=len(examples),
         dropped=dict(encoder.dropped),
         formats=dict(reader.schemas),
-        files=files,
+        files=[reader.records[file] for file in range(len(paths))],
         shortened=encoder.shortened,
         bare=writer.bare,
         typed_special=encoder.typed_special,

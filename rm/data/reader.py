@@ -57,6 +57,7 @@ class SampleReader:
     Attributes:
         schemas: name of a schema -> number of samples.
         labels: label of a pair -> number of samples.
+        records: index of a file -> number of records, of which several may be joined to one sample.
     """
 
     def __init__(self, script: str, keys: KeySettings | None = None):
@@ -64,6 +65,7 @@ class SampleReader:
         self._reader = Reader(script, keys.renamed, frozenset(keys.ignore_keys))
         self.schemas: Counter[str] = Counter()
         self.labels: Counter[float] = Counter()
+        self.records: Counter[int] = Counter()
 
     @property
     def passed_over(self) -> list[str]:
@@ -111,6 +113,7 @@ class SampleReader:
                     raise ValueError(f"{where}: {error}") from None
                 yield Located(number, file, where, sample)
                 number += 1
+                self.records[file] += 1
 
     @staticmethod
     def _joined(located: Iterable[Located]) -> Iterator[Located]:
