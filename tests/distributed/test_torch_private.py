@@ -99,7 +99,7 @@ def command(script: str, model: Path, data: Path, out: Path, *flags) -> list[str
 def run(*commands: list[str]) -> subprocess.CompletedProcess:
     """Run scripts, one after the other, in a process in which all private names of torch are missing."""
     program = [sys.executable, "-c", WITHOUT_PRIVATE_NAMES, json.dumps(commands)]
-    return subprocess.run(program, capture_output=True, text=True, cwd=ROOT, timeout=120)
+    return subprocess.run(program, capture_output=True, text=True, cwd=ROOT, timeout=240)
 
 
 def test_one_process_trains_and_evaluates_without_any_private_name(folder, tmp_path):
