@@ -33,6 +33,7 @@ setup(
         "parquet": ["pyarrow"],
         "test": [
             "pytest",
+            "pytest-xdist",
             "hypothesis",
             "setuptools>=70.1",
             "tensorboard",

@@ -1,5 +1,9 @@
-"""The three scripts as a user runs them: real processes and files; and the one-line error for each kind of mistake."""
+"""The three scripts as a user runs them: command lines and files; and the one-line error for each kind of mistake.
 
+The processes are forked (`commands`), but for one run of each script and for what torchrun does to a mistake.
+"""
+
+import functools
 import json
 import subprocess
 import sys
@@ -10,9 +14,11 @@ import pytest
 import torch
 
 from rm.scoring.scorer import Scorer
-from tests import text_fixtures, tiny
+from tests import commands, text_fixtures, tiny
 
 ROOT = Path(__file__).parent.parent
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2]
+in_two_processes = functools.partial(commands.run, processes=2)
 TEXTS = [f"###Human: what is {a} and {b}?###Assistant: it is {a + b}." for a in range(6) for b in range(5)]
 
 
@@ -28,10 +34,9 @@ def world(tmp_path_factory) -> Path:
     return folder
 
 
-def run(script: str, *flags, processes: int = 0) -> subprocess.CompletedProcess:
-    """`python script flags`, or under torchrun with this many processes."""
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)] if processes else []
-    command = [sys.executable, *launch, str(ROOT / script), *map(str, flags)]
+def python(*words) -> subprocess.CompletedProcess:
+    """A `python` of its own, in place of `commands.run`."""
+    command = [sys.executable, *map(str, words)]
     return subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=ROOT)
 
 
@@ -39,12 +44,12 @@ def metrics(folder: Path) -> list[dict]:
     return [json.loads(line) for line in open(folder / "metrics.jsonl")]
 
 
-def train(script: str, world: Path, out: Path, *flags, processes: int = 0) -> list[dict]:
+def train(script: str, world: Path, out: Path, *flags, run=commands.run) -> list[dict]:
     data = world / ("sft.json" if script == "train_sft.py" else "pairs.jsonl")
     done = run(
         script, "--model_name_or_path", world / "model", "--dataset_path", data, "--output_dir", out,
         "--validation_split_percentage", 20, "--global_batch_size", 8, "--max_tokens", 200, "--logging_steps", 1,
-        "--learning_rate", 1e-3, *flags, processes=processes,
+        "--learning_rate", 1e-3, *flags,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("example (record ") == 1  # of rank 0
@@ -56,9 +61,9 @@ def values(lines: list[dict], *names: str) -> list[float]:
 
 
 @pytest.mark.parametrize("script", ["train_sft.py", "train_rm.py"])
-def test_two_processes_under_torchrun_train_as_one_does(script, world, tmp_path):
+def test_two_processes_train_as_one_does(script, world, tmp_path):
     one = train(script, world, tmp_path / "one")
-    two = train(script, world, tmp_path / "two", processes=2)
+    two = train(script, world, tmp_path / "two", run=in_two_processes)
     assert [line["step"] for line in one] == [line["step"] for line in two] == [1, 2, 3, 3]
     names = ("loss", "grad_norm", "eval_loss")
     assert values(two, *names) == pytest.approx(values(one, *names), rel=1e-4)
@@ -69,12 +74,12 @@ def test_two_processes_under_torchrun_train_as_one_does(script, world, tmp_path)
 def test_sft_then_reward_model_then_evaluation_and_scores_of_transformers(world, tmp_path):
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-    train("train_sft.py", world, tmp_path / "sft")
+    train("train_sft.py", world, tmp_path / "sft", run=python)
     AutoModelForCausalLM.from_pretrained(tmp_path / "sft" / "model")
-    train("train_rm.py", world, tmp_path / "rm", "--model_name_or_path", tmp_path / "sft" / "model")
+    train("train_rm.py", world, tmp_path / "rm", "--model_name_or_path", tmp_path / "sft" / "model", run=python)
     flags = ("--model_name_or_path", tmp_path / "rm" / "model", "--dataset_path", world / "pairs.jsonl")
-    for name, processes in (("one", 0), ("two", 2)):
-        done = run("eval_rm.py", *flags, "--output_dir", tmp_path / name, processes=processes)
+    for name, run in (("one", python), ("two", in_two_processes)):
+        done = run("eval_rm.py", *flags, "--output_dir", tmp_path / name)
         assert done.returncode == 0, done.stderr
 
     report = json.loads((tmp_path / "one" / "report.json").read_text())
@@ -99,7 +104,7 @@ def test_sft_then_reward_model_then_evaluation_and_scores_of_transformers(world,
 
 def test_a_merged_model_and_its_adapter_have_one_contract_which_is_checked(world, tmp_path):
     flags = ("--use_lora", "true", "--max_steps", 2, "--max_length", 150, "--validation_split_by", "order")
-    train("train_rm.py", world, tmp_path / "rm", *flags, processes=2)
+    train("train_rm.py", world, tmp_path / "rm", *flags, run=in_two_processes)
     forms = {form: tmp_path / "rm" / form for form in ("model", "adapter")}
     contracts = {form: json.loads((folder / "scoring.json").read_text()) for form, folder in forms.items()}
     scores = {form: torch.tensor([golden["score"] for golden in contracts[form]["golden"]]) for form in forms}
@@ -116,7 +121,8 @@ def test_a_merged_model_and_its_adapter_have_one_contract_which_is_checked(world
     prompts = [many, {"prompt": "a", "responses": ["b"]}]
     (tmp_path / "prompts.jsonl").write_text("\n".join(map(json.dumps, prompts)))
     flags = ("--model_name_or_path", forms["model"], "--dataset_path", tmp_path / "prompts.jsonl")
-    done = run("eval_rm.py", *flags, "--score_only", "true", "--best_of_n", "true", "--output_dir", tmp_path / "scored")
+    flags += ("--score_only", "true", "--best_of_n", "true", "--output_dir", tmp_path / "scored")
+    done = commands.run("eval_rm.py", *flags)
     assert done.returncode == 0, done.stderr
     lines, best = ([json.loads(line) for line in open(tmp_path / "scored" / f"{n}.jsonl")] for n in ("scores", "best"))
     expected = scorers[0].score_responses([p["prompt"] for p in prompts], [p["responses"] for p in prompts])
@@ -132,18 +138,18 @@ def test_a_merged_model_and_its_adapter_have_one_contract_which_is_checked(world
 
 def test_a_run_is_repeated_from_its_run_json(world, tmp_path):
     first = train("train_rm.py", world, tmp_path / "first", "--max_steps", 2)
-    done = run("train_rm.py", "--config", tmp_path / "first" / "run.json", "--output_dir", tmp_path / "again")
+    done = commands.run("train_rm.py", "--config", tmp_path / "first" / "run.json", "--output_dir", tmp_path / "again")
     assert done.returncode == 0, done.stderr
     assert values(metrics(tmp_path / "again"), "loss", "grad_norm") == values(first, "loss", "grad_norm")
 
 
-def refused(script: str, out: Path, *flags, processes: int = 0) -> str:
+def refused(script: str, out: Path, *flags, run=commands.run) -> str:
     """The one-line error on stderr of a run that a user's mistake ended; asserts that nothing was written."""
     before = sorted(out.rglob("*")) if out.exists() else None
-    done = run(script, *flags, "--output_dir", out, processes=processes)
+    done = run(script, *flags, "--output_dir", out)
     assert done.returncode != 0 and (sorted(out.rglob("*")) if out.exists() else None) == before
     (line,) = [line for line in done.stderr.splitlines() if line.startswith(("error", script + ": error"))]
-    if not processes:
+    if run is commands.run:
         assert done.returncode == 2 and "Traceback" not in done.stderr
     return line
 
@@ -205,7 +211,7 @@ def test_a_mistake_ends_with_one_line_that_says_what_to_do_and_writes_nothing(wo
 def test_a_mistake_under_torchrun_is_still_one_line(world, tmp_path):
     line = refused(
         "train_rm.py", tmp_path / "out", "--model_name_or_path", world / "model", "--dataset_path", "nowhere.jsonl",
-        processes=2,
+        run=functools.partial(python, *TORCHRUN),
     )  # fmt: skip
     assert "nowhere.jsonl: no such file" in line
 

@@ -1,6 +1,7 @@
 """rm.distributed.torch_private: a private name that torch renames breaks what needs it, with a message, and no more."""
 
 import datetime
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -60,7 +61,7 @@ def test_an_unknown_name_is_an_attribute_error():
 
 # Every name is missing where the table points to modules that do not exist, and so is the private API of FSDP2.
 WITHOUT_PRIVATE_NAMES = """
-import sys
+import json, sys
 from rm.distributed import torch_private
 for name, (_, feature) in torch_private._WHERE.items():
     torch_private._WHERE[name] = ("torch._renamed", feature)
@@ -70,11 +71,12 @@ import rm.export, rm.scoring
 from rm import cli
 from rm.config import parse
 from rm.distributed import process_group as dist
-with cli.one_line_errors():
-    script = {"train_sft": train_sft, "train_rm": train_rm, "eval_rm": eval_rm}[sys.argv[1]]
-    settings = parse(script.Settings, "", sys.argv[2:])
-    with dist.session(0):
-        script.main(settings)
+for name, *words in json.loads(sys.argv[1]):
+    with cli.one_line_errors():
+        script = {"train_sft": train_sft, "train_rm": train_rm, "eval_rm": eval_rm}[name]
+        settings = parse(script.Settings, "", words)
+        with dist.session(0):
+            script.main(settings)
 """
 
 
@@ -89,27 +91,31 @@ def folder(tmp_path_factory):
     return folder
 
 
-def run(script: str, model: Path, data: Path, out: Path, *flags) -> subprocess.CompletedProcess:
-    """Run a script in a process in which all private names of torch are missing."""
+def command(script: str, model: Path, data: Path, out: Path, *flags) -> list[str]:
     files = ("--model_name_or_path", model, "--dataset_path", data, "--output_dir", out, "--cache_dir", data.parent)
-    command = [sys.executable, "-c", WITHOUT_PRIVATE_NAMES, script, *files, "--dtype", "float32", *flags]
-    return subprocess.run(list(map(str, command)), capture_output=True, text=True, cwd=ROOT, timeout=120)
+    return list(map(str, (script, *files, "--dtype", "float32", *flags)))
+
+
+def run(*commands: list[str]) -> subprocess.CompletedProcess:
+    """Run scripts, one after the other, in a process in which all private names of torch are missing."""
+    program = [sys.executable, "-c", WITHOUT_PRIVATE_NAMES, json.dumps(commands)]
+    return subprocess.run(program, capture_output=True, text=True, cwd=ROOT, timeout=240)
 
 
 def test_one_process_trains_and_evaluates_without_any_private_name(folder, tmp_path):
     pairs = folder / "pairs.jsonl"
-    for done in (
-        run("train_sft", folder / "model", folder / "texts.jsonl", tmp_path / "sft", "--use_lisa", "true"),
-        run("train_rm", folder / "model", pairs, tmp_path / "rm", "--use_lora", "true"),
-        run("train_rm", tmp_path / "sft" / "model", pairs, tmp_path / "on_sft"),
-        run("eval_rm", tmp_path / "rm" / "adapter", pairs, tmp_path / "eval"),
-    ):
-        assert done.returncode == 0, done.stderr
+    done = run(
+        command("train_sft", folder / "model", folder / "texts.jsonl", tmp_path / "sft", "--use_lisa", "true"),
+        command("train_rm", folder / "model", pairs, tmp_path / "rm", "--use_lora", "true"),
+        command("train_rm", tmp_path / "sft" / "model", pairs, tmp_path / "on_sft"),
+        command("eval_rm", tmp_path / "rm" / "adapter", pairs, tmp_path / "eval"),
+    )
+    assert done.returncode == 0, done.stderr
     assert (tmp_path / "on_sft" / "model" / "scoring.json").is_file() and (tmp_path / "eval" / "report.json").is_file()
 
 
 def test_a_plan_without_a_private_name_ends_with_one_line_that_names_it(folder, tmp_path):
-    done = run("train_rm", folder / "model", folder / "pairs.jsonl", tmp_path / "out", "--plan", "true")
+    done = run(command("train_rm", folder / "model", folder / "pairs.jsonl", tmp_path / "out", "--plan", "true"))
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("error")]
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert f"torch {torch.__version__} has no torch._renamed." in line and "which --plan true needs" in line

@@ -1,8 +1,7 @@
-"""rm.hf.hub against a server on this machine that speaks the hub's protocol, in separate processes."""
+"""rm.hf.hub against a server on this machine that speaks the hub's protocol, in forked processes."""
 
 import hashlib
 import json
-import os
 import socket
 import subprocess
 import sys
@@ -15,20 +14,14 @@ import pytest
 import eval_rm
 import train_rm
 import train_sft
-from rm import export
+from rm import cli, export
 from rm.config import compose, flags, flatten
 from rm.data.tokenizer import Tokenizer
-from rm.hf import hub
-from tests.text_fixtures import byte_level
-
-ROOT = Path(__file__).parents[2]
-PROGRAM = """
-from rm import cli
 from rm.distributed import process_group as dist
 from rm.hf import hub
-with cli.one_line_errors(), dist.session(0):
-    {code}
-"""
+from tests import commands
+from tests.text_fixtures import byte_level
+
 COMMIT = "c" * 40
 
 
@@ -50,14 +43,16 @@ class Hub(ThreadingHTTPServer):
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
     def run(self, tmp_path, code: str, processes: int = 0, **env) -> subprocess.CompletedProcess:
-        """Run `code`, which can use `hub` and `dist`, in a Python program whose hub is this server."""
-        program = tmp_path / "program.py"
-        program.write_text(PROGRAM.format(code=code))
+        """Run `code`, which can use `hub` and `dist`, in a process, or in a group, whose hub is this server."""
+
+        def program() -> None:
+            for name in [name for name in sys.modules if name.partition(".")[0] == "huggingface_hub"]:
+                del sys.modules[name]  # it reads the environment when it is imported
+            with cli.one_line_errors(), dist.session(0):
+                exec(code, {"hub": hub, "dist": dist})
+
         variables = {"HF_HOME": str(tmp_path / "home"), "HF_ENDPOINT": f"http://127.0.0.1:{self.server_port}"}
-        launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-        command = [sys.executable, *(launch if processes else []), str(program)]
-        environment = os.environ | variables | {"PYTHONPATH": str(ROOT), "HF_TOKEN": "secret"} | env
-        return subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
+        return commands.call(program, processes, variables | {"HF_TOKEN": "secret"} | env)
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -206,11 +201,12 @@ def test_a_snapshot_whose_download_broke_is_refused_with_one_line(server, tmp_pa
 
 
 def test_what_the_hub_does_not_have_is_one_line(server, tmp_path):
-    code = """for call, name in ((hub.model, 'o/none'), (hub.data, 'hub:o/d/c.jsonl'), (hub.data, 'o/d:test')):
-        try:
-            call(name)
-        except ValueError as error:
-            print(error)"""
+    code = """
+for call, name in ((hub.model, 'o/none'), (hub.data, 'hub:o/d/c.jsonl'), (hub.data, 'o/d:test')):
+    try:
+        call(name)
+    except ValueError as error:
+        print(error)"""
     none, absent, split = server.run(tmp_path, code).stdout.splitlines()
     assert "o/none: is not on this machine and could not be downloaded" in none and "hf download o/none" in none
     assert absent == "o/d: has no c.jsonl at main"

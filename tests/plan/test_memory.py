@@ -29,7 +29,7 @@ pytestmark = pytest.mark.apart
 CONFIG = dataclasses.replace(made.LLAMA, vocab_size=1024, dim=128, n_heads=8, n_kv_heads=4, head_dim=16, hidden_dim=352)
 
 
-def build(cls, settings: ParallelSettings, method: str = "full", recompute: str = "none", kernel=SplitAttention):
+def build(cls, settings: ParallelSettings, method: str = "full", recompute: str = "none", kernel=PlannedSplitAttention):
     """A sharded model on the meta device.
 
     Args:
@@ -47,21 +47,22 @@ def build(cls, settings: ParallelSettings, method: str = "full", recompute: str 
     return model
 
 
-def batches_of(cls) -> StepBatches:
-    """Two micro-batches of some hundred tokens."""
-    pairs = made.token_pairs(8, longest=120)
+def batches_of(cls, n: int = 4) -> StepBatches:
+    """Two micro-batches of `n` pairs or texts each: some hundred tokens with 4, where memory is measured."""
+    pairs = made.token_pairs(2 * n, longest=120)
     examples = made.pair_examples(pairs) if cls is RewardModel else made.text_examples([a for a, _ in pairs])
-    micro_batches = [pack(examples, indices) for indices in (range(4), range(4, 8))]
+    micro_batches = [pack(examples, indices) for indices in (range(n), range(n, 2 * n))]
     labels = sum(len(batch.targets) for batch in micro_batches)
-    return StepBatches(micro_batches, num_examples=8, num_labels=labels, num_tokens=1, seed=0)
+    return StepBatches(micro_batches, num_examples=2 * n, num_labels=labels, num_tokens=1, seed=0)
 
 
 def measured_peak(cls, settings: ParallelSettings, method: str, recompute: str) -> int:
     """Bytes at the peak of a step: what exists throughout it, and what the profiler sees allocated and freed.
 
-    The least of five steps: on a busy machine gloo's own thread may free a buffer late, which the step does not need.
+    The least of up to five steps, once every rank has seen its own twice: on a busy machine gloo's own thread may free
+    a buffer late, which the step does not need.
     """
-    model = build(cls, settings, method, recompute)
+    model = build(cls, settings, method, recompute, SplitAttention)
     model.to_empty(device="cpu")
     for p in model.parameters():
         torch.nn.init.normal_(sharding.local(p.detach()), std=0.02)
@@ -70,8 +71,10 @@ def measured_peak(cls, settings: ParallelSettings, method: str, recompute: str) 
     states = [x for state in optimizer.state.values() for x in state.values()]
     held = [x.detach() for x in (*model.parameters(), *states)]
     lasting = sum(sharding.local(x).untyped_storage().nbytes() for x in held)
-    temporary = min(_peak_of(lambda: train_step(model, optimizer, batches, 1.0)) for _ in range(5))
-    return lasting + temporary
+    peaks = []
+    while len(peaks) < 5 and dist.any_rank(not peaks or peaks.count(min(peaks)) < 2):
+        peaks.append(_peak_of(lambda: train_step(model, optimizer, batches, 1.0)))
+    return lasting + min(peaks)
 
 
 def _peak_of(call) -> int:
@@ -110,7 +113,7 @@ def test_weights_and_moments_are_a_ranks_share_and_traffic_is_what_fsdp_moves():
     with dist.fake_process_group(4):
         model = build(RewardModel, ParallelSettings(dtype="bfloat16"))
         size = sum(p.numel() for p in model.parameters())
-        simulated = memory.of_step(model, batches_of(RewardModel))
+        simulated = memory.of_step(model, batches_of(RewardModel, 1))
     assert simulated.weights == pytest.approx(size * 4 / 4, rel=1e-3)
     assert simulated.optimizer == 2 * simulated.weights
     # Each of two micro-batches gathers each layer twice in bfloat16, the root unit once, and reduces and scatters every
@@ -123,7 +126,7 @@ def test_weights_and_moments_are_a_ranks_share_and_traffic_is_what_fsdp_moves():
 def test_the_end_of_a_run_holds_the_weights_or_layers_in_float32():
     with dist.fake_process_group(4):
         parallel = ParallelSettings(dtype="bfloat16")
-        lm, rm = (memory.of_step(build(cls, parallel), batches_of(cls)) for cls in (LanguageModel, RewardModel))
+        lm, rm = (memory.of_step(build(cls, parallel), batches_of(cls, 1)) for cls in (LanguageModel, RewardModel))
         model = build(RewardModel, parallel)
     size, layers = (sum(p.numel() for p in x.parameters()) for x in (model, model.layers))
     largest = model.embed.weight.numel()
@@ -154,7 +157,7 @@ def test_only_gradients_are_exchanged_between_shard_groups_and_once_a_step():
     with dist.fake_process_group(4):
         model = build(RewardModel, ParallelSettings(dtype="bfloat16", shard_group_size=2))
         size = sum(p.numel() for p in model.parameters())
-        simulated = memory.of_step(model, batches_of(RewardModel))
+        simulated = memory.of_step(model, batches_of(RewardModel, 1))
     assert simulated.weights == pytest.approx(size * 4 / 2, rel=1e-3)
     # Once, after the second of two micro-batches; a ring all-reduce sends nearly everything twice.
     assert simulated.replica_traffic == pytest.approx(2 * size * 4 / 2, rel=1e-3)

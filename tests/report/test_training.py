@@ -2,13 +2,12 @@
 
 import builtins
 import json
-import subprocess
-import sys
 
 import pytest
 
 from rm.distributed import process_group as dist
 from rm.report import training
+from tests import commands
 from tests.html_tags import Tags
 
 
@@ -67,11 +66,11 @@ def test_write_report_reports_an_error_without_raising_it(run, capsys):
 
 
 def test_report_command_fails_for_a_folder_without_metrics(tmp_path):
-    done = subprocess.run([sys.executable, "-m", "rm.report", tmp_path], capture_output=True, text=True)
+    done = commands.run("rm.report", tmp_path)
     assert done.returncode == 2 and done.stderr.startswith("error: ") and "holds no metrics" in done.stderr
 
 
 def test_report_command_without_a_folder_prints_its_usage():
     for arguments in ([], ["--help"], ["runs/a", "runs/b"]):
-        done = subprocess.run([sys.executable, "-m", "rm.report", *arguments], capture_output=True, text=True)
+        done = commands.run("rm.report", *arguments)
         assert done.returncode == 1 and "python -m rm.report runs/rm" in done.stderr

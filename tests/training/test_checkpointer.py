@@ -22,6 +22,7 @@ from rm.data import batch
 from rm.distributed import checkpoint
 from rm.hf import weights
 from rm.training import checkpointer
+from tests import commands
 from tests.ranks import run_ranks
 from tests.runs import (
     assert_same,
@@ -174,8 +175,7 @@ def small_disk(tmp_path):
 
 def test_a_full_disk_ends_the_run_with_one_line_and_spoils_no_checkpoint(small_disk):
     config = settings(small_disk / "out")
-    command = [sys.executable, "train_rm.py", *flags(config)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    done = commands.run("train_rm.py", *flags(config))
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert done.stderr.count("No space left on device") == 2  # once for every checkpoint that was tried
     assert done.stderr.splitlines()[-1].startswith("error: two checkpoints in a row could not be written")
@@ -231,7 +231,7 @@ def test_a_run_closes_its_files_and_ends_its_threads(tmp_path):
 
 def test_after_sigterm_under_torchrun_the_same_command_resumes(tmp_path):
     """With torchrun itself, and a signal that is sent three times, as a scheduler may."""
-    changes = dict(num_train_epochs=30.0, save_steps=500, logging_steps=1, eval_steps=None)
+    changes = dict(num_train_epochs=12.0, save_steps=500, logging_steps=1, eval_steps=None)
     config = settings(tmp_path / "out", **changes)
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "train_rm.py"]
     process = subprocess.Popen(
