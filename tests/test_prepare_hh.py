@@ -150,3 +150,14 @@ def test_impossible_sizes_raise_one_line_and_write_nothing(case, prepare, tmp_pa
 def test_a_record_that_is_not_a_preference_is_named(prepare):
     with pytest.raises(ValueError, match="hh.jsonl line 2: has the keys 'text'"):
         prepare([ANTHROPIC, {"text": "hi"}], "--sft", 1)
+
+
+def test_a_label_says_which_side_is_better_and_a_tie_is_left_out(prepare, capsys):
+    def record(label, n):
+        return {"prompt": f"\n\nHuman: {n}?\n\nAssistant:", "chosen": " bad", "rejected": " good", "label": label}
+
+    records = [record(0.0, 1), record(0.2, 2), record(1.0, 3), record(0.5, 4)]
+    files = prepare(records, "--sft", 1, "--rm", 2)
+    pairs = files["rm"]["instances"]
+    assert {pair["positive"].split()[-1] for pair in pairs if "3?" not in pair["positive"]} == {"good"}
+    assert "left out: 1 (neither reply is better)" in capsys.readouterr().out

@@ -130,7 +130,13 @@ def format_report(report: dict) -> str:
     """The report as text for a terminal."""
     lines = []
     for part in report["sets"]:
-        lines += [f"{part['n']:,} pairs of {part['conversations']:,} conversations: {', '.join(part['files'])}", ""]
+        schemas = " and ".join(f"{name} ({count:,})" for name, count in part["schemas"].items())
+        passed_over = ", ".join(map(dataset.shown, part["passed over"])) or "none"
+        lines += [
+            f"{part['n']:,} pairs of {part['conversations']:,} conversations: {', '.join(part['files'])}",
+            f"{schemas}; keys passed over: {passed_over}",
+            "",
+        ]
         lines += _format_findings(part["findings"], part["files"])
         lines += [*_format_subsets(part["subsets"]), "", *_format_lengths(part["lengths"]), ""]
     if report["across"]:

@@ -218,6 +218,27 @@ def test_a_split_by_order_leaks_where_one_by_conversation_does_not(tmp_path, fil
 # Lengths and subsets
 
 
+def test_a_label_says_which_side_is_better(tmp_path, file, capsys):
+    short, long = "l", "longer"
+    prompts = [dialogue(*new_prompt()) + "###Assistant: " for _ in range(3)]
+    pairs = [{"prompt": prompts[0], "chosen": short, "rejected": long, "label": 0, "author": "x"}]
+    pairs += [{"prompt": prompts[0], "chosen": long, "rejected": short, "label": 1.0}]  # says the same
+    pairs += [{"prompt": prompts[1], "chosen": short, "rejected": long, "label": 0.5}]
+    pairs += [{"prompt": prompts[2], "response_a": short, "response_b": long, "winner": "b"}]
+    _, got = report(tmp_path, file(pairs))
+    (row,) = got["sets"][0]["subsets"]
+    assert row["longer is better"] == 0.75 and row["accuracy of the longer"] == 0.875
+    assert counts(got["sets"][0]["findings"]) == {"duplicated": 1}
+    assert got["sets"][0]["schemas"] == {"prompt/chosen/rejected": 3, "prompt/response_a/response_b/winner": 1}
+    assert "keys passed over: author" in capsys.readouterr().out
+
+
+def test_keys_are_named_and_passed_over_as_in_training(tmp_path, file):
+    path = file([{"text": "q", "yes": "a", "no": "bb", "history": [["c", "d"]]}])
+    names = ("--data_keys", "prompt=text", "chosen=yes", "rejected=no", "--ignore_keys", "history")
+    assert report(tmp_path, path, *names)[1]["sets"][0]["n"] == 1
+
+
 def test_length_statistics_are_reported_by_subset(tmp_path, file):
     records = [pair(new_prompt(), "long", "l", subset="one"), pair(new_prompt(2), "l", "long", subset="one")]
     records += [pair(new_prompt(), "same", "size", subset="two"), *sound(1)]
