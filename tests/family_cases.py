@@ -17,7 +17,12 @@ LINEAR_ROPE = {"rope_type": "linear", "factor": 4.0, "rope_theta": 1e4}
 CASES = [
     ("gemma", "untied", {"tie_word_embeddings": False}),
     ("gemma3_text", "linear rope", {"rope_parameters": {"full_attention": LINEAR_ROPE, "sliding_attention": None}}),
-    ("gpt2", "untied, narrow", {"tie_word_embeddings": False, "n_inner": 40}),
+    ("gpt2", "untied, narrow, relu", {"tie_word_embeddings": False, "n_inner": 40, "activation_function": "relu"}),
+    ("gpt2", "silu", {"activation_function": "silu"}),
+    ("llama", "exact GELU", {"hidden_act": "gelu"}),
+    ("smollm3", "listed layers", {"no_rope_layers": [0, 1], "sliding_window": None}),
+    ("stablelm", "a quarter, tied", {"rope_parameters": None, "head_dim": None, "tie_word_embeddings": True}),
+    ("starcoder2", "no biases, no window", {"use_bias": False, "sliding_window": None}),
     ("gpt_neox", "serial, other activation", {"use_parallel_residual": False, "hidden_act": "gelu_new"}),
     ("gpt_neox", "rope on whole heads, no biases, tied", {"attention_bias": False, "tie_word_embeddings": True}
      | {"rope_parameters": {"rope_type": "default", "rope_theta": 1e3, "partial_rotary_factor": 1.0}}),

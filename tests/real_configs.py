@@ -90,4 +90,43 @@ CONFIGS = {
         | dict(tie_word_embeddings=False, vocab_size=32064, attention_bias=False),
         3_821_079_552,
     ),
+    "SmolLM3-3B": (
+        dict(model_type="smollm3", attention_bias=False, hidden_act="silu", hidden_size=2048, intermediate_size=11008)
+        | dict(max_position_embeddings=65536, max_window_layers=28, mlp_bias=False, no_rope_layer_interval=4)
+        | dict(no_rope_layers=[1, 1, 1, 0] * 9, num_attention_heads=16, num_hidden_layers=36, num_key_value_heads=4)
+        | dict(rms_norm_eps=1e-6, rope_scaling=None, rope_theta=5000000.0, sliding_window=None, vocab_size=128256)
+        | dict(layer_types=["full_attention"] * 36, pretraining_tp=2, use_sliding_window=False),
+        3_075_098_624,
+    ),
+    "Ministral-8B-2410": (
+        dict(model_type="mistral", head_dim=128, hidden_act="silu", hidden_size=4096, intermediate_size=12288)
+        | dict(max_position_embeddings=32768, num_attention_heads=32, num_hidden_layers=36, num_key_value_heads=8)
+        | dict(rms_norm_eps=1e-5, rope_theta=100000000.0, sliding_window=32768, tie_word_embeddings=False)
+        | dict(vocab_size=131072),
+        8_019_808_256,
+    ),
+    "stablelm-2-1_6b": (
+        dict(model_type="stablelm", hidden_act="silu", hidden_size=2048, intermediate_size=5632, layer_norm_eps=1e-5)
+        | dict(max_position_embeddings=4096, num_attention_heads=32, num_hidden_layers=24, num_key_value_heads=32)
+        | dict(partial_rotary_factor=0.25, rope_theta=10000, tie_word_embeddings=False, use_qkv_bias=True)
+        | dict(vocab_size=100352),
+        1_644_515_328,
+    ),
+    "starcoder2-3b": (
+        dict(model_type="starcoder2", attention_dropout=0.1, embedding_dropout=0.1, residual_dropout=0.1)
+        | dict(hidden_act="gelu_pytorch_tanh", hidden_size=3072, intermediate_size=12288, layer_norm_epsilon=1e-5)
+        | dict(max_position_embeddings=16384, mlp_type="default", norm_epsilon=1e-5, norm_type="layer_norm")
+        | dict(num_attention_heads=24, num_hidden_layers=30, num_key_value_heads=2, rope_theta=999999.4420358813)
+        | dict(attention_softmax_in_fp32=True, scale_attention_softmax_in_fp32=True, scale_attn_weights=True)
+        | dict(sliding_window=4096, use_bias=True, vocab_size=49152),
+        3_030_371_328,
+    ),
+    "Seed-OSS-36B": (
+        dict(model_type="seed_oss", attention_bias=True, attention_out_bias=False, head_dim=128, hidden_act="silu")
+        | dict(attention_dropout=0.1, residual_dropout=0.1, hidden_size=5120, intermediate_size=27648, mlp_bias=False)
+        | dict(max_position_embeddings=524288, num_attention_heads=80, num_hidden_layers=64, num_key_value_heads=8)
+        | dict(rms_norm_eps=1e-6, rope_scaling={"rope_type": "default"}, rope_theta=10000000.0, vocab_size=155136)
+        | dict(tie_word_embeddings=False),
+        36_151_104_512,
+    ),
 }

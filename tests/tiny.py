@@ -34,6 +34,7 @@ GPT_NEO = dict(
     eos_token_id=98,
 )
 WINDOW = 7
+HALF_ROPE = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}
 
 # model_type -> a config.json that uses what is special about the family
 SETTINGS = {
@@ -45,10 +46,19 @@ SETTINGS = {
     "gpt_neo": GPT_NEO,
     "gpt_neox": LLAMA | dict(rotary_pct=0.5),
     "llama": LLAMA,
+    "ministral": LLAMA
+    | dict(num_key_value_heads=2, sliding_window=WINDOW, head_dim=16)
+    | dict(layer_types=["full_attention", "sliding_attention"]),
     "mistral": LLAMA | dict(num_key_value_heads=2, sliding_window=WINDOW),
     "phi3": LLAMA | dict(num_key_value_heads=2, sliding_window=WINDOW, pad_token_id=None),
     "qwen2": LLAMA | dict(num_key_value_heads=2, use_sliding_window=True, sliding_window=WINDOW, max_window_layers=1),
     "qwen3": LLAMA | dict(num_key_value_heads=2, head_dim=16, tie_word_embeddings=True),
+    "seed_oss": LLAMA | dict(num_key_value_heads=2, head_dim=16, attention_out_bias=True, pad_token_id=None),
+    "smollm3": LLAMA
+    | dict(num_key_value_heads=2, no_rope_layer_interval=2, use_sliding_window=True, sliding_window=WINDOW)
+    | dict(pad_token_id=None),
+    "stablelm": LLAMA | dict(num_key_value_heads=2, use_qkv_bias=True, rope_parameters=HALF_ROPE),
+    "starcoder2": LLAMA | dict(num_key_value_heads=2, sliding_window=WINDOW),
 }
 
 

@@ -20,6 +20,7 @@ from rm.distributed import sharding
 from rm.distributed.sharding import MemorySettings, ParallelSettings, dtype_name
 from rm.files import read_json
 from rm.hf import adapter, hub, weights
+from rm.hf.families.keys import DROPOUT
 from rm.hf.folder import TextFiles, copy_tokenizer, name_padding
 from rm.json_keys import Key, check_keys
 from rm.model import lisa, lora
@@ -124,6 +125,8 @@ def load(model: Transformer, folder: str | Path, seed: int | None = None, new_id
         new_ids: as for `build`; their rows become the mean of the others.
     """
     weights.check(model, folder, new_ids)
+    if seed is not None:  # a training
+        _say_dropout(folder)
     sharding.allocate(model, model.memory_device)
     missing = weights.load(model, folder, new_ids)
     if missing and seed is None:
@@ -138,6 +141,14 @@ def load(model: Transformer, folder: str | Path, seed: int | None = None, new_id
                 values = lora.initial_values(name, parameter.shape, generator)
             sharding.fill(parameter, values)
     return model
+
+
+def _say_dropout(folder: str | Path) -> None:
+    """Say which dropout of config.json, such as that of GPT-2, is left out."""
+    _, _, hf = weights.read_config(folder)
+    asked = [f"{name} {hf[name]:g}" for name in DROPOUT if hf.get(name)]
+    if asked:
+        dist.say(f"the model is trained without the dropout of its config.json ({', '.join(asked)})")
 
 
 def check_data(model: Transformer, max_length: int, *sets: Examples) -> None:

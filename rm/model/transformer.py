@@ -7,20 +7,19 @@ parameters only, no buffers, so a model that was made on the meta device and sha
 After the last layer's attention, positions no longer interact: only the positions that the head reads are gathered
 before o_proj and the MLP. Of a pair, a reward model reads two.
 
-Shapes: T tokens in a micro-batch, N output positions, D width, H heads, K kv heads, E head width, F hidden width of the
-MLP, V vocabulary.
+Shapes: T tokens in a micro-batch, N output positions, D width, H heads, K kv heads, E head width, V vocabulary.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rm.data.batch import Segment
 from rm.model.attention import SplitAttention
-from rm.model.ops import RMSNormFunction, SwiGLUFunction
+from rm.model.feed_forward import MLPS
+from rm.model.ops import RMSNormFunction
 
 Positions = Tensor | slice  # (N,) indices into a micro-batch
 ALL_POSITIONS = slice(None)
@@ -53,7 +52,7 @@ class ModelConfig:
     hidden_dim: int
     norm: str  # a key of NORMS
     norm_eps: float
-    mlp: str  # a key of MLPS
+    mlp: str  # a key of `rm.model.feed_forward.MLPS`
     positions: str  # "rope" or "learned"
     max_positions: int  # that the model was trained for; a limit only where positions are learned
     ropes: tuple[Rope | None, ...]  # one per layer; None: no rotary positions
@@ -129,46 +128,7 @@ class OffsetRMSNorm(nn.RMSNorm):
         return RMSNormFunction.apply(x, 1 + self.weight.float(), self.eps)
 
 
-class GatedMLP(nn.Module):
-    """down(act(gate) * up), arXiv 2002.05202."""
-
-    matrices = 3
-
-    def __init__(self, config: ModelConfig):
-        super().__init__()
-        self.gate_proj = nn.Linear(config.dim, config.hidden_dim, bias=config.mlp_bias)
-        self.up_proj = nn.Linear(config.dim, config.hidden_dim, bias=config.mlp_bias)
-        self.down_proj = nn.Linear(config.hidden_dim, config.dim, bias=config.mlp_bias)
-
-
-class SwiGLU(GatedMLP):
-    def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(SwiGLUFunction.apply(self.gate_proj(x), self.up_proj(x)))
-
-
-class TanhGeGLU(GatedMLP):
-    def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(F.gelu(self.gate_proj(x), approximate="tanh") * self.up_proj(x))
-
-
-class GELU(nn.Module):
-    matrices, approximate = 2, "none"
-
-    def __init__(self, config: ModelConfig):
-        super().__init__()
-        self.up_proj = nn.Linear(config.dim, config.hidden_dim, bias=config.mlp_bias)
-        self.down_proj = nn.Linear(config.hidden_dim, config.dim, bias=config.mlp_bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(F.gelu(self.up_proj(x), approximate=self.approximate))
-
-
-class TanhGELU(GELU):
-    approximate = "tanh"
-
-
 NORMS = {"rms": RMSNorm, "rms_offset": OffsetRMSNorm, "layer": nn.LayerNorm}
-MLPS = {"swiglu": SwiGLU, "geglu_tanh": TanhGeGLU, "gelu": GELU, "gelu_tanh": TanhGELU}
 
 
 def _norm(config: ModelConfig, width: int) -> nn.Module:
@@ -206,7 +166,7 @@ class Block(nn.Module):
         self.attn_norm = _norm(config, config.dim)
         self.attn = Attention(config, layer)
         self.mlp_norm = _norm(config, config.dim)
-        self.mlp = MLPS[config.mlp](config)
+        self.mlp = MLPS[config.mlp](config.dim, config.hidden_dim, config.mlp_bias)
 
     def forward(self, x: Tensor, rope: tuple[Tensor, Tensor] | None, attend, output_positions: Positions) -> Tensor:
         x = x[output_positions] + self.attn(self.attn_norm(x), rope, attend, output_positions)

@@ -46,6 +46,13 @@ def test_a_model_is_built_on_the_meta_device_from_config_json_alone(language_mod
     assert run_ranks(world, devices) == [({"meta"}, world > 1)] * world
 
 
+def test_a_training_names_the_dropout_that_it_leaves_out(tmp_path, capsys):
+    folder = tiny.save_with(tiny.causal_lm("gpt2", attn_pdrop=0.0), tmp_path / "m")
+    with dist.session(seed=0):
+        build.load(build.build(RewardModel, folder, FP32, training=Training()), folder, seed=0)
+    assert "without the dropout of its config.json (embd_pdrop 0.1, resid_pdrop 0.1)" in capsys.readouterr().out
+
+
 def test_a_model_that_is_trained_has_float32_master_weights(reward_model):
     def dtypes(parallel, training):
         model = build.build(RewardModel, reward_model, parallel, training=training)

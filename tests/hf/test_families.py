@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from rm.data.batch import EvalBatches, Loader, pack
 from rm.distributed import process_group as dist
 from rm.hf import adapter, build, families, weights
+from rm.hf.folder import padding_id
 from rm.model import lisa, lora
 from rm.model.attention import SplitAttention
 from rm.model.heads import LanguageModel, RewardModel
@@ -149,6 +150,11 @@ def test_every_key_that_transformers_writes_is_known():
         written = json.loads(config.to_json_string(use_diff=False))
         everything = written_before | {name: value for name, value in defaults.items() if name not in written}
         assert read(written | everything) == read(written)
+
+
+@in_every_family
+def test_the_padding_of_a_config_without_one_is_that_of_transformers(family):
+    assert padding_id({"model_type": family}) == tiny.transformers.AutoConfig.for_model(family).pad_token_id
 
 
 @pytest.mark.parametrize(
@@ -430,7 +436,12 @@ def test_dropout_settings_change_nothing():
     [
         ({"model_type": "bert"}, "model_type 'bert' is not supported, only gemma, gemma3_text, gpt2, "),
         ({}, "model_type None is not supported"),
-        (LLAMA_HF | {"hidden_act": "gelu"}, "hidden_act 'gelu' is not implemented, only 'silu' or"),
+        ({"model_type": "gpt_oss", "quantization_config": {"quant_method": "mxfp4"}}, "model_type 'gpt_oss' is not"),
+        (LLAMA_HF | {"quantization_config": {"quant_method": "fp8"}}, "quantized weights are not implemented"),
+        (LLAMA_HF | {"model_type": "smollm3", "no_rope_layers": [1]}, "no_rope_layers describe 1 layers"),
+        (LLAMA_HF | {"model_type": "smollm3", "layer_types": ["sliding_attention"] * 2}, "need use_sliding_window"),
+        (LLAMA_HF | {"model_type": "stablelm", "qk_layernorm": True}, "qk_layernorm True is not implemented"),
+        (LLAMA_HF | {"hidden_act": "mish"}, "hidden_act 'mish' is not implemented, only 'silu' or"),
         (LLAMA_HF | {"rope_scaling": {"type": "dynamic", "factor": 2}}, "rope_scaling of type 'dynamic'"),
         (LLAMA_HF | {"is_causal": False}, "is_causal False is not implemented, only True"),
         (LLAMA_HF | {"rope_scaling": {"rope_type": "llama3"}}, "rope_scaling of type 'llama3' lacks 'factor'"),
@@ -450,7 +461,7 @@ def test_dropout_settings_change_nothing():
         (LLAMA_HF | {"model_type": "phi3", "rope_scaling": {"type": "longrope"}}, "rope_scaling of type 'longrope'"),
         (LLAMA_HF | {"model_type": "phi3", "rope_scaling": YARN_ROPE}, "rope_scaling of type 'yarn'"),
         (GPT2_HF | {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx True"),
-        (GPT_NEO_HF | {"activation_function": "relu"}, "activation_function 'relu'"),
+        (GPT_NEO_HF | {"activation_function": "mish"}, "activation_function 'mish'"),
         (
             GPT_NEO_HF | {"attention_types": [[["global", "sparse"], 2]]},
             r"attention_types \[\['global', 'sparse'\], 2\]",

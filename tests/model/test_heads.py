@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from rm.config import compose
 from rm.data.batch import pack
 from rm.hf import build
+from rm.model.feed_forward import MLPS
 from rm.model.heads import LanguageModel, RewardModel
 from rm.model.losses import LossSettings, preference_loss
-from rm.model.transformer import MLPS
 from tests import made, reference
 from tests.ranks import run_ranks
 

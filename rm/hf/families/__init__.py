@@ -5,7 +5,23 @@ A new family is a file of its own and an entry in `FAMILIES`.
 
 from pathlib import Path
 
-from rm.hf.families import gemma, gemma3, gpt2, gpt_neo, gpt_neox, llama, mistral, phi3, qwen2, qwen3
+from rm.hf.families import (
+    gemma,
+    gemma3,
+    gpt2,
+    gpt_neo,
+    gpt_neox,
+    llama,
+    ministral,
+    mistral,
+    phi3,
+    qwen2,
+    qwen3,
+    seed_oss,
+    smollm3,
+    stablelm,
+    starcoder2,
+)
 from rm.hf.families.rules import Family
 
 FAMILIES: dict[str, Family] = {
@@ -15,10 +31,15 @@ FAMILIES: dict[str, Family] = {
     "gpt_neo": gpt_neo.FAMILY,
     "gpt_neox": gpt_neox.FAMILY,
     "llama": llama.FAMILY,
+    "ministral": ministral.FAMILY,
     "mistral": mistral.FAMILY,
     "phi3": phi3.FAMILY,
     "qwen2": qwen2.FAMILY,
     "qwen3": qwen3.FAMILY,
+    "seed_oss": seed_oss.FAMILY,
+    "smollm3": smollm3.FAMILY,
+    "stablelm": stablelm.FAMILY,
+    "starcoder2": starcoder2.FAMILY,
 }
 
 

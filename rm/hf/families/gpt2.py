@@ -2,13 +2,12 @@
 
 Its linear layers are Conv1D in transformers: weights stored transposed, (in, out).
 
-Defaults are those of transformers. Dropout settings are deliberately not read: the base model runs without dropout
-here, in training too.
+Defaults are those of transformers.
 """
 
 from dataclasses import replace
 
-from rm.hf.families.keys import FLAG, GELU_TANH, HEADS_OF_A_LAYER, LAYERS, NUMBER, OFF, POSITIONS, SIZE
+from rm.hf.families.keys import ACTIVATION, FLAG, HEADS_OF_A_LAYER, LAYERS, NUMBER, OFF, PLAIN_MLPS, POSITIONS, SIZE
 from rm.hf.families.layout import QKV, Layout
 from rm.hf.families.rules import Family, quotient
 from rm.json_keys import Key
@@ -21,7 +20,7 @@ KEYS = {
     "vocab_size": SIZE,
     "n_inner": replace(SIZE, required=False),
     "n_positions": POSITIONS,
-    "activation_function": GELU_TANH,
+    "activation_function": ACTIVATION,
     "layer_norm_epsilon": NUMBER,
     "scale_attn_weights": Key(bool, only=(True,)),
     "scale_attn_by_inverse_layer_idx": OFF,
@@ -42,7 +41,7 @@ def config(hf: dict) -> ModelConfig:
         hidden_dim=hf.get("n_inner") or 4 * hf["n_embd"],
         norm="layer",
         norm_eps=hf.get("layer_norm_epsilon", 1e-5),
-        mlp="gelu_tanh",
+        mlp=PLAIN_MLPS[hf.get("activation_function", "gelu_new")],
         positions="learned",
         max_positions=hf.get("n_positions", 1024),
         ropes=(None,) * hf["n_layer"],

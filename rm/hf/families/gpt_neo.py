@@ -1,12 +1,11 @@
 """GPT-Neo: learned positions, a sliding window in every other layer, no scaling of q.k. `model_type` "gpt_neo".
 
-Defaults are those of transformers. Dropout settings are deliberately not read: the base model runs without dropout
-here, in training too.
+Defaults are those of transformers.
 """
 
 from dataclasses import replace
 
-from rm.hf.families.keys import GELU_TANH, HEADS_OF_A_LAYER, LAYERS, NUMBER, POSITIONS, SIZE
+from rm.hf.families.keys import ACTIVATION, HEADS_OF_A_LAYER, LAYERS, NUMBER, PLAIN_MLPS, POSITIONS, SIZE
 from rm.hf.families.rules import Family, quotient
 from rm.json_keys import Key
 from rm.model.transformer import ModelConfig
@@ -18,7 +17,7 @@ KEYS = {
     "vocab_size": SIZE,
     "max_position_embeddings": replace(POSITIONS, required=True),
     "intermediate_size": replace(SIZE, required=False),
-    "activation_function": GELU_TANH,
+    "activation_function": ACTIVATION,
     "layer_norm_epsilon": NUMBER,
     "attention_types": Key(list, items=Key(list)),
     "attention_layers": Key(list),  # the same, written out: transformers reads attention_types
@@ -37,7 +36,7 @@ def config(hf: dict) -> ModelConfig:
         hidden_dim=hf.get("intermediate_size") or 4 * hf["hidden_size"],
         norm="layer",
         norm_eps=hf.get("layer_norm_epsilon", 1e-5),
-        mlp="gelu_tanh",
+        mlp=PLAIN_MLPS[hf.get("activation_function", "gelu_new")],
         positions="learned",
         max_positions=hf["max_position_embeddings"],
         ropes=(None,) * hf["num_layers"],

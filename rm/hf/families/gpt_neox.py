@@ -2,26 +2,33 @@
 
 The checkpoint has one fused tensor for q, k and v, interleaved by head.
 
-Defaults are those of transformers. Dropout settings are deliberately not read: the base model runs without dropout
-here, in training too.
+Defaults are those of transformers.
 """
 
-from rm.hf.families.keys import AT_LEAST_1, FLAG, HEADS_OF_A_LAYER, LAYERS, NUMBER, POSITIONS, ROPE_KEYS, SIZE
+from rm.hf.families.keys import (
+    ACTIVATION,
+    AT_LEAST_1,
+    FLAG,
+    HEADS_OF_A_LAYER,
+    LAYERS,
+    NUMBER,
+    PLAIN_MLPS,
+    POSITIONS,
+    ROPE_KEYS,
+    SIZE,
+)
 from rm.hf.families.layout import QKV, Layout
 from rm.hf.families.rope import rope
 from rm.hf.families.rules import Family, quotient
-from rm.json_keys import Key
 from rm.model.transformer import ModelConfig
 
-# The last three are the same function; transformers writes its constant with more or fewer digits.
-MLPS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_fast": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh"}
 KEYS = ROPE_KEYS | {
     "num_attention_heads": HEADS_OF_A_LAYER,
     "num_hidden_layers": LAYERS,
     "vocab_size": SIZE,
     "hidden_size": SIZE,
     "intermediate_size": SIZE,
-    "hidden_act": Key(str, only=tuple(MLPS)),
+    "hidden_act": ACTIVATION,
     "layer_norm_eps": NUMBER,
     "max_position_embeddings": POSITIONS,
     "rotary_emb_base": AT_LEAST_1,
@@ -51,7 +58,7 @@ def config(hf: dict) -> ModelConfig:
         hidden_dim=hf["intermediate_size"],
         norm="layer",
         norm_eps=hf.get("layer_norm_eps", 1e-5),
-        mlp=MLPS[hf.get("hidden_act", "gelu")],
+        mlp=PLAIN_MLPS[hf.get("hidden_act", "gelu")],
         positions="rope",
         max_positions=hf.get("max_position_embeddings", 2048),
         ropes=(layer_rope,) * layers,

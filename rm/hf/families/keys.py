@@ -17,7 +17,13 @@ FLAG = Key(bool)
 OFF = Key(bool, only=(False,))
 NUMBER = Key(float, minimum=0)
 AT_LEAST_1 = Key(float, minimum=1)
-GELU_TANH = Key(str, only=("gelu_new", "gelu_pytorch_tanh"))  # two names of the same function
+
+# The activation functions of transformers -> a key of `MLPS`. The GELU with tanh has three names there, under which
+# its constant has more or fewer digits.
+_TANH = ("gelu_new", "gelu_fast", "gelu_pytorch_tanh")
+GATED_MLPS = {"silu": "swiglu", "swish": "swiglu", "gelu": "geglu"} | dict.fromkeys(_TANH, "geglu_tanh")
+PLAIN_MLPS = {"gelu": "gelu", "relu": "relu", "silu": "silu", "swish": "silu"} | dict.fromkeys(_TANH, "gelu_tanh")
+GATED_ACTIVATION, ACTIVATION = Key(str, only=tuple(GATED_MLPS)), Key(str, only=tuple(PLAIN_MLPS))
 
 # A reward model's head: transformers' name for it, and those of others. Each is one linear layer without bias.
 HEADS = dict.fromkeys(
@@ -65,11 +71,15 @@ ROPE_KEYS = {
     "rope_interleaved": OFF,
 }
 
+# The base model runs without dropout, in training too: a training says so where a file asks for it.
+DROPOUT = """
+    attention_dropout attention_probs_dropout_prob attn_pdrop dropout embd_pdrop embed_dropout embedding_dropout
+    hidden_dropout hidden_dropout_prob resid_dropout resid_pdrop residual_dropout""".split()
+
 WITHOUT_EFFECT = {
-    "training: dropout (the base model runs without), initial values, checkpointing, tensor parallelism": """
-        attention_dropout attention_probs_dropout_prob attn_pdrop classifier_dropout dropout embd_pdrop embed_dropout
-        hidden_dropout hidden_dropout_prob resid_dropout resid_pdrop summary_dropout_prob summary_first_dropout
-        summary_last_dropout initializer_factor initializer_range init_std gradient_checkpointing pretraining_tp
+    "training: dropout, initial values, checkpointing, tensor parallelism": """
+        classifier_dropout summary_dropout_prob summary_first_dropout summary_last_dropout
+        initializer_factor initializer_range init_std gradient_checkpointing pretraining_tp
         model_parallel use_liger_kernel loss_type tp_plan""",
     "generation, and what a call of the model returns": """
         assistant_confidence_threshold assistant_lookbehind bad_words_ids begin_suppress_tokens cache_implementation
@@ -99,6 +109,7 @@ WITHOUT_EFFECT = {
 }
 
 COMMON = {name: Key() for names in WITHOUT_EFFECT.values() for name in names.split()} | {
+    **dict.fromkeys(DROPOUT, NUMBER),
     "model_type": Key(str, required=True),
     "architectures": Key(list, items=Key(str)),  # `Family.read` says which
     "value_head_prefix": Key(str, only=tuple(HEADS)),  # OpenRLHF: the head's name

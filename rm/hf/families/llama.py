@@ -1,16 +1,24 @@
 """LLaMA 1 to 3 and models of the same architecture (TinyLlama, SmolLM2, Vicuna, ...). `model_type` "llama".
 
-Defaults are those of transformers. Dropout settings are deliberately not read: the base model runs without dropout
-here, in training too.
+Defaults are those of transformers.
 """
 
-from rm.hf.families.keys import COUNT, FLAG, HEADS_OF_A_LAYER, LAYERS, NUMBER, POSITIONS, ROPE_KEYS, SIZE
+from rm.hf.families.keys import (
+    COUNT,
+    FLAG,
+    GATED_ACTIVATION,
+    GATED_MLPS,
+    HEADS_OF_A_LAYER,
+    LAYERS,
+    NUMBER,
+    POSITIONS,
+    ROPE_KEYS,
+    SIZE,
+)
 from rm.hf.families.rope import rope
 from rm.hf.families.rules import Family, quotient
-from rm.json_keys import Key
 from rm.model.transformer import ModelConfig
 
-MLPS = {"silu": "swiglu", "gelu_pytorch_tanh": "geglu_tanh"}
 KEYS = ROPE_KEYS | {
     "num_attention_heads": HEADS_OF_A_LAYER,
     "num_key_value_heads": COUNT,
@@ -19,7 +27,7 @@ KEYS = ROPE_KEYS | {
     "hidden_size": SIZE,
     "intermediate_size": SIZE,
     "head_dim": COUNT,
-    "hidden_act": Key(str, only=tuple(MLPS)),
+    "hidden_act": GATED_ACTIVATION,
     "rms_norm_eps": NUMBER,
     "max_position_embeddings": POSITIONS,
     "attention_bias": FLAG,
@@ -27,8 +35,12 @@ KEYS = ROPE_KEYS | {
 }
 
 
-def config(hf: dict, partial: float | None = None) -> ModelConfig:
-    """The config of a LLaMA; similar families replace the fields in which they differ. For `partial` see `rope`."""
+def config(hf: dict, theta: float = 10000.0, partial: float | None = None) -> ModelConfig:
+    """The config of a LLaMA; similar families replace the fields in which they differ.
+
+    Args:
+        theta, partial: of the family, see `rope`.
+    """
     hf = hf | {"num_key_value_heads": hf.get("num_key_value_heads") or hf["num_attention_heads"]}
     quotient(hf, "num_attention_heads", "num_key_value_heads")
     head_dim = hf.get("head_dim") or quotient(hf, "hidden_size", "num_attention_heads")
@@ -44,10 +56,10 @@ def config(hf: dict, partial: float | None = None) -> ModelConfig:
         hidden_dim=hf["intermediate_size"],
         norm="rms",
         norm_eps=hf.get("rms_norm_eps", 1e-6),
-        mlp=MLPS[hf.get("hidden_act", "silu")],
+        mlp=GATED_MLPS[hf.get("hidden_act", "silu")],
         positions="rope",
         max_positions=hf.get("max_position_embeddings", 2048),
-        ropes=(rope(hf, head_dim, partial=partial),) * layers,
+        ropes=(rope(hf, head_dim, theta, partial),) * layers,
         qkv_bias=hf.get("attention_bias", False),
         out_bias=hf.get("attention_bias", False),
         mlp_bias=hf.get("mlp_bias", False),
