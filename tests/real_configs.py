@@ -11,6 +11,15 @@ LLAMA3_ROPE = {
     "rope_type": "llama3",
 }
 
+OLMO3_ROPE = {
+    "attention_factor": 1.2079441541679836,
+    "beta_fast": 32.0,
+    "beta_slow": 1.0,
+    "factor": 8.0,
+    "original_max_position_embeddings": 8192,
+    "rope_type": "yarn",
+}
+
 CONFIGS = {
     "Llama-2-7b": (
         dict(model_type="llama", hidden_act="silu", hidden_size=4096, intermediate_size=11008, num_attention_heads=32)
@@ -128,5 +137,51 @@ CONFIGS = {
         | dict(rms_norm_eps=1e-6, rope_scaling={"rope_type": "default"}, rope_theta=10000000.0, vocab_size=155136)
         | dict(tie_word_embeddings=False),
         36_151_104_512,
+    ),
+    "gemma-2-9b": (
+        dict(model_type="gemma2", attn_logit_softcapping=50.0, final_logit_softcapping=30.0, head_dim=256)
+        | dict(hidden_act="gelu_pytorch_tanh", hidden_activation="gelu_pytorch_tanh", hidden_size=3584)
+        | dict(intermediate_size=14336, max_position_embeddings=8192, num_attention_heads=16, num_hidden_layers=42)
+        | dict(num_key_value_heads=8, query_pre_attn_scalar=256, rms_norm_eps=1e-6, rope_theta=10000.0)
+        | dict(sliding_window=4096, sliding_window_size=4096, vocab_size=256000, cache_implementation="hybrid"),
+        9_241_705_984,
+    ),
+    "OLMo-2-1124-7B": (
+        dict(model_type="olmo2", attention_bias=False, attention_dropout=0.0, hidden_act="silu", hidden_size=4096)
+        | dict(intermediate_size=11008, max_position_embeddings=4096, num_attention_heads=32, num_hidden_layers=32)
+        | dict(num_key_value_heads=32, rms_norm_eps=1e-6, rope_scaling=None, rope_theta=500000)
+        | dict(tie_word_embeddings=False, vocab_size=100352),
+        7_298_617_344,
+    ),
+    "Olmo-3-1025-7B": (
+        dict(model_type="olmo3", attention_bias=False, hidden_act="silu", hidden_size=4096, intermediate_size=11008)
+        | dict(layer_types=(["sliding_attention"] * 3 + ["full_attention"]) * 8, max_position_embeddings=65536)
+        | dict(num_attention_heads=32, num_hidden_layers=32, num_key_value_heads=32, rms_norm_eps=1e-6)
+        | dict(rope_theta=500000, rope_scaling=OLMO3_ROPE, sliding_window=4096, tie_word_embeddings=False)
+        | dict(vocab_size=100278),
+        7_298_011_136,
+    ),
+    "granite-3.1-2b": (
+        dict(model_type="granite", attention_bias=False, attention_dropout=0.1, attention_multiplier=0.015625)
+        | dict(embedding_multiplier=12.0, hidden_act="silu", hidden_size=2048, intermediate_size=8192)
+        | dict(logits_scaling=8.0, max_position_embeddings=131072, mlp_bias=False, num_attention_heads=32)
+        | dict(num_hidden_layers=40, num_key_value_heads=8, residual_multiplier=0.22, rms_norm_eps=1e-5)
+        | dict(rope_scaling=None, rope_theta=5000000.0, tie_word_embeddings=True, vocab_size=49155),
+        2_533_531_648,
+    ),
+    "EXAONE-4.0-1.2B": (
+        dict(model_type="exaone4", head_dim=64, hidden_act="silu", hidden_size=2048, intermediate_size=4096)
+        | dict(layer_types=["full_attention"] * 30, max_position_embeddings=65536, num_attention_heads=32)
+        | dict(num_hidden_layers=30, num_key_value_heads=8, rms_norm_eps=1e-5, rope_theta=1000000)
+        | dict(rope_scaling=LLAMA3_ROPE | {"factor": 16.0}, sliding_window=None, sliding_window_pattern=None)
+        | dict(tie_word_embeddings=True, vocab_size=102400),
+        1_279_391_488,
+    ),
+    "GLM-4-9B-0414": (
+        dict(model_type="glm4", attention_bias=True, head_dim=128, hidden_act="silu", hidden_size=4096)
+        | dict(intermediate_size=13696, max_position_embeddings=32768, num_attention_heads=32, num_hidden_layers=40)
+        | dict(num_key_value_heads=2, partial_rotary_factor=0.5, rms_norm_eps=1e-5, rope_theta=10000.0)
+        | dict(tie_word_embeddings=False, vocab_size=151552, eos_token_id=[151329, 151336, 151338]),
+        9_400_279_040,
     ),
 }

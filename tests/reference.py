@@ -31,10 +31,12 @@ class DenseAttention:
     def __init__(self, segments: list[Segment], device: torch.device):
         self.segments = segments
 
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor, window: int, scale: float) -> Tensor:
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, window: int, scale: float, softcap: float = 0.0) -> Tensor:
         repeat = q.shape[1] // k.shape[1]
         k, v = k.repeat_interleave(repeat, 1), v.repeat_interleave(repeat, 1)
         scores = torch.einsum("qhe,khe->hqk", q, k) * scale
+        if softcap:
+            scores = softcap * torch.tanh(scores / softcap)
         weights = scores.masked_fill(~attention_mask(self.segments, window), float("-inf")).softmax(-1)
         return torch.einsum("hqk,khe->qhe", weights, v)
 
@@ -44,9 +46,14 @@ def hidden_of(model, tokens: list[int]) -> Tensor:
     return model.hidden(torch.tensor(tokens), torch.arange(len(tokens)), [(0, len(tokens))])
 
 
-def cross_entropy_sum(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+def cross_entropy_sum(
+    hidden: Tensor, weight: Tensor, targets: Tensor, scale: float = 1.0, softcap: float = 0.0
+) -> Tensor:
     """Summed cross entropy from all logits at once: () fp32."""
-    return F.cross_entropy((hidden @ weight.T).float(), targets, reduction="sum")
+    logits = (hidden @ weight.T).float() * scale
+    if softcap:
+        logits = softcap * torch.tanh(logits / softcap)
+    return F.cross_entropy(logits, targets, reduction="sum")
 
 
 def reward_of(model, tokens: list[int]) -> Tensor:

@@ -12,6 +12,8 @@ from rm.model.attention import SplitAttention
 from rm.model.heads import LanguageModel
 
 transformers = pytest.importorskip("transformers")
+from transformers.modeling_layers import GenericForSequenceClassification  # noqa: E402
+from transformers.models.granite.modeling_granite import GranitePreTrainedModel  # noqa: E402
 
 LLAMA = dict(
     vocab_size=99,
@@ -34,22 +36,41 @@ GPT_NEO = dict(
     eos_token_id=98,
 )
 WINDOW = 7
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16, "rope_theta": 1e4}
+LONG_YARN = YARN | {"mscale": 1.0, "mscale_all_dim": 0.5, "llama_4_scaling_beta": 0.1}
 HALF_ROPE = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}
 
 # model_type -> a config.json that uses what is special about the family
 SETTINGS = {
+    "exaone4": LLAMA
+    | dict(num_key_value_heads=2, sliding_window=WINDOW, layer_types=["sliding_attention", "full_attention"]),
     "gemma": LLAMA | dict(num_key_value_heads=1, head_dim=16, pad_token_id=None),
+    "gemma2": LLAMA
+    | dict(num_key_value_heads=2, head_dim=16, sliding_window=WINDOW, query_pre_attn_scalar=10, pad_token_id=None)
+    | dict(attn_logit_softcapping=2.0, final_logit_softcapping=3.0),
     "gemma3_text": LLAMA
     | dict(num_key_value_heads=2, head_dim=16, sliding_window=WINDOW, query_pre_attn_scalar=10)
     | dict(layer_types=["sliding_attention", "full_attention"], pad_token_id=None),
+    "glm4": LLAMA | dict(num_key_value_heads=2, head_dim=16, pad_token_id=None),
     "gpt2": dict(vocab_size=99, n_embd=32, n_layer=2, n_head=4, n_positions=512, bos_token_id=98, eos_token_id=98),
     "gpt_neo": GPT_NEO,
     "gpt_neox": LLAMA | dict(rotary_pct=0.5),
+    "granite": LLAMA
+    | dict(num_key_value_heads=2, embedding_multiplier=3.0, attention_multiplier=0.2, residual_multiplier=0.6)
+    | dict(logits_scaling=4.0),
     "llama": LLAMA,
     "ministral": LLAMA
     | dict(num_key_value_heads=2, sliding_window=WINDOW, head_dim=16)
     | dict(layer_types=["full_attention", "sliding_attention"]),
+    "ministral3": LLAMA
+    | dict(num_key_value_heads=2, head_dim=32, sliding_window=WINDOW, pad_token_id=None)
+    | dict(rope_parameters=dict(LONG_YARN)),
     "mistral": LLAMA | dict(num_key_value_heads=2, sliding_window=WINDOW),
+    "olmo2": LLAMA | dict(num_key_value_heads=2, pad_token_id=None),
+    "olmo3": LLAMA
+    | dict(num_key_value_heads=2, head_dim=32, sliding_window=WINDOW, pad_token_id=None)
+    | dict(layer_types=["sliding_attention", "full_attention"])
+    | dict(rope_parameters={"full_attention": YARN | {"rope_theta": 5e5}, "sliding_attention": None}),
     "phi3": LLAMA | dict(num_key_value_heads=2, sliding_window=WINDOW, pad_token_id=None),
     "qwen2": LLAMA | dict(num_key_value_heads=2, use_sliding_window=True, sliding_window=WINDOW, max_window_layers=1),
     "qwen3": LLAMA | dict(num_key_value_heads=2, head_dim=16, tie_word_embeddings=True),
@@ -60,6 +81,15 @@ SETTINGS = {
     "stablelm": LLAMA | dict(num_key_value_heads=2, use_qkv_bias=True, rope_parameters=HALF_ROPE),
     "starcoder2": LLAMA | dict(num_key_value_heads=2, sliding_window=WINDOW),
 }
+
+
+class GraniteForSequenceClassification(GenericForSequenceClassification, GranitePreTrainedModel):
+    """As transformers makes it for its other families."""
+
+
+transformers.AutoModelForSequenceClassification.register(
+    transformers.GraniteConfig, GraniteForSequenceClassification, exist_ok=True
+)
 
 
 def causal_lm(family: str, **settings):
@@ -119,7 +149,8 @@ def logits(model: LanguageModel, tokens: Tensor) -> Tensor:
     """(T, V) logits of one sequence, by our model."""
     hidden = model.hidden(tokens, torch.arange(len(tokens)), [(0, len(tokens))])
     head = model.embed if model.config.tie_embeddings else model.lm_head
-    return hidden @ head.weight.T
+    logits, cap = hidden @ head.weight.T * model.config.logit_scale, model.config.logit_softcap
+    return cap * torch.tanh(logits / cap) if cap else logits
 
 
 @torch.no_grad()

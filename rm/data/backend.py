@@ -123,7 +123,9 @@ def read_settings(folder: Path) -> dict:
     """
     file, config = folder / "tokenizer_config.json", read_json(folder / "config.json")
     settings, refused = tokenizer_config.read(folder), ["split_special_tokens"]
-    if config.get("model_type") == "mistral" and not str(config.get("transformers_version", "")).startswith("5"):
+    if config.get("model_type") in ("ministral", "mistral", "mistral3") and not str(
+        config.get("transformers_version", "")
+    ).startswith("5"):
         refused.append("fix_mistral_regex")  # without effect elsewhere
     for name in refused:
         if settings.get(name):
@@ -141,7 +143,7 @@ def _class_name(folder: Path, settings: dict, is_byte_level: bool) -> str | None
     model_type = config.get("model_type")
     declared = settings.get("tokenizer_class") or config.get("tokenizer_class")
     name = declared.removesuffix("Fast") if isinstance(declared, str) else None
-    if model_type in ("mistral", "phi3"):  # published files name wrong classes
+    if model_type in FILES_OWN_RULES:  # published files name wrong classes
         name = None
     elif model_type == "qwen2" or name is None:
         name = REGISTERED.get(model_type)
@@ -155,14 +157,19 @@ def _class_name(folder: Path, settings: dict, is_byte_level: bool) -> str | None
     return name if name in CLASSES else None
 
 
+# The families whose class in transformers is the general one, whatever a file declares.
+FILES_OWN_RULES = set("glm4 granite internlm2 ministral ministral3 mistral mistral3 olmo2 olmo3 phi3 stablelm".split())
 REGISTERED = {  # model_type -> class
     "gemma": "GemmaTokenizer",
+    "gemma2": "GemmaTokenizer",
+    "gemma3": "GemmaTokenizer",
     "gemma3_text": "GemmaTokenizer",
     "gpt2": "GPT2Tokenizer",
     "gpt_neo": "GPT2Tokenizer",
     "gpt_neox": "GPTNeoXTokenizer",
     "qwen2": "Qwen2Tokenizer",
     "qwen3": "Qwen2Tokenizer",
+    "starcoder2": "GPT2Tokenizer",
 }
 
 

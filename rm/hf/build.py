@@ -83,7 +83,8 @@ def build(
     config = replace(config, vocab_size=max([config.vocab_size, *(i + 1 for i in new_ids)]))
     dtype = sharding.compute_dtype(parallel.dtype)
     if kernel is None:
-        kernel = choose_kernel(dist.device(), dtype, config.n_heads, config.n_kv_heads, config.head_dim)
+        heads = config.n_heads, config.n_kv_heads, config.head_dim
+        kernel = choose_kernel(dist.device(), dtype, *heads, config.attn_softcap)
     options = {} if loss is None else {"loss": loss}
     with torch.device("meta"), _WithoutInitialization():
         model = cls(config, kernel, **options)

@@ -17,7 +17,10 @@ TOKENIZER_FILES = """tokenizer.json tokenizer.model tokenizer_config.json specia
     added_tokens.json vocab.json merges.txt chat_template.jinja""".split()
 
 # The padding of families whose class in transformers has one: config.json may leave it out.
-DEFAULT_PADDING = {"gemma": 0, "gemma3_text": 0, "phi3": 32000, "seed_oss": 1, "smollm3": 128004}
+DEFAULT_PADDING = {
+    "gemma": 0, "gemma2": 0, "gemma3_text": 0, "glm4": 151329, "ministral3": 11, "olmo2": 1, "olmo3": 1, "phi3": 32000,
+    "seed_oss": 1, "smollm3": 128004,
+}  # fmt: skip
 
 _SAMPLE = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]  # to see how a template ends
 

@@ -32,6 +32,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from rm.data.batch import Segment
+from rm.model.capped_attention import capped_attention
 
 # On a GPU, without cuDNN: it makes a plan for every new pair of lengths, 4 s for a layer of 44 replies on an H200.
 _BACKENDS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
@@ -42,8 +43,8 @@ NO_WINDOW = 0  # the sliding window of a layer that attends to the whole segment
 class SplitAttention:
     """Plain scaled_dot_product_attention, one call a reply: causal over [P R1], then each further reply over [P Ri].
 
-    Works on every device and dtype. On a CPU it saves all of the shared prompt's computation, where one dense (T, T)
-    mask would save half of it.
+    Works on every device and dtype, and with capped logits (`rm.model.capped_attention`). On a CPU it saves all of the
+    shared prompt's computation, where one dense (T, T) mask would save half of it.
     """
 
     compiles = False  # its loop over segments differs in every micro-batch: torch.compile would trace each one anew
@@ -54,7 +55,7 @@ class SplitAttention:
         self.query_lengths = _query_lengths(segments)
         self.masks: dict[tuple[int, int, int], Tensor | None] = {}
 
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor, window: int, scale: float) -> Tensor:
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, window: int, scale: float, softcap: float = 0.0) -> Tensor:
         """q (T, H, E), k and v (T, K, E) -> (T, H, E)."""
         dtype = q.dtype
         # On a CPU the backward of SDPA takes twice as long in bfloat16 as in float32.
@@ -64,17 +65,19 @@ class SplitAttention:
         out, n = [], 0  # n counts the pieces [P R1], R2, ..., RK of all segments
         for prefix, _, *others in self.segments:
             first_key, first_value = keys[n], values[n]  # of [P R1]
-            out.append(self._attend(queries[n], first_key, first_value, window, scale))
+            out.append(self._attend(queries[n], first_key, first_value, window, scale, softcap))
             n += 1
             for _ in others:
                 key = torch.cat([first_key[:prefix], keys[n]])
                 value = torch.cat([first_value[:prefix], values[n]])
-                out.append(self._attend(queries[n], key, value, window, scale))
+                out.append(self._attend(queries[n], key, value, window, scale, softcap))
                 n += 1
         return torch.cat(out).to(dtype)  # (T, H, E)
 
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor, window: int, scale: float) -> Tensor:
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, window: int, scale: float, softcap: float) -> Tensor:
         """q (L, H, E), k and v (S, K, E) -> (L, H, E): queries are the last L of S positions (bottom-right causal)."""
+        if softcap:
+            return capped_attention(q, k, v, window, scale, softcap)
         mask = self._mask(len(q), len(k), window)
         with sdpa_kernel(_BACKENDS) if q.is_cuda else contextlib.nullcontext():
             out = F.scaled_dot_product_attention(
@@ -118,8 +121,9 @@ class VarlenAttention:
         self.key_ends, self.longest_key = _cumulative(key_lengths, device), max(key_lengths)
         self.key_copies = _key_copies(segments, device) if len(key_lengths) > len(segments) else None
 
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor, window: int, scale: float) -> Tensor:
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, window: int, scale: float, softcap: float = 0.0) -> Tensor:
         """q (T, H, E), k and v (T, K, E) -> (T, H, E)."""
+        assert not softcap  # `choose_kernel` knows
         return self.varlen_attn(
             q,
             self._gather(k),
@@ -201,12 +205,15 @@ def _query_lengths(segments: list[Segment]) -> list[int]:
 MAX_DISAGREEMENT = 0.02  # of two kernels in 16 bit, relative: an honest one is below 0.01
 
 
-def choose_kernel(device: torch.device, dtype: torch.dtype, heads: int, kv_heads: int, head_dim: int) -> type:
+def choose_kernel(
+    device: torch.device, dtype: torch.dtype, heads: int, kv_heads: int, head_dim: int, softcap: float = 0.0
+) -> type:
     """The fastest kernel that is right here: varlen only after it agreed with split on a small random micro-batch.
 
     Varlen runs on FlashAttention 3 where its package is installed on a Hopper GPU, else on torch's FlashAttention 2.
+    Neither caps q.k as torch calls them.
     """
-    if device.type != "cuda" or dtype not in (torch.bfloat16, torch.float16):
+    if device.type != "cuda" or dtype not in (torch.bfloat16, torch.float16) or softcap:
         return SplitAttention
     for version in _flash_attention_versions(device):
         try:

@@ -35,7 +35,8 @@ class LanguageModel(Transformer):
     def forward(self, batch: MicroBatch) -> Sums:
         """`loss`: summed cross entropy of the labelled tokens, () fp32; `count`: their number."""
         hidden = self.hidden(batch.tokens, batch.position, batch.segments, batch.label_positions)  # (L, D)
-        loss = losses.linear_cross_entropy(hidden, self.head_weight, batch.targets)
+        scale, softcap = self.config.logit_scale, self.config.logit_softcap
+        loss = losses.linear_cross_entropy(hidden, self.head_weight, batch.targets, scale, softcap)
         return {"loss": loss + _zero_with_grad(hidden), "count": loss.new_full((), len(batch.targets))}
 
     @staticmethod

@@ -172,8 +172,10 @@ def agreement(pairs: Pairs) -> tuple[Tensor, Tensor]:
     return accuracy, (difference * decided).sum(1) / count.clamp(min=1)
 
 
-def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-    """The sum of cross entropies of `softmax(hidden @ weight.T)` without the (L, V) logits in memory.
+def linear_cross_entropy(
+    hidden: Tensor, weight: Tensor, targets: Tensor, scale: float = 1.0, softcap: float = 0.0
+) -> Tensor:
+    """The sum of cross entropies of `softmax(scale * hidden @ weight.T)` without the (L, V) logits in memory.
 
     Chunk by chunk, the forward computes the loss *and* its gradients from the chunk's logits: recomputing them in the
     backward would cost a third GEMM over the vocabulary. A frozen head (LoRA) costs no weight gradient.
@@ -182,19 +184,28 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Ten
         hidden: (L, D) hidden states at the labelled positions only.
         weight: (V, D) of the language-model head.
         targets: (L,) ids of the next tokens.
+        softcap: scaled logits become softcap * tanh(logits / softcap); 0: they stay.
 
     Returns:
         () fp32.
     """
     grad = torch.is_grad_enabled()
-    return _LinearCrossEntropy.apply(
-        hidden, weight, targets, grad and hidden.requires_grad, grad and weight.requires_grad
-    )
+    need_hidden, need_weight = grad and hidden.requires_grad, grad and weight.requires_grad
+    return _LinearCrossEntropy.apply(hidden, weight, targets, need_hidden, need_weight, scale, softcap)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden: Tensor, weight: Tensor, targets: Tensor, need_hidden: bool, need_weight: bool) -> Tensor:
+    def forward(
+        ctx,
+        hidden: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        need_hidden: bool,
+        need_weight: bool,
+        scale: float,
+        softcap: float,
+    ) -> Tensor:
         loss = hidden.new_zeros((), dtype=torch.float32)
         hidden_grad = torch.empty_like(hidden) if need_hidden else None
         weight_grad = torch.zeros_like(weight, dtype=torch.float32) if need_weight else None
@@ -202,6 +213,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
         for start in range(0, len(hidden), chunk):
             part = slice(start, start + chunk)
             logits = (hidden[part] @ weight.T).float()  # (chunk, V)
+            if scale != 1:
+                logits *= scale
+            if softcap:
+                logits = logits.div_(softcap).tanh_().mul_(softcap)
+                slope = 1 - (logits / softcap).square_() if need_hidden or need_weight else None  # of the cap
             target = targets[part, None]
             largest = logits.amax(-1, keepdim=True)
             # -log softmax at the target is  log sum_v exp(l_v - largest)  +  largest - l_target.
@@ -212,6 +228,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
             if need_hidden or need_weight:  # d loss / d logits = softmax - one hot
                 logits_grad = exponentials.div_(total)
                 logits_grad.scatter_add_(1, target, torch.full_like(total, -1.0))
+                if softcap:
+                    logits_grad *= slope
+                if scale != 1:
+                    logits_grad *= scale
                 logits_grad = logits_grad.to(hidden.dtype)
             if need_hidden:
                 torch.mm(logits_grad, weight, out=hidden_grad[part])
@@ -223,7 +243,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_output: Tensor):
         hidden_grad, weight_grad = (None if g is None else g * grad_output.to(g.dtype) for g in ctx.saved_tensors)
-        return hidden_grad, weight_grad, None, None, None
+        return hidden_grad, weight_grad, *(None for _ in range(5))
 
 
 def _add_product(total: Tensor, logits_grad: Tensor, hidden: Tensor) -> None:

@@ -10,7 +10,6 @@ before o_proj and the MLP. Of a pair, a reward model reads two.
 Shapes: T tokens in a micro-batch, N output positions, D width, H heads, K kv heads, E head width, V vocabulary.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -20,23 +19,10 @@ from rm.data.batch import Segment
 from rm.model.attention import SplitAttention
 from rm.model.feed_forward import MLPS
 from rm.model.ops import RMSNormFunction
+from rm.model.rotary import Rope, Tables, rope_tables, rotation
 
 Positions = Tensor | slice  # (N,) indices into a micro-batch
 ALL_POSITIONS = slice(None)
-
-
-@dataclass(frozen=True)
-class Rope:
-    """Rotary position embedding (RoFormer, arXiv 2104.09864) of a layer, whatever scaling its family applies.
-
-    Attributes:
-        frequencies: radians per position, one for each pair of dimensions; where there are fewer than head_dim / 2,
-            the last dimensions of a head are not rotated. Exact fp32 numbers.
-        scale: factor of cosine and sine (YaRN, arXiv 2309.00071).
-    """
-
-    frequencies: tuple[float, ...]
-    scale: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -63,8 +49,12 @@ class ModelConfig:
     windows: tuple[int, ...]  # sliding window of each layer; 0: it attends to everything
     tie_embeddings: bool  # the LM head is the embedding
     block: str = "serial"  # a key of BLOCKS
-    qk_norm: bool = False  # a norm on each head's q and k, before rotary positions
+    qk_norm: str = "none"  # before rotary positions, of q and k: "head", each head's, or "all heads", together
     embed_scale: float = 1.0  # factor of the embeddings
+    residual_scale: float = 1.0  # factor of what attention and MLP add; read by the block "scaled"
+    attn_softcap: float = 0.0  # q.k, scaled, becomes softcap * tanh(q.k / softcap); 0: it stays
+    logit_scale: float = 1.0  # factor of the language model's logits
+    logit_softcap: float = 0.0  # as attn_softcap, of these logits
 
     @property
     def attention_cost(self) -> float:
@@ -73,45 +63,6 @@ class ModelConfig:
         projections = self.dim * (2 * heads + 2 * self.n_kv_heads * self.head_dim)
         matrices = projections + MLPS[self.mlp].matrices * self.dim * self.hidden_dim
         return 4 * heads / (2 * matrices)
-
-
-def rope_table(position: Tensor, rope: Rope | None, dtype: torch.dtype) -> tuple[Tensor, Tensor] | None:
-    """Cosines and sines of rotary positions, in the half-rotation form of Hugging Face.
-
-    The sines include the sign of the rotation, so that `rotate` needs no negated half. Angles are computed in fp32
-    whatever `dtype`.
-
-    Args:
-        position: (T,) of each token in its own text.
-
-    Returns:
-        cos, sin: each (T, 1, 2 * number of frequencies); None without rope.
-    """
-    if rope is None:
-        return None
-    frequency = torch.tensor(rope.frequencies, dtype=torch.float32).to(position.device, non_blocking=True)
-    angle = position[:, None].float() * frequency  # (T, E/2)
-    cos, sin = angle.cos() * rope.scale, angle.sin() * rope.scale
-    return torch.cat([cos, cos], -1)[:, None].to(dtype), torch.cat([-sin, sin], -1)[:, None].to(dtype)
-
-
-def rotate(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
-    """x (T, H, E) rotated by its position."""
-    cos, sin = rope
-    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
-
-
-def rotate_first(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
-    """x (T, H, E), of which only the first dimensions are rotated: as many as there are cosines."""
-    rotary, passed_through = x.tensor_split([rope[0].shape[-1]], -1)
-    return torch.cat([rotate(rotary, rope), passed_through], -1)
-
-
-def _rotation(rope: Rope | None, head_dim: int) -> Callable:
-    """The function that applies a layer's rotary positions to q or k, given its table."""
-    if rope is None:
-        return lambda x, table: x
-    return rotate if 2 * len(rope.frequencies) == head_dim else rotate_first
 
 
 class RMSNorm(nn.RMSNorm):
@@ -128,11 +79,30 @@ class OffsetRMSNorm(nn.RMSNorm):
         return RMSNormFunction.apply(x, 1 + self.weight.float(), self.eps)
 
 
+class RMSNormOfHeads(RMSNorm):
+    """One RMSNorm over all heads of q or k, (T, H, E), together."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.flatten(1)).view_as(x)
+
+
 NORMS = {"rms": RMSNorm, "rms_offset": OffsetRMSNorm, "layer": nn.LayerNorm}
 
 
 def _norm(config: ModelConfig, width: int) -> nn.Module:
     return NORMS[config.norm](width, eps=config.norm_eps)
+
+
+def _qk_norm(config: ModelConfig, width: int) -> nn.Module:
+    """The norm of q or k, `width` over all of its heads."""
+    match config.qk_norm:
+        case "none":
+            return nn.Identity()
+        case "head":
+            return _norm(config, config.head_dim)
+        case "all heads":
+            return RMSNormOfHeads(width, eps=config.norm_eps)
+    raise AssertionError(config.qk_norm)
 
 
 class Attention(nn.Module):
@@ -141,20 +111,19 @@ class Attention(nn.Module):
     def __init__(self, config: ModelConfig, layer: int):
         super().__init__()
         self.head_dim, self.scale, self.window = config.head_dim, config.attn_scale, config.windows[layer]
+        self.softcap = config.attn_softcap
         heads, kv_heads = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
         self.q_proj = nn.Linear(config.dim, heads, bias=config.qkv_bias)
         self.k_proj = nn.Linear(config.dim, kv_heads, bias=config.qkv_bias)
         self.v_proj = nn.Linear(config.dim, kv_heads, bias=config.qkv_bias)
         self.o_proj = nn.Linear(heads, config.dim, bias=config.out_bias)
-        self.q_norm, self.k_norm = (
-            _norm(config, config.head_dim) if config.qk_norm else nn.Identity() for _ in range(2)
-        )
-        self.rotate = _rotation(config.ropes[layer], config.head_dim)
+        self.q_norm, self.k_norm = _qk_norm(config, heads), _qk_norm(config, kv_heads)
+        self.rotate = rotation(config.ropes[layer], config.head_dim)
 
-    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor] | None, attend, output_positions: Positions) -> Tensor:
+    def forward(self, x: Tensor, rope: Tables, attend, output_positions: Positions) -> Tensor:
         q, k, v = (project(x).unflatten(-1, (-1, self.head_dim)) for project in (self.q_proj, self.k_proj, self.v_proj))
-        q, k = self.rotate(self.q_norm(q), rope), self.rotate(self.k_norm(k), rope)  # (T, H, E), (T, K, E)
-        attended = attend(q, k, v, window=self.window, scale=self.scale)  # (T, H, E)
+        q, k = self.rotate(self.q_norm(q), rope.q), self.rotate(self.k_norm(k), rope.k)  # (T, H, E), (T, K, E)
+        attended = attend(q, k, v, window=self.window, scale=self.scale, softcap=self.softcap)  # (T, H, E)
         return self.o_proj(attended[output_positions].flatten(1))  # (N, D)
 
 
@@ -168,7 +137,7 @@ class Block(nn.Module):
         self.mlp_norm = _norm(config, config.dim)
         self.mlp = MLPS[config.mlp](config.dim, config.hidden_dim, config.mlp_bias)
 
-    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor] | None, attend, output_positions: Positions) -> Tensor:
+    def forward(self, x: Tensor, rope: Tables, attend, output_positions: Positions) -> Tensor:
         x = x[output_positions] + self.attn(self.attn_norm(x), rope, attend, output_positions)
         return x + self.mlp(self.mlp_norm(x))
 
@@ -176,7 +145,7 @@ class Block(nn.Module):
 class ParallelBlock(Block):
     """x + attention(norm(x)) + MLP(other_norm(x))."""
 
-    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor] | None, attend, output_positions: Positions) -> Tensor:
+    def forward(self, x: Tensor, rope: Tables, attend, output_positions: Positions) -> Tensor:
         residual = x[output_positions]
         attended = self.attn(self.attn_norm(x), rope, attend, output_positions)
         return residual + attended + self.mlp(self.mlp_norm(residual))
@@ -190,12 +159,46 @@ class SandwichBlock(Block):
         self.attn_post_norm = _norm(config, config.dim)
         self.mlp_post_norm = _norm(config, config.dim)
 
-    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor] | None, attend, output_positions: Positions) -> Tensor:
+    def forward(self, x: Tensor, rope: Tables, attend, output_positions: Positions) -> Tensor:
         x = x[output_positions] + self.attn_post_norm(self.attn(self.attn_norm(x), rope, attend, output_positions))
         return x + self.mlp_post_norm(self.mlp(self.mlp_norm(x)))
 
 
-BLOCKS = {"serial": Block, "parallel": ParallelBlock, "sandwich": SandwichBlock}
+class PostNormBlock(nn.Module):
+    """x + norm(attention(x)), then x + norm(MLP(x))."""
+
+    def __init__(self, config: ModelConfig, layer: int):
+        super().__init__()
+        self.attn = Attention(config, layer)
+        self.attn_post_norm = _norm(config, config.dim)
+        self.mlp = MLPS[config.mlp](config.dim, config.hidden_dim, config.mlp_bias)
+        self.mlp_post_norm = _norm(config, config.dim)
+
+    def forward(self, x: Tensor, rope: Tables, attend, output_positions: Positions) -> Tensor:
+        x = x[output_positions] + self.attn_post_norm(self.attn(x, rope, attend, output_positions))
+        return x + self.mlp_post_norm(self.mlp(x))
+
+
+class ScaledBlock(Block):
+    """The pre-norm block, whose attention and MLP are multiplied by a factor."""
+
+    def __init__(self, config: ModelConfig, layer: int):
+        super().__init__(config, layer)
+        self.scale = config.residual_scale
+
+    def forward(self, x: Tensor, rope: Tables, attend, output_positions: Positions) -> Tensor:
+        attended = self.attn(self.attn_norm(x), rope, attend, output_positions)
+        x = torch.add(x[output_positions], attended, alpha=self.scale)
+        return torch.add(x, self.mlp(self.mlp_norm(x)), alpha=self.scale)
+
+
+BLOCKS = {
+    "serial": Block,
+    "parallel": ParallelBlock,
+    "post-norm": PostNormBlock,
+    "sandwich": SandwichBlock,
+    "scaled": ScaledBlock,
+}
 
 
 class ScaledEmbedding(nn.Embedding):
@@ -254,7 +257,7 @@ class Transformer(nn.Module):
         x = self.embed(tokens)  # (T, D)
         if self.config.positions == "learned":
             x = x + self.embed_positions(position)
-        tables = {rope: rope_table(position, rope, x.dtype) for rope in set(self.config.ropes)}
+        tables = {rope: rope_tables(position, rope, x.dtype) for rope in set(self.config.ropes)}
         attend = self.kernel(segments, x.device)
         for layer, rope in zip(self.layers, self.config.ropes, strict=True):
             is_last = layer is self.layers[-1]

@@ -13,7 +13,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from rm.data.batch import Segment, StepBatches
 from rm.distributed import process_group as dist
@@ -21,7 +21,8 @@ from rm.distributed.sharding import is_sharded, local, set_requires_all_reduce
 from rm.distributed.torch_private import FakeTensorMode, FSDPMemTracker, MemTracker, TorchDispatchMode
 from rm.hf.weights import MAX_SHARD_BYTES
 from rm.model import lora
-from rm.model.attention import SplitAttention
+from rm.model.attention import SplitAttention, VarlenAttention
+from rm.model.capped_attention import BLOCK
 from rm.plan.roofline import CountWork, Work
 
 
@@ -38,6 +39,32 @@ class PlannedSplitAttention(SplitAttention):
 
     def _mask(self, queries: int, keys: int, window: int) -> None:
         return None
+
+
+class PlannedCappedAttention(VarlenAttention):
+    """The memory of capped attention: that of the fused kernel, and the logits of a block of queries.
+
+    Its time is taken to be the fused kernel's, too, which is less than that of plain operations.
+    """
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, window: int, scale: float, softcap: float = 0.0) -> Tensor:
+        out = super().__call__(q, k, v, window, scale)
+        return _HoldsLogits.apply(out, (q.shape[1], min(BLOCK, self.longest_query), self.longest_key))
+
+
+class _HoldsLogits(torch.autograd.Function):
+    """The identity, which holds three fp32 tensors of a shape for a moment, in the forward and in the backward."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, shape: tuple[int, ...]) -> Tensor:
+        ctx.shape = shape
+        x.new_empty((3, *shape), dtype=torch.float32)
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, grad_output: Tensor):
+        grad_output.new_empty((3, *ctx.shape), dtype=torch.float32)
+        return grad_output, None
 
 
 @dataclass(frozen=True)

@@ -22,13 +22,13 @@ from rm.data.batch import Loader
 from rm.data.examples import Examples
 from rm.distributed import process_group as dist
 from rm.files import write_json
-from rm.hf import build
+from rm.hf import build, weights
 from rm.model import lisa, losses
 from rm.model.attention import VarlenAttention
 from rm.model.losses import LossSettings
 from rm.model.transformer import Transformer
 from rm.plan import memory, roofline
-from rm.plan.memory import Footprint, PlannedSplitAttention
+from rm.plan.memory import Footprint, PlannedCappedAttention, PlannedSplitAttention
 from rm.plan.settings import FILE, GIB, PlanSettings
 from rm.training.flops import PEAKS, attention_flops, step_flops
 from rm.training.settings import TrainingSettings
@@ -76,8 +76,11 @@ def show(
         return
     if settings.parallel.dtype == "auto":
         settings = updated(settings, dtype="bfloat16")
-    kernel = VarlenAttention if settings.parallel.dtype == "bfloat16" else PlannedSplitAttention
-    on_a_gpu = kernel is VarlenAttention
+    on_a_gpu = settings.parallel.dtype == "bfloat16"
+    kernel = VarlenAttention if on_a_gpu else PlannedSplitAttention
+    config, *_ = weights.read_config(settings.model.model_name_or_path)
+    if config.attn_softcap:
+        kernel = PlannedCappedAttention
     with dist.fake_process_group(processes), logits_of_a_gpu() if on_a_gpu else contextlib.nullcontext():
         plan = Plan(cls, settings, plan_settings, examples, kernel, loss, new_ids)
         for line in plan.lines():

@@ -8,6 +8,7 @@ import pytest
 from rm.data import backend, sentencepiece_file
 from rm.data.chat import choose_template
 from rm.data.tokenizer import Tokenizer
+from rm.hf.families import FAMILIES
 from tests.text_fixtures import CORPUS, byte_level, llama_like, metaspace, sentencepiece_model, write_json
 
 transformers = pytest.importorskip("transformers")
@@ -160,6 +161,15 @@ def test_settings_that_split_texts_in_other_ways_are_refused(name, tmp_path):
     model_type(tmp_path, "mistral")
     with pytest.raises(ValueError, match=f"tokenizer_config.json: {name} True is not implemented"):
         backend.make(tmp_path)
+
+
+def test_the_class_of_every_family_is_that_of_transformers():
+    auto = transformers.models.auto.tokenization_auto
+    for family in FAMILIES:
+        theirs = auto.TOKENIZER_MAPPING_NAMES.get(family)
+        general = theirs in ("TokenizersBackend", "MistralCommonBackend")
+        assert (family in backend.FILES_OWN_RULES) == general, family
+        assert backend.REGISTERED.get(family) == (None if general else theirs), family
 
 
 def test_every_class_of_transformers_is_implemented_or_refused_or_follows_the_file(tmp_path):

@@ -1,11 +1,13 @@
 """rm.model.attention: the kernels against the mask written out entry by entry."""
 
+from unittest import mock
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rm.model import attention
+from rm.model import attention, capped_attention
 from rm.model.attention import SplitAttention, VarlenAttention
 from tests.reference import DenseAttention, attention_mask
 
@@ -16,21 +18,23 @@ segments = st.lists(
 )
 
 
-def run(kernel, segments, window, seed=0, dtype=torch.float64):
+def run(kernel, segments, window, softcap=0.0, seed=0, dtype=torch.float64):
     """Output and gradients of a kernel on random q (4 heads), k, v (2 heads)."""
     generator = torch.Generator().manual_seed(seed)
     tokens = sum(map(sum, segments))
     leaves = [torch.randn(tokens, heads, 8, generator=generator).to(dtype).requires_grad_() for heads in (4, 2, 2)]
-    out = kernel(segments, torch.device("cpu"))(*leaves, window=window, scale=0.7)
+    out = kernel(segments, torch.device("cpu"))(*leaves, window=window, scale=0.7, softcap=softcap)
     (out.double() ** 2).sum().backward()
     return [out.detach(), *(x.grad for x in leaves)]
 
 
 @settings(max_examples=60)
-@given(segments, st.sampled_from([0, 1, 3, 7]))
-def test_outputs_and_gradients_of_split_attention_follow_the_mask(segments, window):
-    for split, dense in zip(run(SplitAttention, segments, window), run(DenseAttention, segments, window), strict=True):
-        torch.testing.assert_close(split, dense, rtol=1e-9, atol=1e-9)
+@given(segments, st.sampled_from([0, 1, 3, 7]), st.sampled_from([0.0, 1.5]))
+def test_outputs_and_gradients_of_split_attention_follow_the_mask(segments, window, softcap):
+    with mock.patch.object(capped_attention, "BLOCK", 4):  # some texts have several
+        results = (run(kernel, segments, window, softcap) for kernel in (SplitAttention, DenseAttention))
+        for split, dense in zip(*results, strict=True):
+            torch.testing.assert_close(split, dense, rtol=1e-9, atol=1e-9)
 
 
 def test_split_attention_in_bfloat16_differs_by_rounding_only():

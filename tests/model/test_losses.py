@@ -167,7 +167,10 @@ def test_check_fits_refuses_examples_that_the_loss_cannot_use():
 
 @pytest.mark.parametrize("logits_at_once", [1, 40, 10**6])
 @pytest.mark.parametrize("frozen_head", [False, True])
-def test_chunked_cross_entropy_gives_the_loss_and_gradients_of_full_logits(monkeypatch, logits_at_once, frozen_head):
+@pytest.mark.parametrize("scale, softcap", [(1.0, 0.0), (0.25, 1.5)])
+def test_chunked_cross_entropy_gives_the_loss_and_gradients_of_full_logits(
+    monkeypatch, logits_at_once, frozen_head, scale, softcap
+):
     monkeypatch.setitem(losses.LOGITS_AT_ONCE, "cpu", logits_at_once)
     torch.manual_seed(0)
     hidden, weight = torch.randn(11, 6, dtype=torch.double), torch.randn(19, 6, dtype=torch.double)
@@ -175,7 +178,7 @@ def test_chunked_cross_entropy_gives_the_loss_and_gradients_of_full_logits(monke
     results = []
     for function in (losses.linear_cross_entropy, cross_entropy_sum):
         h, w = hidden.clone().requires_grad_(), weight.clone().requires_grad_(not frozen_head)
-        loss = function(h, w, targets)
+        loss = function(h, w, targets, scale, softcap)
         (loss * 0.3).backward()
         results.append((loss.detach().double(), h.grad, torch.zeros(0) if frozen_head else w.grad))
     for chunked, full in zip(*results, strict=True):

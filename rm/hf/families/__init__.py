@@ -6,14 +6,21 @@ A new family is a file of its own and an entry in `FAMILIES`.
 from pathlib import Path
 
 from rm.hf.families import (
+    exaone4,
     gemma,
+    gemma2,
     gemma3,
+    glm4,
     gpt2,
     gpt_neo,
     gpt_neox,
+    granite,
     llama,
     ministral,
+    ministral3,
     mistral,
+    olmo2,
+    olmo3,
     phi3,
     qwen2,
     qwen3,
@@ -25,14 +32,21 @@ from rm.hf.families import (
 from rm.hf.families.rules import Family
 
 FAMILIES: dict[str, Family] = {
+    "exaone4": exaone4.FAMILY,
     "gemma": gemma.FAMILY,
+    "gemma2": gemma2.FAMILY,
     "gemma3_text": gemma3.FAMILY,
+    "glm4": glm4.FAMILY,
     "gpt2": gpt2.FAMILY,
     "gpt_neo": gpt_neo.FAMILY,
     "gpt_neox": gpt_neox.FAMILY,
+    "granite": granite.FAMILY,
     "llama": llama.FAMILY,
     "ministral": ministral.FAMILY,
+    "ministral3": ministral3.FAMILY,
     "mistral": mistral.FAMILY,
+    "olmo2": olmo2.FAMILY,
+    "olmo3": olmo3.FAMILY,
     "phi3": phi3.FAMILY,
     "qwen2": qwen2.FAMILY,
     "qwen3": qwen3.FAMILY,

@@ -16,6 +16,7 @@ POSITIONS = Key(int, minimum=1, maximum=2**31 - 1)
 FLAG = Key(bool)
 OFF = Key(bool, only=(False,))
 NUMBER = Key(float, minimum=0)
+POSITIVE = Key(float, minimum=1e-12)
 AT_LEAST_1 = Key(float, minimum=1)
 
 # The activation functions of transformers -> a key of `MLPS`. The GELU with tanh has three names there, under which

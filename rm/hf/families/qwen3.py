@@ -9,7 +9,7 @@ from rm.model.transformer import ModelConfig
 
 
 def config(hf: dict) -> ModelConfig:
-    return replace(llama.config({"head_dim": 128} | hf), qk_norm=True, windows=upper_windows(hf))
+    return replace(llama.config({"head_dim": 128} | hf), qk_norm="head", windows=upper_windows(hf))
 
 
 FAMILY = replace(

@@ -49,6 +49,22 @@ def rope(hf: dict, head_dim: int, theta: float = 10000.0, partial: float | None 
     return Rope(tuple(frequencies.tolist()), scale)
 
 
+def by_layer_type(hf: dict, head_dim: int, full_theta: float, sliding_theta: float) -> dict[str, Rope]:
+    """The rotary positions of layers with full and with sliding attention, whose settings differ.
+
+    transformers 4 writes `rope_theta` and `rope_scaling` for full attention and, of Gemma 3, `rope_local_base_freq` for
+    sliding attention; transformers 5 writes `rope_parameters` with an entry for each.
+    """
+    parameters = hf.get("rope_parameters") or {}
+    full = (parameters.get("full_attention") or {}) | (hf.get("rope_scaling") or {})
+    sliding = {"rope_parameters": parameters.get("sliding_attention"), "rope_theta": hf.get("rope_local_base_freq")}
+    hf = hf | {"rope_scaling": None}
+    return {
+        "full_attention": rope(hf | {"rope_parameters": full}, head_dim, full_theta),
+        "sliding_attention": rope(hf | sliding, head_dim, sliding_theta),
+    }
+
+
 def _parameters(hf: dict) -> dict:
     """All rope parameters of a config.json in one dictionary, without those that are null, as transformers has them."""
     nested = hf.get("rope_scaling") or hf.get("rope_parameters") or {}  # the one replaces the other
@@ -68,12 +84,11 @@ def legacy_spelling(hf: dict) -> dict:
     transformers 4 ignores `rope_parameters`, without a warning.
     """
     parameters = hf.get("rope_parameters") or {}
-    if "full_attention" in parameters:  # Gemma 3: an entry for each kind of layer
-        sliding = parameters.get("sliding_attention") or {}
-        spelling = {"rope_local_base_freq": sliding.get("rope_theta")}
+    spelling = {}
+    if "full_attention" in parameters:  # an entry for each kind of layer
+        if hf["model_type"] == "gemma3_text":
+            spelling["rope_local_base_freq"] = (parameters.get("sliding_attention") or {}).get("rope_theta")
         parameters = parameters["full_attention"] or {}
-    else:
-        spelling = {}
     scaling = {name: value for name, value in parameters.items() if name not in ("rope_theta", "partial_rotary_factor")}
     if parameters.get("rope_type", "default") != "default":
         spelling["rope_scaling"] = scaling
@@ -114,8 +129,6 @@ def _yarn(period: Tensor, theta: float, parameters: dict) -> tuple[Tensor, float
 
     Cosine and sine are scaled as well.
     """
-    if parameters.get("mscale") or parameters.get("mscale_all_dim"):
-        raise ValueError("rope_scaling of type 'yarn' with mscale is not implemented")
     factor, length, pairs = parameters["factor"], parameters["original_max_position_embeddings"], len(period)
 
     def pair_of(rotations: float) -> float:
@@ -128,9 +141,13 @@ def _yarn(period: Tensor, theta: float, parameters: dict) -> tuple[Tensor, float
     low, high = max(low, 0), min(high, 2 * pairs - 1)
     width = high - low or 0.001  # as in transformers, so that nothing is divided by zero
     weight = 1 - ((torch.arange(pairs, dtype=torch.float32, device="cpu") - low) / width).clamp(0, 1)  # of unscaled
-    scale = parameters.get("attention_factor")
+
+    def mscale(times: float = 1) -> float:
+        return 0.1 * times * math.log(factor) + 1.0 if factor > 1 else 1.0
+
+    scale, times, times_all = (parameters.get(name) for name in ("attention_factor", "mscale", "mscale_all_dim"))
     if not scale:
-        scale = 0.1 * math.log(factor) + 1.0 if factor > 1 else 1.0
+        scale = mscale(times) / mscale(times_all) if times and times_all else mscale()
     return 1.0 / (factor * period) * (1 - weight) + 1.0 / period * weight, scale
 
 

@@ -19,7 +19,8 @@ from rm.model.transformer import ModelConfig
 
 LAYER_INDEX = re.compile(r"(?<=\.)\d+(?=\.)")
 WRAPPERS = ("RewardModel",)  # OpenRLHF's class around any family: a linear head on the last token
-NULL_MEANS_NONE = ("sliding_window", "num_key_value_heads")  # no window, one for each head; other nulls mean absence
+# No window, one kv head for each head, no cap; other nulls mean that a key is absent.
+NULL_MEANS_NONE = ("sliding_window", "num_key_value_heads", "attn_logit_softcapping", "final_logit_softcapping")
 LAYER_TYPES = Key(list, items=Key(str, only=("full_attention", "sliding_attention")))
 
 
@@ -145,3 +146,8 @@ def windows(hf: dict, layers: int) -> tuple[int, ...]:
     if len(layer_types) != layers:
         raise ValueError(f"layer_types describe {len(layer_types)} layers, num_hidden_layers is {layers}")
     return tuple(window_of_type[layer_type] for layer_type in layer_types)
+
+
+def every_nth_full(layers: int, n: int) -> list[str]:
+    """Layer types: full attention in every layer whose number, counted from 1, is a multiple of `n`."""
+    return ["full_attention" if i % n == 0 else "sliding_attention" for i in range(1, layers + 1)]
