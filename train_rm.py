@@ -102,10 +102,17 @@ def main(settings: Settings) -> None:
 
     # weights: architecture and shards, then values
     training = build.Training(settings.memory, settings.lora, settings.lisa)
+    max_length = settings.text.max_length
     model = build.build(
-        RewardModel, base, settings.parallel, training=training, loss=settings.loss, new_ids=tokenizer.new_ids
+        RewardModel,
+        base,
+        settings.parallel,
+        training=training,
+        loss=settings.loss,
+        new_ids=tokenizer.new_ids,
+        max_length=max_length,
     )
-    build.check_data(model, settings.text.max_length, data.train, data.held_out)
+    build.check_data(model, max_length, data.train, data.held_out)
     build.load(model, base, seed, tokenizer.new_ids)
     say_what_runs(model)
     optimizer = optim.adamw(model, settings.optim)

@@ -94,8 +94,11 @@ def main(settings: Settings) -> None:
 
     # weights: architecture and shards, then values
     training = build.Training(settings.memory, settings.lora, settings.lisa)
-    model = build.build(LanguageModel, base, settings.parallel, training=training, new_ids=tokenizer.new_ids)
-    build.check_data(model, settings.text.max_length, data.train, data.held_out)
+    max_length = settings.text.max_length
+    model = build.build(
+        LanguageModel, base, settings.parallel, training=training, new_ids=tokenizer.new_ids, max_length=max_length
+    )
+    build.check_data(model, max_length, data.train, data.held_out)
     build.load(model, base, seed, tokenizer.new_ids)
     say_what_runs(model)
     optimizer = optim.adamw(model, settings.optim)

@@ -54,8 +54,11 @@ def main(settings: Settings) -> None:
     settings = hub.fetched(settings)
     source, export = settings.model.model_name_or_path, settings.export
     cls = build.head_of(source)
+    agreed = contract.read(source)
+    parallel, max_length = ParallelSettings(dtype="float32"), None if agreed is None else agreed.max_length
     # The kernel computes nothing here.
-    model = build.load(build.build(cls, source, ParallelSettings(dtype="float32"), kernel=SplitAttention), source)
+    model = build.build(cls, source, parallel, kernel=SplitAttention, max_length=max_length)
+    build.load(model, source)
     max_shard_bytes = int(export.max_shard_gb * 10**9)
     weights.save(model, export.output_dir, source, getattr(torch, export.dtype), max_shard_bytes, _texts(source))
     sharding.release(model)

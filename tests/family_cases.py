@@ -14,6 +14,10 @@ LLAMA3_ROPE = {
 }  # fmt: skip
 YARN_ROPE = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16, "rope_theta": 1e4}
 LINEAR_ROPE = {"rope_type": "linear", "factor": 4.0, "rope_theta": 1e4}
+LONGROPE = {
+    "rope_type": "longrope", "short_factor": [1.0, 1.1, 1.5, 2.0], "long_factor": [1.0, 2.0, 5.0, 9.0],
+    "rope_theta": 1e4,
+}  # fmt: skip
 CASES = [
     ("gemma", "untied", {"tie_word_embeddings": False}),
     ("gemma3_text", "linear rope", {"rope_parameters": {"full_attention": LINEAR_ROPE, "sliding_attention": None}}),
@@ -30,6 +34,10 @@ CASES = [
     ("gpt_neox", "serial, other activation", {"use_parallel_residual": False, "hidden_act": "gelu_new"}),
     ("gpt_neox", "rope on whole heads, no biases, tied", {"attention_bias": False, "tie_word_embeddings": True}
      | {"rope_parameters": {"rope_type": "default", "rope_theta": 1e3, "partial_rotary_factor": 1.0}}),
+    ("phi3", "longrope below its length", {"rope_parameters": LONGROPE, "max_position_embeddings": 2048}
+     | {"original_max_position_embeddings": 512}),
+    ("llama", "dynamic rope below its length", {"max_position_embeddings": 512}
+     | {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}}),
     ("phi3", "no window", {"sliding_window": None}),
     ("phi3", "partial rope", {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}),
     ("llama", "grouped queries", {"num_key_value_heads": 2}),

@@ -184,4 +184,13 @@ CONFIGS = {
         | dict(tie_word_embeddings=False, vocab_size=151552, eos_token_id=[151329, 151336, 151338]),
         9_400_279_040,
     ),
+    "Phi-4-mini": (
+        dict(model_type="phi3", attention_bias=False, hidden_act="silu", hidden_size=3072, intermediate_size=8192)
+        | dict(lm_head_bias=False, max_position_embeddings=131072, mlp_bias=False, num_attention_heads=24)
+        | dict(num_hidden_layers=32, num_key_value_heads=8, original_max_position_embeddings=4096)
+        | dict(partial_rotary_factor=0.75, rms_norm_eps=1e-5, rope_theta=10000.0, sliding_window=262144)
+        | dict(rope_scaling={"type": "longrope", "short_factor": [1.0] * 48, "long_factor": [1.5] * 48})  # not theirs
+        | dict(tie_word_embeddings=True, vocab_size=200064),
+        3_836_021_760,
+    ),
 }

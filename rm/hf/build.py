@@ -67,6 +67,7 @@ def build(
     sharded: bool = True,
     new_ids: Sequence[int] = (),
     offload: bool = False,
+    max_length: int | None = None,
 ) -> Transformer:
     """The model of a folder's config.json on the meta device, without values.
 
@@ -78,9 +79,10 @@ def build(
         sharded: False for a model that this process uses alone, without a process group.
         new_ids: of tokens that are added to the folder's vocabulary. LoRA trains embedding and LM head in full then.
         offload: of a model on a GPU, keep only the layers that are being computed there, and the rest in host memory.
+        max_length: of the texts, where rotary positions depend on it (Phi 3 for long texts); None: they are short.
     """
     config, *_ = weights.read_config(folder)
-    config = replace(config, vocab_size=max([config.vocab_size, *(i + 1 for i in new_ids)]))
+    config = replace(config, vocab_size=max([config.vocab_size, *(i + 1 for i in new_ids)])).for_texts(max_length or 0)
     dtype = sharding.compute_dtype(parallel.dtype)
     if kernel is None:
         heads = config.n_heads, config.n_kv_heads, config.head_dim
@@ -157,8 +159,8 @@ def check_data(model: Transformer, max_length: int, *sets: Examples) -> None:
 
     Checked at the start, since on a GPU an out-of-range id is a device-side assert that does not name the token.
     """
-    positions = model.config.max_positions
-    if model.config.positions == "learned" and max_length > positions:
+    positions = model.config.longest_text
+    if positions is not None and max_length > positions:
         raise ValueError(f"--max_length {max_length} is more than the {positions} positions of the model: lower it")
     for examples in sets:
         highest = int(examples.tokens.max(initial=0))

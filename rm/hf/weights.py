@@ -27,6 +27,7 @@ from rm.hf import adapter, families, hub
 from rm.hf.adapter import SCORE
 from rm.hf.families.keys import HEADS
 from rm.hf.families.layout import Layout
+from rm.hf.families.phi3 import with_long_factors
 from rm.hf.families.rules import Family
 from rm.hf.folder import TextFiles, describe
 from rm.hf.safetensors_file import open_safetensors
@@ -371,6 +372,8 @@ def save(
                 index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map}
                 write_json(folder / "model.safetensors.index.json", index)
             hf["vocab_size"] = model.config.vocab_size  # which may have new tokens
+            if config.long_ropes and model.config.ropes == config.long_ropes:
+                hf = with_long_factors(hf)
             architecture, tokenizer = family.classes[model.head], hub.tokenizer_folder(source)
             describe(folder, base_folder(source), tokenizer, hf, architecture, model.head, dtype, texts)
 

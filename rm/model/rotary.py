@@ -24,6 +24,7 @@ class Rope:
         interleaved: whether a pair is two neighbouring dimensions, and not one of each half of those that are rotated.
         query_growth, query_length: q is multiplied by 1 + query_growth * log(1 + floor(position / query_length)), as in
             Llama 4 and Ministral 3. Every dimension has to be rotated then.
+        longest: texts of more positions would have other frequencies; 0: of any number have these.
     """
 
     frequencies: tuple[float, ...]
@@ -31,6 +32,7 @@ class Rope:
     interleaved: bool = False
     query_growth: float = 0.0
     query_length: int = 1
+    longest: int = 0
 
 
 class Tables(NamedTuple):

@@ -10,7 +10,7 @@ before o_proj and the MLP. Of a pair, a reward model reads two.
 Shapes: T tokens in a micro-batch, N output positions, D width, H heads, K kv heads, E head width, V vocabulary.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -55,6 +55,20 @@ class ModelConfig:
     attn_softcap: float = 0.0  # q.k, scaled, becomes softcap * tanh(q.k / softcap); 0: it stays
     logit_scale: float = 1.0  # factor of the language model's logits
     logit_softcap: float = 0.0  # as attn_softcap, of these logits
+    long_ropes: tuple[Rope | None, ...] = ()  # in place of `ropes`, where texts may have more than long_beyond tokens
+    long_beyond: int = 0
+
+    @property
+    def longest_text(self) -> int | None:
+        """How many positions the model has; None: any number."""
+        limits = [rope.longest for rope in self.ropes if rope is not None and rope.longest]
+        return min([*limits, *([self.max_positions] if self.positions == "learned" else [])], default=None)
+
+    def for_texts(self, max_length: int) -> "ModelConfig":
+        """The config for texts of at most so many tokens, one for all of them: a reward is not to depend on others."""
+        if self.long_ropes and max_length > self.long_beyond:
+            return replace(self, ropes=self.long_ropes)
+        return self
 
     @property
     def attention_cost(self) -> float:

@@ -138,6 +138,7 @@ class Plan:
             loss=self.loss,
             kernel=self.kernel,
             new_ids=self.new_ids,
+            max_length=settings.text.max_length,
         )
         no_optimizer = SimpleNamespace(state={})  # there are no moments to move
         lisa.activate_layers(model, no_optimizer, step, settings.lisa, settings.run.seed)

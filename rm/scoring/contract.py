@@ -241,7 +241,7 @@ def write(folder: str | Path, text: TextSettings, dtype: torch.dtype, statistics
     encoder = _encoder(folder, text)
     probes = _probe_texts(encoder)
     examples = encoder.examples([[probe] for probe in probes])
-    scores = _scores_on_disk(folder, examples).tolist()
+    scores = _scores_on_disk(folder, text.max_length, examples).tolist()
     tokens = [[*example.prefix.tolist(), *example.replies[0].tolist()] for example in examples]
     contract = Contract(
         template_sha256=None if encoder.template is None else encoder.template.fingerprint,
@@ -289,7 +289,11 @@ def copy_to(source: str | Path, folder: str | Path) -> None:
         name_padding(folder, read_json(folder / "config.json"), _encoder(folder, text).template)
     dist.barrier()
     scores = verify(
-        contract, folder, text_encoder(folder, text, contract), torch.bfloat16, partial(_scores_on_disk, folder)
+        contract,
+        folder,
+        text_encoder(folder, text, contract),
+        torch.bfloat16,
+        partial(_scores_on_disk, folder, text.max_length),
     )
     golden = tuple(replace(old, score=new) for old, new in zip(contract.golden, scores, strict=True))
     if dist.is_main():
@@ -297,13 +301,15 @@ def copy_to(source: str | Path, folder: str | Path) -> None:
     dist.barrier()
 
 
-def _scores_on_disk(folder: str | Path, examples: Examples) -> Tensor:
+def _scores_on_disk(folder: str | Path, max_length: int, examples: Examples) -> Tensor:
     """(R,) rewards from the files in a folder, computed in fp32. All ranks call it.
 
     The model is sharded over the ranks, and on a GPU its shards stay in host memory: training may have taken half as
     many bytes for each parameter as fp32 does.
     """
-    model = build.load(build.build(RewardModel, folder, ParallelSettings(dtype="float32"), offload=True), folder)
+    parallel = ParallelSettings(dtype="float32")
+    model = build.build(RewardModel, folder, parallel, offload=True, max_length=max_length)
+    build.load(model, folder)
     rewards = score_examples(model, examples)
     sharding.release(model)
     return rewards

@@ -68,7 +68,9 @@ class Scorer:
         )
         text, self.contract = resolve(path, requested, say=lambda line: None)
         self.encoder, self.max_tokens = text_encoder(path, text, self.contract), max_tokens
-        model = build.build(RewardModel, path, ParallelSettings(dtype=dtype), sharded=False)
+        parallel, max_length = ParallelSettings(dtype=dtype), self.encoder.max_length
+        model = build.build(RewardModel, path, parallel, sharded=False, max_length=max_length)
+        build.check_data(model, max_length)
         self.model = build.load(model, path).requires_grad_(False)
         self.scale = _scale(Path(path), self.contract)
         if self.contract:

@@ -278,6 +278,11 @@ def say_what_runs(model: Transformer, train: bool = True) -> None:
         f"{dist.world_size()} x {dist.device().type} ({dist.device_name()}), {dtype_name(model.compute_dtype)}, "
         f"{model.kernel.__name__}; {parameters:,} parameters{training}"
     )
+    config = model.config
+    if config.long_ropes:
+        which = "long" if config.ropes == config.long_ropes else "short"
+        limit = f"{'above' if which == 'long' else 'at most'} {config.long_beyond}"
+        dist.say(f"rotary positions: {which}_factor for all texts, as --max_length is {limit}")
     if model.compute_dtype == torch.bfloat16 and dist.device().type == "cpu" and not _cpu_has_bfloat16():
         dist.say("warning: this CPU has no bfloat16 units and emulates them: --dtype float32 is up to 100 times faster")
 

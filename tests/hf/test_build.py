@@ -162,6 +162,15 @@ def test_check_data_refuses_texts_longer_than_learned_positions():
         build.check_data(model, 129, examples)
 
 
+def test_check_data_refuses_texts_in_which_dynamic_rope_would_change(tmp_path):
+    rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}
+    folder = tiny.save_with(tiny.llama(rope_parameters=rope, max_position_embeddings=64), tmp_path / "m")
+    model = build.build(LanguageModel, folder, FP32, sharded=False)
+    build.check_data(model, 64)
+    with pytest.raises(ValueError, match="--max_length 65 is more than the 64 positions of the model: lower it"):
+        build.check_data(model, 65)
+
+
 def test_head_of_reads_what_a_model_or_an_adapter_declares(language_model, reward_model, tmp_path):
     assert build.head_of(language_model) is LanguageModel and build.head_of(reward_model) is RewardModel
     for task, model, cls in (

@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from rm.data.batch import EvalBatches, Loader, pack
 from rm.distributed import process_group as dist
+from rm.distributed.sharding import ParallelSettings
 from rm.hf import adapter, build, families, weights
 from rm.hf.folder import padding_id
 from rm.model import lisa, lora
@@ -23,6 +24,7 @@ from tests.family_cases import (
     CASES,
     LINEAR_ROPE,
     LLAMA3_ROPE,
+    LONGROPE,
     YARN_ROPE,
     gap,
     gradient_gaps,
@@ -34,6 +36,7 @@ from tests.ranks import run_ranks
 from tests.training_runs import load_reward_model, lora_settings, run_step
 
 FAMILIES = sorted(tiny.SETTINGS)
+FP32 = ParallelSettings(dtype="float32")
 LLAMA_HF = tiny.LLAMA | {"model_type": "llama"}
 QWEN3_HF = tiny.LLAMA | {"model_type": "qwen3"}
 GPT2_HF = tiny.SETTINGS["gpt2"] | {"model_type": "gpt2"}
@@ -399,6 +402,31 @@ def test_a_gpt_neox_of_transformers_5_is_exported_with_its_own_names_of_transfor
     assert read({name: value for name, value in saved.items() if name != "rope_parameters"}) == read(saved)
 
 
+def test_a_model_for_long_texts_has_one_list_of_factors_and_is_saved_with_it(tmp_path):
+    """transformers takes the long list for long texts alone; a reward would depend on the batch."""
+    settings = {"rope_parameters": LONGROPE, "original_max_position_embeddings": 64, "max_position_embeddings": 512}
+    hf_model = tiny.reward_model("phi3", **settings)
+    source, long_text, short_text = tiny.save_with(hf_model, tmp_path / "m"), tiny.tokens(300), tiny.tokens(50)
+
+    def reward(model, tokens):
+        with torch.no_grad():
+            return model.rewards(pack(made.pair_examples([(tokens.tolist(), tokens.tolist()[:-1])]), np.arange(1)))[0]
+
+    with dist.session(seed=0):
+        short, long = (build.build(RewardModel, source, FP32, max_length=length) for length in (64, 65))
+        for model in (short, long):
+            build.load(model, source)
+        weights.save(long, tmp_path / "out", source, torch.float32)
+    assert_close(reward(short, short_text), their_reward(hf_model, short_text))
+    assert_close(reward(long, long_text), their_reward(hf_model, long_text))
+    assert gap(reward(long, short_text), their_reward(hf_model, short_text)) > 1e-3
+    exported = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out").eval()
+    again = tiny.ours(tmp_path / "out", RewardModel)
+    for text in (short_text, long_text):
+        assert_close(reward(long, text), their_reward(exported, text))
+        assert torch.equal(reward(long, text), reward(again, text))
+
+
 def test_both_spellings_of_rope_are_read():
     def rope(**settings):
         return read(LLAMA_HF | settings).ropes[0]
@@ -442,7 +470,7 @@ def test_dropout_settings_change_nothing():
         (LLAMA_HF | {"model_type": "smollm3", "layer_types": ["sliding_attention"] * 2}, "need use_sliding_window"),
         (LLAMA_HF | {"model_type": "stablelm", "qk_layernorm": True}, "qk_layernorm True is not implemented"),
         (LLAMA_HF | {"hidden_act": "mish"}, "hidden_act 'mish' is not implemented, only 'silu' or"),
-        (LLAMA_HF | {"rope_scaling": {"type": "dynamic", "factor": 2}}, "rope_scaling of type 'dynamic'"),
+        (LLAMA_HF | {"rope_scaling": {"type": "ntk", "factor": 2}}, "rope_scaling of type 'ntk'"),
         (LLAMA_HF | {"is_causal": False}, "is_causal False is not implemented, only True"),
         (LLAMA_HF | {"rope_scaling": {"rope_type": "llama3"}}, "rope_scaling of type 'llama3' lacks 'factor'"),
         (LLAMA_HF | {"rope_parameters": {"rope_type": "longrope"}}, "rope_scaling of type 'longrope'"),
@@ -457,7 +485,9 @@ def test_dropout_settings_change_nothing():
         (LLAMA_HF | {"model_type": "qwen3", "layer_types": ["full_attention"]}, "layer_types describe 1 layers"),
         (LLAMA_HF | {"model_type": "gemma3_text", "use_bidirectional_attention": True}, "use_bidirectional_attention"),
         (LLAMA_HF | {"model_type": "phi3", "rope_scaling": {"type": "longrope"}}, "rope_scaling of type 'longrope'"),
-        (LLAMA_HF | {"model_type": "phi3", "rope_scaling": YARN_ROPE}, "rope_scaling of type 'yarn'"),
+        (LLAMA_HF | {"model_type": "phi3", "rope_scaling": YARN_ROPE}, "'longrope' needs short_factor and long_factor"),
+        (LLAMA_HF | {"model_type": "phi3", "rope_scaling": LONGROPE | {"long_factor": [1.0]}}, "has 1 factors for 4"),
+        (LLAMA_HF | {"model_type": "phi3", "rope_scaling": {"type": "linear"}}, "rope_scaling of type 'linear'"),
         (GPT2_HF | {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx True"),
         (GPT_NEO_HF | {"activation_function": "mish"}, "activation_function 'mish'"),
         (

@@ -46,7 +46,8 @@ def config(hf: dict) -> ModelConfig:
     layers = hf["num_hidden_layers"]
     theta, partial = hf.get("rotary_emb_base", 10000.0), hf.get("rotary_pct", 0.25)
     own_names = {"rope_theta": theta, "partial_rotary_factor": partial}
-    layer_rope = rope(hf | own_names, head_dim, partial=partial)
+    max_positions = hf.get("max_position_embeddings", 2048)
+    layer_rope = rope({"max_position_embeddings": max_positions} | hf | own_names, head_dim, partial=partial)
 
     return ModelConfig(
         vocab_size=hf["vocab_size"],
@@ -60,7 +61,7 @@ def config(hf: dict) -> ModelConfig:
         norm_eps=hf.get("layer_norm_eps", 1e-5),
         mlp=PLAIN_MLPS[hf.get("hidden_act", "gelu")],
         positions="rope",
-        max_positions=hf.get("max_position_embeddings", 2048),
+        max_positions=max_positions,
         ropes=(layer_rope,) * layers,
         qkv_bias=hf.get("attention_bias", True),
         out_bias=hf.get("attention_bias", True),

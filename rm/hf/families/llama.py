@@ -45,6 +45,7 @@ def config(hf: dict, theta: float = 10000.0, partial: float | None = None) -> Mo
     quotient(hf, "num_attention_heads", "num_key_value_heads")
     head_dim = hf.get("head_dim") or quotient(hf, "hidden_size", "num_attention_heads")
     layers = hf["num_hidden_layers"]
+    max_positions = hf.get("max_position_embeddings", 2048)
 
     return ModelConfig(
         vocab_size=hf["vocab_size"],
@@ -58,8 +59,8 @@ def config(hf: dict, theta: float = 10000.0, partial: float | None = None) -> Mo
         norm_eps=hf.get("rms_norm_eps", 1e-6),
         mlp=GATED_MLPS[hf.get("hidden_act", "silu")],
         positions="rope",
-        max_positions=hf.get("max_position_embeddings", 2048),
-        ropes=(rope(hf, head_dim, theta, partial),) * layers,
+        max_positions=max_positions,
+        ropes=(rope({"max_position_embeddings": max_positions} | hf, head_dim, theta, partial),) * layers,
         qkv_bias=hf.get("attention_bias", False),
         out_bias=hf.get("attention_bias", False),
         mlp_bias=hf.get("mlp_bias", False),

@@ -27,8 +27,9 @@ def rope(hf: dict, head_dim: int, theta: float = 10000.0, partial: float | None 
     """
     parameters = _parameters(hf)
     rope_type = parameters.get("rope_type") or parameters.get("type") or "default"
-    if rope_type not in FREQUENCIES:
-        raise ValueError(f"rope_scaling of type {rope_type!r} is not implemented, only {', '.join(FREQUENCIES)}")
+    if rope_type not in FREQUENCIES or (rope_type == "longrope" and "factors" not in parameters):
+        implemented = ", ".join(name for name in FREQUENCIES if name != "longrope")  # which Phi 3 alone has
+        raise ValueError(f"rope_scaling of type {rope_type!r} is not implemented for this family, only {implemented}")
     fraction = parameters.get("partial_rotary_factor", partial or 1.0)
     rotated = int(head_dim * fraction)
     if partial is None and rotated != head_dim:
@@ -46,7 +47,9 @@ def rope(hf: dict, head_dim: int, theta: float = 10000.0, partial: float | None 
         raise ValueError(f"rope_scaling of type {rope_type!r} lacks {error}") from error
     except ZeroDivisionError:
         raise ValueError(f"rope_scaling of type {rope_type!r} divides by zero with {parameters}") from None
-    return Rope(tuple(frequencies.tolist()), scale)
+    # "dynamic" changes with the length of a text beyond the model's own, and not before.
+    longest = hf["max_position_embeddings"] if rope_type == "dynamic" else 0
+    return Rope(tuple(frequencies.tolist()), scale, longest=longest)
 
 
 def by_layer_type(hf: dict, head_dim: int, full_theta: float, sliding_theta: float) -> dict[str, Rope]:
@@ -151,4 +154,27 @@ def _yarn(period: Tensor, theta: float, parameters: dict) -> tuple[Tensor, float
     return 1.0 / (factor * period) * (1 - weight) + 1.0 / period * weight, scale
 
 
-FREQUENCIES = {"default": _default, "linear": _linear, "llama3": _llama3, "yarn": _yarn}
+def _dynamic(period: Tensor, theta: float, parameters: dict) -> tuple[Tensor, float]:
+    """Dynamic NTK scaling, of which nothing is seen before `max_position_embeddings`."""
+    return 1.0 / period, 1.0
+
+
+def _longrope(period: Tensor, theta: float, parameters: dict) -> tuple[Tensor, float]:
+    """LongRoPE (arXiv 2402.13753) with one list of factors: `factors`, which the family chooses."""
+    factors, length = parameters["factors"], parameters["original_max_position_embeddings"]
+    if len(factors) != len(period):
+        raise ValueError(f"rope_scaling of type 'longrope' has {len(factors)} factors for {len(period)} frequencies")
+    factor, scale = parameters["factor"], parameters.get("attention_factor")
+    if scale is None:
+        scale = math.sqrt(1 + math.log(factor) / math.log(length)) if factor > 1 else 1.0
+    return 1.0 / (torch.tensor(factors, dtype=torch.float32, device="cpu") * period), scale
+
+
+FREQUENCIES = {
+    "default": _default,
+    "dynamic": _dynamic,
+    "linear": _linear,
+    "llama3": _llama3,
+    "longrope": _longrope,
+    "yarn": _yarn,
+}
