@@ -11,6 +11,30 @@ LLAMA3_ROPE = {
     "rope_type": "llama3",
 }
 
+GEMMA3_4B_TEXT = dict(
+    model_type="gemma3_text",
+    hidden_size=2560,
+    intermediate_size=10240,
+    num_hidden_layers=34,
+    rope_scaling={"factor": 8.0, "rope_type": "linear"},
+    sliding_window=1024,
+)
+MISTRAL_SMALL_TEXT = dict(
+    model_type="mistral",
+    attention_dropout=0.0,
+    head_dim=128,
+    hidden_act="silu",
+    hidden_size=5120,
+    intermediate_size=32768,
+    max_position_embeddings=131072,
+    num_attention_heads=32,
+    num_hidden_layers=40,
+    num_key_value_heads=8,
+    rms_norm_eps=1e-5,
+    rope_theta=1000000000.0,
+    sliding_window=None,
+    vocab_size=131072,
+)
 OLMO3_ROPE = {
     "attention_factor": 1.2079441541679836,
     "beta_fast": 32.0,
@@ -192,5 +216,24 @@ CONFIGS = {
         | dict(rope_scaling={"type": "longrope", "short_factor": [1.0] * 48, "long_factor": [1.5] * 48})  # not theirs
         | dict(tie_word_embeddings=True, vocab_size=200064),
         3_836_021_760,
+    ),
+    "gemma-3-4b": (
+        dict(model_type="gemma3", boi_token_index=255999, eoi_token_index=256000, eos_token_id=[1, 106])
+        | dict(image_token_index=262144, initializer_range=0.02, mm_tokens_per_image=256)
+        | dict(text_config=GEMMA3_4B_TEXT, vision_config=dict(model_type="siglip_vision_model", hidden_size=1152)),
+        3_880_263_168,
+    ),
+    "Mistral-Small-3.1-24B": (
+        dict(model_type="mistral3", image_token_index=10, multimodal_projector_bias=False, spatial_merge_size=2)
+        | dict(projector_hidden_act="gelu", vision_feature_layer=-1, text_config=MISTRAL_SMALL_TEXT)
+        | dict(vision_config=dict(model_type="pixtral", hidden_size=1024)),
+        23_572_403_200,
+    ),
+    "internlm2_5-7b": (
+        dict(model_type="internlm2", attn_implementation="eager", bias=False, hidden_act="silu", hidden_size=4096)
+        | dict(intermediate_size=14336, max_position_embeddings=32768, num_attention_heads=32, num_hidden_layers=32)
+        | dict(num_key_value_heads=8, pretraining_tp=1, rms_norm_eps=1e-5, rope_theta=1000000, vocab_size=92544)
+        | dict(rope_scaling={"factor": 2.0, "type": "dynamic"}, tie_word_embeddings=False),
+        7_737_708_544,
     ),
 }

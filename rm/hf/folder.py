@@ -53,6 +53,7 @@ class TextFiles:
 
 def _generation(base: Path, eos_id: int, turn_end: int | None) -> dict:
     file, config = base / "generation_config.json", read_json(base / "config.json")
+    config |= config.get("text_config") or {}  # of a model that also reads images
     names = ("bos_token_id", "eos_token_id", "pad_token_id")
     # Without the file, transformers takes these from config.json.
     content = read_json(file) if file.is_file() else {name: config[name] for name in names if name in config}
@@ -127,6 +128,15 @@ def copy_tokenizer(folder: Path, source: Path, texts: TextFiles | None = None) -
         _write_template(folder, texts)
         if (folder / "adapter_config.json").is_file():
             _complete_settings(folder, texts.tokenizer)
+
+
+def forget_code(folder: Path) -> None:
+    """Remove what tokenizer_config.json says about code in a folder that this one was made from, which has none."""
+    file = folder / "tokenizer_config.json"
+    settings = read_json(file)
+    if settings.pop("auto_map", None):
+        settings.pop("tokenizer_class", None)  # a class of that code
+        write_json(file, settings)
 
 
 def _is_reward_model(hf: dict) -> bool:

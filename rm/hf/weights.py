@@ -29,7 +29,7 @@ from rm.hf.families.keys import HEADS
 from rm.hf.families.layout import Layout
 from rm.hf.families.phi3 import with_long_factors
 from rm.hf.families.rules import Family
-from rm.hf.folder import TextFiles, describe
+from rm.hf.folder import TextFiles, describe, forget_code
 from rm.hf.safetensors_file import open_safetensors
 from rm.json_keys import Key, check_keys
 from rm.model import lora
@@ -55,7 +55,8 @@ def read_config(folder: str | Path) -> tuple[ModelConfig, Family, dict]:
     """Read a folder's config.json; for an adapter's folder, that of its base model.
 
     Returns:
-        The config of our model, the model's family, and the content of the file.
+        The config of our model, the family of the folder, and the content of the file, as the family has it that is
+        written (`Family.text`).
 
     Raises:
         ValueError: there is no such file, or it describes a model that is not implemented.
@@ -67,7 +68,8 @@ def read_config(folder: str | Path) -> tuple[ModelConfig, Family, dict]:
         raise ValueError(f"{folder} {problem}: a model is a folder with config.json and *.safetensors")
     hf = read_json(file)
     family = families.find(hf, file)
-    return family.read(hf, file), family, hf
+    config = family.read(hf, file)
+    return config, family, hf if family.text is None else family.text(hf)
 
 
 def base_folder(folder: str | Path) -> Path:
@@ -131,6 +133,8 @@ def load(model: nn.Module, folder: str | Path, new_ids: Sequence[int] = ()) -> s
     tensors = _stored_tensors(Path(folder))
     if model.head == "lm" and config.tie_embeddings:
         _check_tied_head(tensors, family)
+    if left := [tensor.hf_name for tensor in tensors if tensor.hf_name.startswith(family.not_read)]:
+        dist.say(f"{folder}: only the text model is read; {len(left)} other tensors are left: {_first_few(left)}")
     matched = _match(shapes, tensors, Path(folder), family)
     for file in sorted({tensor.file for tensor in matched}):
         with open_safetensors(file) as opened, torch.no_grad():
@@ -242,7 +246,7 @@ def _match(
         elif names == ["lm_head.weight"]:
             if tensor.shape != shapes["embed.weight"]:  # a reward head by that name?
                 wrong_shapes.append(f"{tensor.hf_name} {tensor.shape} instead of {shapes['embed.weight']}")
-        elif not family.is_ignored(tensor.hf_name):
+        elif not family.is_ignored(tensor.hf_name) and not tensor.hf_name.startswith(family.not_read):
             unknown.append(tensor.hf_name)
 
     missing = []
@@ -338,7 +342,8 @@ def save(
         max_shard_bytes: limit on the size of a file; only a single larger tensor exceeds it.
         texts: of the training; None: the tokenizer's files are copied as they are.
     """
-    config, family, hf = read_config(source)
+    config, source_family, hf = read_config(source)
+    family = families.find(hf)  # of the folder that is written
     assert all(layer.merged for layer in model.modules() if isinstance(layer, lora.LoRALinear))
     parameters = {name: p for name, p in model.named_parameters() if not lora.is_adapter(name)}
 
@@ -376,6 +381,9 @@ def save(
                 hf = with_long_factors(hf)
             architecture, tokenizer = family.classes[model.head], hub.tokenizer_folder(source)
             describe(folder, base_folder(source), tokenizer, hf, architecture, model.head, dtype, texts)
+            if family is not source_family:
+                forget_code(folder)
+                dist.say(f"{out} is a {hf['model_type']}, which transformers opens as {architecture}")
 
 
 def _plan_shards(sizes: dict[str, int], limit: int) -> dict[str, list[str]]:

@@ -369,6 +369,8 @@ def test_published_configs_give_published_sizes_with_or_without_defaults(name):
     with torch.device("meta"):
         model = LanguageModel(read(hf), SplitAttention)
     assert sum(parameter.numel() for parameter in model.parameters()) == size
+    if hf["model_type"] == "internlm2":  # which transformers has not
+        return
     # With every default written out, as transformers 5 saves it, the file reads the same.
     full_config = tiny.transformers.AutoConfig.for_model(**hf).to_json_string(use_diff=False)
     assert read(json.loads(full_config)) == read(hf)

@@ -41,6 +41,9 @@ class Family:
         classes: "lm" or "reward" -> class name in transformers, written to config.json as `architectures`.
         other_classes: names of classes that compute the same, in config.json files of others.
         aliases: another name of a key -> the key, where transformers reads both.
+        text: makes the config.json of the folder that is written, of another family: of a model that also reads images,
+            its text model. None: the file stays.
+        not_read: what the names of tensors begin with that are left on disk.
     """
 
     keys: dict[str, Key]
@@ -51,6 +54,8 @@ class Family:
     classes: dict[str, str]
     other_classes: tuple[str, ...] = ()
     aliases: dict[str, str] = field(default_factory=dict)
+    text: Callable[[dict], dict] | None = None
+    not_read: tuple[str, ...] = ()
 
     def read(self, hf: dict, file: Path = Path("config.json")) -> ModelConfig:
         """The config of our model.
