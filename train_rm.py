@@ -111,6 +111,7 @@ def main(settings: Settings) -> None:
         loss=settings.loss,
         new_ids=tokenizer.new_ids,
         max_length=max_length,
+        reward_label=settings.model.reward_label,
     )
     build.check_data(model, max_length, data.train, data.held_out)
     build.load(model, base, seed, tokenizer.new_ids)

@@ -96,7 +96,13 @@ def main(settings: Settings) -> None:
     training = build.Training(settings.memory, settings.lora, settings.lisa)
     max_length = settings.text.max_length
     model = build.build(
-        LanguageModel, base, settings.parallel, training=training, new_ids=tokenizer.new_ids, max_length=max_length
+        LanguageModel,
+        base,
+        settings.parallel,
+        training=training,
+        new_ids=tokenizer.new_ids,
+        max_length=max_length,
+        reward_label=settings.model.reward_label,
     )
     build.check_data(model, max_length, data.train, data.held_out)
     build.load(model, base, seed, tokenizer.new_ids)

@@ -57,7 +57,8 @@ def main(settings: Settings) -> None:
     agreed = contract.read(source)
     parallel, max_length = ParallelSettings(dtype="float32"), None if agreed is None else agreed.max_length
     # The kernel computes nothing here.
-    model = build.build(cls, source, parallel, kernel=SplitAttention, max_length=max_length)
+    label = settings.model.reward_label
+    model = build.build(cls, source, parallel, kernel=SplitAttention, max_length=max_length, reward_label=label)
     build.load(model, source)
     max_shard_bytes = int(export.max_shard_gb * 10**9)
     weights.save(model, export.output_dir, source, getattr(torch, export.dtype), max_shard_bytes, _texts(source))

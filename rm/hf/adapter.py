@@ -33,7 +33,7 @@ from rm.model import lora
 from rm.model.lora import LoraSettings
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
-SCORE = "score.weight"  # a reward model's head; our parameter name and the checkpoint name in every family
+SCORE = "score.weight"  # a linear reward head; our parameter name and the checkpoint name in every family
 PEFT_PREFIX = "base_model.model."  # peft puts it before every name
 KEYS = {  # of adapter_config.json, as peft 0.21 writes it; a key that is not here is refused unless it is off
     "peft_type": Key(str, only=("LORA",)),
@@ -67,6 +67,11 @@ KEYS = {  # of adapter_config.json, as peft 0.21 writes it; a key that is not he
 }
 
 
+def is_score(name: str) -> bool:
+    """Whether a parameter of this name belongs to a reward model's head."""
+    return name.startswith("score.")
+
+
 def save(model: nn.Module, out: Path, base: str, settings: LoraSettings, family: Family) -> None:
     """Write what was trained: all adapters and, of a reward model, the score head. All ranks call it.
 
@@ -75,7 +80,8 @@ def save(model: nn.Module, out: Path, base: str, settings: LoraSettings, family:
     """
     tensors, ranks, transposed = _adapters(model, family)
     if model.head == "reward":
-        tensors[f"{PEFT_PREFIX}{SCORE}"] = _gather(model.score.weight)
+        for name, parameter in model.score.named_parameters(prefix="score"):
+            tensors[f"{PEFT_PREFIX}{name}"] = _gather(parameter)
     if dist.is_main():
         out.mkdir(parents=True, exist_ok=True)
         save_file(tensors, out / TENSORS, metadata={"format": "pt"})
@@ -272,7 +278,7 @@ def _match(
             if names[0] in replaced:
                 raise ValueError(f"{folder}: {replaced[names[0]]} and {key} are the same weight: remove one")
             replaced[names[0]] = key
-        elif names == [SCORE]:
+        elif names and is_score(names[0]):
             raise ValueError(f"{folder} is a reward model's adapter ({key}), not a language model's")
         # A reward model has no use for a language model's head.
         elif names != ["lm_head.weight"]:

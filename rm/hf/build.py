@@ -45,6 +45,13 @@ class ModelSettings(SettingsGroup):
         may_change=True,
         hub="model",
     )
+    reward_label: int | None = setting(
+        None, "which output of a reward head that has several is the reward, counted from 0"
+    )
+
+    def check(self) -> None:
+        if self.reward_label is not None and self.reward_label < 0:
+            raise ValueError(f"--reward_label must be at least 0, got {self.reward_label}")
 
 
 @dataclass(frozen=True)
@@ -68,6 +75,7 @@ def build(
     new_ids: Sequence[int] = (),
     offload: bool = False,
     max_length: int | None = None,
+    reward_label: int | None = None,
 ) -> Transformer:
     """The model of a folder's config.json on the meta device, without values.
 
@@ -80,6 +88,7 @@ def build(
         new_ids: of tokens that are added to the folder's vocabulary. LoRA trains embedding and LM head in full then.
         offload: of a model on a GPU, keep only the layers that are being computed there, and the rest in host memory.
         max_length: of the texts, where rotary positions depend on it (Phi 3 for long texts); None: they are short.
+        reward_label: of a reward model, see `ModelSettings`.
     """
     config, *_ = weights.read_config(folder)
     config = replace(config, vocab_size=max([config.vocab_size, *(i + 1 for i in new_ids)])).for_texts(max_length or 0)
@@ -91,6 +100,10 @@ def build(
     with torch.device("meta"), _WithoutInitialization():
         model = cls(config, kernel, **options)
     model.compute_dtype = dtype
+    if reward_label is not None:
+        if cls is not RewardModel:
+            raise ValueError("--reward_label is a reward model's: leave it out")
+        model.reward_label = reward_label
     if offload:
         model.memory_device = torch.device("cpu")
     if not sharded:

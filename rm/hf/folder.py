@@ -141,7 +141,7 @@ def forget_code(folder: Path) -> None:
 
 def _is_reward_model(hf: dict) -> bool:
     """Whether a config.json is of a reward model, whose rewards depend on its padding token."""
-    return any(name.endswith("ForSequenceClassification") for name in hf.get("architectures") or [])
+    return any(name.endswith(("ForSequenceClassification", "ForRewardModel")) for name in hf.get("architectures") or [])
 
 
 def padding_id(hf: dict) -> int | None:

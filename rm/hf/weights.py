@@ -24,17 +24,19 @@ from rm.distributed import process_group as dist
 from rm.distributed.sharding import full_tensor, local, local_slices
 from rm.files import read_json, write_json
 from rm.hf import adapter, families, hub
-from rm.hf.adapter import SCORE
+from rm.hf.adapter import SCORE, is_score
 from rm.hf.families.keys import HEADS
 from rm.hf.families.layout import Layout
 from rm.hf.families.phi3 import with_long_factors
-from rm.hf.families.rules import Family
+from rm.hf.families.rules import WITH_TWO_LAYERS, Family
 from rm.hf.folder import TextFiles, describe, forget_code
 from rm.hf.safetensors_file import open_safetensors
 from rm.json_keys import Key, check_keys
 from rm.model import lora
 from rm.model.transformer import ModelConfig
 
+NOT_IN_TRANSFORMERS = ("GraniteForSequenceClassification", *WITH_TWO_LAYERS)
+BIAS = "score.bias"  # of a linear reward head: it is left out
 HEADS_OF_OTHERS = tuple(f"{name}." for name in HEADS)
 OF_VOCABULARY = ("embed.weight", "lm_head.weight")  # parameters with a row for each token
 MAX_SHARD_BYTES = 5 * 10**9  # of a file that is written; only a single larger tensor exceeds it
@@ -135,13 +137,17 @@ def load(model: nn.Module, folder: str | Path, new_ids: Sequence[int] = ()) -> s
         _check_tied_head(tensors, family)
     if left := [tensor.hf_name for tensor in tensors if tensor.hf_name.startswith(family.not_read)]:
         dist.say(f"{folder}: only the text model is read; {len(left)} other tensors are left: {_first_few(left)}")
-    matched = _match(shapes, tensors, Path(folder), family)
+    label = getattr(model, "reward_label", None)
+    matched = _match(shapes, tensors, Path(folder), family, label)
+    _say_bias(tensors, family, shapes, label)
     for file in sorted({tensor.file for tensor in matched}):
         with open_safetensors(file) as opened, torch.no_grad():
             for tensor, names in matched.items():
                 if tensor.file == file:
                     parts = [parameters[name] for name in names]
                     stored = opened.get_slice(tensor.hf_name)
+                    if names == [SCORE] and tensor.shape[0] > 1:
+                        stored = stored[label : label + 1]
                     _copy(stored, family.layout(tensor.hf_name), parts, [shapes[name] for name in names], config)
                     if new_ids and names[0] in OF_VOCABULARY:
                         _start_new_rows(parts[0], stored, new_ids)
@@ -153,7 +159,8 @@ def check(model: nn.Module, folder: str | Path, new_ids: Sequence[int] = ()) -> 
     """Raise ValueError where a folder's tensors are not those of the model, before memory is allocated for them."""
     base = base_folder(folder)
     config, family, _ = read_config(base)
-    _match(_stored_shapes(model, config, new_ids), _stored_tensors(base), base, family)
+    label = getattr(model, "reward_label", None)
+    _match(_stored_shapes(model, config, new_ids), _stored_tensors(base), base, family, label)
 
 
 def _stored_shapes(model: nn.Module, config: ModelConfig, new_ids: Sequence[int]) -> dict[str, tuple[int, ...]]:
@@ -217,13 +224,26 @@ def _check_tied_head(tensors: list[Stored], family: Family) -> None:
         )
 
 
+def _say_bias(tensors: list[Stored], family: Family, shapes: dict, label: int | None) -> None:
+    """Say which bias of a reward head is left out: the head of transformers has none."""
+    for tensor in tensors:
+        if family.parameter_names(tensor.hf_name) == [BIAS] and SCORE in shapes:
+            with open_safetensors(tensor.file) as opened:
+                bias = opened.get_tensor(tensor.hf_name).flatten()[label or 0].item()
+            dist.say(
+                f"{tensor.file}: {tensor.hf_name} is left out, as the head of transformers has none: rewards are lower "
+                f"by {bias:.6g}, all of them"
+            )
+
+
 def _match(
-    shapes: dict[str, tuple[int, ...]], tensors: list[Stored], folder: Path, family: Family
+    shapes: dict[str, tuple[int, ...]], tensors: list[Stored], folder: Path, family: Family, label: int | None = None
 ) -> dict[Stored, list[str]]:
     """Match the tensors of a folder with the parameters of a model.
 
     Args:
         shapes: parameter name -> shape.
+        label: which output of a reward head that has several is read.
 
     Returns:
         Checkpoint tensor -> names of the parameters that it holds, in order.
@@ -240,7 +260,9 @@ def _match(
                 twice.append(f"{holder[names[0]]} and {tensor.hf_name}")
             holder |= dict.fromkeys(names, tensor.hf_name)
             matched[tensor] = names
-        elif names == [SCORE]:
+        elif names == [BIAS] and SCORE in shapes:
+            pass  # `load` says so
+        elif names and is_score(names[0]) and not any(map(is_score, shapes)):
             raise ValueError(f"{folder} holds a reward model ({tensor.hf_name}), not a language model")
         # A language model's head is skipped if the model has none: a reward model, or one with tied embeddings.
         elif names == ["lm_head.weight"]:
@@ -258,7 +280,9 @@ def _match(
     wrong_dtypes = []
     for tensor, names in matched.items():
         expected = family.layout(tensor.hf_name).shape([shapes[name] for name in names])
-        if tensor.shape != expected:
+        if names == [SCORE] and tensor.shape[1:] == expected[1:] and tensor.shape[0] > 1:
+            _check_label(tensor, folder, label)
+        elif tensor.shape != expected:
             wrong_shapes.append(f"{tensor.hf_name} {tensor.shape} instead of {expected}")
         if tensor.dtype not in FLOATS:
             wrong_dtypes.append(f"{tensor.hf_name} {tensor.dtype}")
@@ -273,10 +297,22 @@ def _match(
     }
     messages = [f"{len(names)} {problem}: {_first_few(names)}" for problem, names in problems.items() if names]
     if any(SCORE in shapes and name.startswith(HEADS_OF_OTHERS) for name in unknown):
-        messages.append("only a reward head of one linear layer without bias is implemented")
+        messages.append(
+            "only a reward head of one linear layer is implemented, or of two where the class in architectures is known"
+        )
     if messages:
         raise ValueError(f"{folder}: the tensors are not those of its config.json; {'; '.join(messages)}")
     return matched
+
+
+def _check_label(tensor: Stored, folder: Path, label: int | None) -> None:
+    outputs = tensor.shape[0]
+    if label is None or not label < outputs:
+        got = "" if label is None else f", and --reward_label is {label}"
+        raise ValueError(
+            f"{folder}: {tensor.hf_name} has {outputs} outputs{got}: name the one that is the reward, --reward_label 0 "
+            f"to {outputs - 1}"
+        )
 
 
 def _first_few(names: list[str]) -> str:
@@ -353,7 +389,7 @@ def save(
         hf_name = family.checkpoint_name(name)
         names = family.parameter_names(hf_name)
         names_of[hf_name] = names
-        dtypes[hf_name] = torch.float32 if names == [SCORE] else dtype
+        dtypes[hf_name] = torch.float32 if is_score(name) else dtype
         sizes[hf_name] = sum(parameters[part].numel() for part in names) * dtypes[hf_name].itemsize
     shards = _plan_shards(sizes, max_shard_bytes)
 
@@ -380,7 +416,11 @@ def save(
             if config.long_ropes and model.config.ropes == config.long_ropes:
                 hf = with_long_factors(hf)
             architecture, tokenizer = family.classes[model.head], hub.tokenizer_folder(source)
+            if model.head == "reward" and config.score == "two layers":
+                (architecture,) = hf["architectures"]
             describe(folder, base_folder(source), tokenizer, hf, architecture, model.head, dtype, texts)
+            if architecture in NOT_IN_TRANSFORMERS:
+                dist.say(f"transformers has no {architecture}: open {out} as docs/exports.md says")
             if family is not source_family:
                 forget_code(folder)
                 dist.say(f"{out} is a {hf['model_type']}, which transformers opens as {architecture}")

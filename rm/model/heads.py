@@ -45,8 +45,23 @@ class LanguageModel(Transformer):
         return batches.num_labels
 
 
+def _linear_score(dim: int) -> nn.Module:
+    return nn.Linear(dim, 1, bias=False)
+
+
+def _score_of_two_layers(dim: int) -> nn.Module:
+    return nn.Sequential(nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, 1))
+
+
+SCORES = {"linear": _linear_score, "two layers": _score_of_two_layers}
+
+
 class RewardModel(Transformer):
-    """One number for each reply: a linear fp32 head on the hidden state of its last token. No logits anywhere."""
+    """One number for each reply: an fp32 head on the hidden state of its last token. No logits anywhere.
+
+    Attributes:
+        reward_label: which output of a head that has several in the folder is the reward, from 0.
+    """
 
     head = "reward"
     fp32_modules = ("score",)
@@ -54,8 +69,9 @@ class RewardModel(Transformer):
 
     def __init__(self, config: ModelConfig, kernel: type, loss: LossSettings = LossSettings()):  # noqa: B008
         super().__init__(config, kernel)
-        self.score = nn.Linear(config.dim, 1, bias=False)
+        self.score = SCORES[config.score](config.dim)
         self.loss = loss
+        self.reward_label: int | None = None
 
     def rewards(self, batch: MicroBatch) -> Tensor:
         """The rewards of the micro-batch's replies, in order: (R,) fp32."""

@@ -55,6 +55,7 @@ class ModelConfig:
     attn_softcap: float = 0.0  # q.k, scaled, becomes softcap * tanh(q.k / softcap); 0: it stays
     logit_scale: float = 1.0  # factor of the language model's logits
     logit_softcap: float = 0.0  # as attn_softcap, of these logits
+    score: str = "linear"  # a key of `rm.model.heads.SCORES`: a reward model's head
     long_ropes: tuple[Rope | None, ...] = ()  # in place of `ropes`, where texts may have more than long_beyond tokens
     long_beyond: int = 0
 

@@ -48,12 +48,13 @@ class Scorer:
         dialogue_format: str | None = None,
         max_tokens: int = 4096,
         bare_text: str | None = None,
+        reward_label: int | None = None,
     ):
         """
         Args:
             path: a reward model's folder, or an adapter's; or a name on the hub, org/name or org/name@revision.
-            dtype, max_length, chat_template, dialogue_format, bare_text: as the flags of eval_rm.py; None: as in
-                training.
+            dtype, max_length, chat_template, dialogue_format, bare_text, reward_label: as the flags of eval_rm.py;
+                None: as in training.
             max_tokens: computed at a time; more where a single prompt with its responses has more.
 
         Raises:
@@ -69,7 +70,9 @@ class Scorer:
         text, self.contract = resolve(path, requested, say=lambda line: None)
         self.encoder, self.max_tokens = text_encoder(path, text, self.contract), max_tokens
         parallel, max_length = ParallelSettings(dtype=dtype), self.encoder.max_length
-        model = build.build(RewardModel, path, parallel, sharded=False, max_length=max_length)
+        model = build.build(
+            RewardModel, path, parallel, sharded=False, max_length=max_length, reward_label=reward_label
+        )
         build.check_data(model, max_length)
         self.model = build.load(model, path).requires_grad_(False)
         self.scale = _scale(Path(path), self.contract)

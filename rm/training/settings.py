@@ -43,6 +43,11 @@ class TrainingSettings(SettingsGroup):
         check_compile(self.parallel, self.memory)
         if self.lisa.use_lisa and self.lora.use_lora:
             raise ValueError("--use_lora and --use_lisa exclude each other: LoRA trains in every layer; give one")
+        if self.lora.use_lora and self.model.reward_label is not None:
+            raise ValueError(
+                "--reward_label excludes --use_lora: an adapter needs a base with one output; write that first, by "
+                "python -m rm.export --reward_label"
+            )
         trains_all_tokens = self.lisa.lisa_train_embeddings and self.lisa.lisa_train_head
         if self.tokenizer.add_special_tokens and self.lisa.use_lisa and not trains_all_tokens:
             raise ValueError(

@@ -240,7 +240,9 @@ def train(folder):
     return results
 
 
-@pytest.mark.parametrize("family", ["gemma3_text", "gpt2", "gpt_neox", "qwen3"])  # one of each kind of architecture
+@pytest.mark.parametrize(
+    "family", ["gemma2", "gemma3_text", "gpt2", "gpt_neox", "olmo3", "qwen3"]
+)  # of each kind of architecture
 def test_two_ranks_train_as_one_with_lora_and_with_lisa(tmp_path, family):
     folder = tiny.save_with(tiny.causal_lm(family), tmp_path / "m")
     (one,), many = run_ranks(1, train, folder), run_ranks(2, train, folder)

@@ -488,13 +488,18 @@ def test_a_language_model_needs_its_head_and_rejects_a_reward_model(tmp_path, fo
 
 def test_a_classifier_with_two_labels_is_not_a_reward_model(folder):
     rewrite(folder, lambda tensors: tensors.update({"score.weight": torch.zeros(2, 32)}))
-    assert "score.weight (2, 32) instead of (1, 32)" in load_error(folder, RewardModel)
+    assert "score.weight has 2 outputs: name the one that is the reward, --reward_label 0 to 1" in load_error(
+        folder, RewardModel
+    )
 
 
 @pytest.mark.parametrize(
     "tensors, message",
     [
-        ({"score.weight": (1, 32), "score.bias": (1,)}, "1 unknown: score.bias; only a reward head of one linear"),
+        (
+            {"score.bias": (1,), "score.1.weight": (1, 32)},
+            "1 unknown: score.1.weight; only a reward head of one linear",
+        ),
         ({"score.0.weight": (32, 32), "score.2.weight": (1, 32)}, "2 unknown: score.0.weight, score.2.weight; only a"),
         ({"v_head.summary.0.weight": (32, 32)}, "1 unknown: v_head.summary.0.weight; only a reward head"),
         ({"score.weight": (1, 32), "my_head.weight": (1, 32)}, "1 unknown: my_head.weight"),

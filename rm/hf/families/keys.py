@@ -26,7 +26,7 @@ GATED_MLPS = {"silu": "swiglu", "swish": "swiglu", "gelu": "geglu"} | dict.fromk
 PLAIN_MLPS = {"gelu": "gelu", "relu": "relu", "silu": "silu", "swish": "silu"} | dict.fromkeys(_TANH, "gelu_tanh")
 GATED_ACTIVATION, ACTIVATION = Key(str, only=tuple(GATED_MLPS)), Key(str, only=tuple(PLAIN_MLPS))
 
-# A reward model's head: transformers' name for it, and those of others. Each is one linear layer without bias.
+# A reward model's head: transformers' name for it, and those of others. Each is one linear layer.
 HEADS = dict.fromkeys(
     (
         "score",
@@ -40,6 +40,9 @@ HEADS = dict.fromkeys(
     ),
     "score",
 )
+
+# The two layers of a head that has them, by its class (`rules.WITH_TWO_LAYERS`).
+LAYERS_OF_HEAD = {"score.{}": "score.{}"}
 
 # The parameters of rotary positions, flat in `rope_parameters` or `rope_scaling`.
 ROPE = {

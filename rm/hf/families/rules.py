@@ -8,16 +8,18 @@ a parameter name (`name`) is that of a parameter of our model, layers.7.attn.q_p
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
-from rm.hf.families.keys import COMMON, HEADS
+from rm.hf.families.keys import COMMON, HEADS, LAYERS_OF_HEAD
 from rm.hf.families.layout import Layout
 from rm.json_keys import Key, check_keys
 from rm.model.transformer import ModelConfig
 
 LAYER_INDEX = re.compile(r"(?<=\.)\d+(?=\.)")
+# Reward models whose head is linear, ReLU, linear. The tensors do not tell what is between: the class has to be known.
+WITH_TWO_LAYERS = ("INFORMForSequenceClassification", "Qwen2ForRewardModel")  # INF-ORM; Qwen2.5-Math-RM, WorldPM
 WRAPPERS = ("RewardModel",)  # OpenRLHF's class around any family: a linear head on the last token
 # No window, one kv head for each head, no cap; other nulls mean that a key is absent.
 NULL_MEANS_NONE = ("sliding_window", "num_key_value_heads", "attn_logit_softcapping", "final_logit_softcapping")
@@ -67,13 +69,15 @@ class Family:
             raise ValueError(f"{file}: quantization_config: quantized weights are not implemented")
         hf = self._without_aliases(hf, file)
         # A class of its own, with code in the folder, may compute another attention, or a reward in another way.
-        classes = (*self.classes.values(), *self.other_classes, *WRAPPERS)
+        classes = (*self.classes.values(), *self.other_classes, *WRAPPERS, *WITH_TWO_LAYERS)
         check_keys(file, hf, COMMON | self.keys | {"architectures": Key(list, items=Key(str, only=classes))})
         present = {name: value for name, value in hf.items() if value is not None or name in NULL_MEANS_NONE}
         try:
-            return self.config(present)
+            config = self.config(present)
         except ValueError as error:
             raise ValueError(f"{file}: {error}") from error
+        has_two_layers = any(name in WITH_TWO_LAYERS for name in hf.get("architectures") or [])
+        return replace(config, score="two layers") if has_two_layers else config
 
     def _without_aliases(self, hf: dict, file: Path) -> dict:
         """The content of a config.json with each key under its own name."""
@@ -110,7 +114,7 @@ class Family:
     def _layouts(self) -> dict[str, Layout]:
         """Checkpoint module -> layout."""
         layouts = {}
-        for hf_module, entry in (self.modules | HEADS).items():
+        for hf_module, entry in (self.modules | HEADS | LAYERS_OF_HEAD).items():
             layouts[hf_module] = entry if isinstance(entry, Layout) else Layout((entry,))
         return layouts
 
