@@ -1,4 +1,4 @@
-"""Published config.json files of well-known models, and their numbers of parameters.
+"""Published config.json files of well-known models: their numbers of parameters, or why they are refused.
 
 Settings that `rm.hf.families` does not read (dropout, initializer, cache, version) are left out.
 """
@@ -236,4 +236,114 @@ CONFIGS = {
         | dict(rope_scaling={"factor": 2.0, "type": "dynamic"}, tie_word_embeddings=False),
         7_737_708_544,
     ),
+    "LLaMA-1-7b": (
+        dict(model_type="llama", architectures=["LLaMAForCausalLM"], hidden_act="silu", hidden_size=4096)
+        | dict(intermediate_size=11008, max_sequence_length=2048, num_attention_heads=32, num_hidden_layers=32)
+        | dict(rms_norm_eps=1e-6, vocab_size=32000),
+        6_738_415_616,
+    ),
+    "Yi-1.5-34B": (
+        dict(model_type="llama", attention_bias=False, hidden_act="silu", hidden_size=7168, intermediate_size=20480)
+        | dict(max_position_embeddings=4096, num_attention_heads=56, num_hidden_layers=60, num_key_value_heads=8)
+        | dict(rms_norm_eps=1e-6, rope_scaling=None, rope_theta=5000000.0, tie_word_embeddings=False)
+        | dict(vocab_size=64000, pretraining_tp=1, attention_dropout=0.0),
+        34_388_917_248,
+    ),
+    "Llama-3.3-70B": (
+        dict(model_type="llama", attention_bias=False, head_dim=128, hidden_act="silu", hidden_size=8192)
+        | dict(intermediate_size=28672, max_position_embeddings=131072, mlp_bias=False, num_attention_heads=64)
+        | dict(num_hidden_layers=80, num_key_value_heads=8, rms_norm_eps=1e-5, rope_scaling=LLAMA3_ROPE)
+        | dict(rope_theta=500000.0, tie_word_embeddings=False, vocab_size=128256),
+        70_553_706_496,
+    ),
+    "Mistral-Nemo-2407": (
+        dict(model_type="mistral", head_dim=128, hidden_act="silu", hidden_size=5120, intermediate_size=14336)
+        | dict(max_position_embeddings=131072, num_attention_heads=32, num_hidden_layers=40, num_key_value_heads=8)
+        | dict(rms_norm_eps=1e-5, rope_theta=1000000.0, sliding_window=None, tie_word_embeddings=False)
+        | dict(vocab_size=131072),
+        12_247_782_400,
+    ),
+    "Qwen2.5-0.5B": (
+        dict(model_type="qwen2", hidden_act="silu", hidden_size=896, intermediate_size=4864, max_window_layers=24)
+        | dict(max_position_embeddings=32768, num_attention_heads=14, num_hidden_layers=24, num_key_value_heads=2)
+        | dict(rms_norm_eps=1e-6, rope_theta=1000000.0, sliding_window=32768, use_sliding_window=False)
+        | dict(tie_word_embeddings=True, vocab_size=151936),
+        494_032_768,
+    ),
+    "Qwen3-0.6B": (
+        dict(model_type="qwen3", attention_bias=False, head_dim=128, hidden_act="silu", hidden_size=1024)
+        | dict(intermediate_size=3072, max_position_embeddings=40960, max_window_layers=28, num_attention_heads=16)
+        | dict(num_hidden_layers=28, num_key_value_heads=8, rms_norm_eps=1e-6, rope_scaling=None, rope_theta=1000000)
+        | dict(sliding_window=None, use_sliding_window=False, tie_word_embeddings=True, vocab_size=151936),
+        596_049_920,
+    ),
+    "phi-4": (
+        dict(model_type="phi3", attention_bias=False, hidden_act="silu", hidden_size=5120, intermediate_size=17920)
+        | dict(max_position_embeddings=16384, num_attention_heads=40, num_hidden_layers=40, num_key_value_heads=10)
+        | dict(original_max_position_embeddings=16384, rms_norm_eps=1e-5, rope_scaling=None, rope_theta=250000)
+        | dict(sliding_window=None, tie_word_embeddings=False, vocab_size=100352),
+        14_659_507_200,
+    ),
+    "gemma-7b": (
+        dict(model_type="gemma", attention_bias=False, head_dim=256, hidden_act="gelu", hidden_size=3072)
+        | dict(intermediate_size=24576, max_position_embeddings=8192, num_attention_heads=16, num_hidden_layers=28)
+        | dict(num_key_value_heads=16, rms_norm_eps=1e-6, rope_scaling=None, rope_theta=10000.0, vocab_size=256000),
+        8_537_680_896,
+    ),
+    "gpt-neox-20b": (
+        dict(model_type="gpt_neox", attention_probs_dropout_prob=0, hidden_act="gelu_fast", hidden_size=6144)
+        | dict(hidden_dropout_prob=0, intermediate_size=24576, layer_norm_eps=1e-5, max_position_embeddings=2048)
+        | dict(num_attention_heads=64, num_hidden_layers=44, rotary_emb_base=10000, rotary_pct=0.25)
+        | dict(tie_word_embeddings=False, vocab_size=50432),
+        20_554_567_680,
+    ),
+    "gpt2-xl": (
+        dict(model_type="gpt2", activation_function="gelu_new", attn_pdrop=0.1, embd_pdrop=0.1, resid_pdrop=0.1)
+        | dict(layer_norm_epsilon=1e-5, n_ctx=1024, n_embd=1600, n_head=25, n_layer=48, n_positions=1024)
+        | dict(output_past=True, vocab_size=50257),
+        1_557_611_200,
+    ),
 }
+
+LLAMA_8B, _ = CONFIGS["Llama-3.1-8B"]
+QWEN_7B, _ = CONFIGS["Qwen2.5-7B"]
+# Name of a published model -> what its config.json says, as far as it decides, and the reason for which it is refused.
+REFUSED = {
+    **{
+        name: (dict(model_type=model_type), f"model_type '{model_type}' is not supported")
+        for name, model_type in {
+            "Mixtral-8x7B": "mixtral", "Qwen3-30B-A3B": "qwen3_moe", "Qwen3.5-4B": "qwen3_5", "Llama-4-Scout": "llama4",
+            "gemma-4": "gemma4", "DeepSeek-V3": "deepseek_v3", "gpt-oss-20b": "gpt_oss", "Kimi-K2": "kimi_k2",
+            "falcon-7b": "falcon", "opt-1.3b": "opt", "bloom-7b1": "bloom", "gpt-j-6b": "gptj", "phi-2": "phi",
+            "mpt-7b": "mpt", "OLMo-7B-hf": "olmo", "Nemotron-H-8B": "nemotron_h", "LFM2-1.2B": "lfm2",
+            "c4ai-command-r7b": "cohere2", "Baichuan2-7B": "baichuan", "chatglm3-6b": "chatglm",
+        }.items()
+    },
+    "DeepSeek-R1, quantized": (
+        dict(model_type="deepseek_v3", quantization_config={"quant_method": "fp8"}),
+        "model_type 'deepseek_v3' is not supported",
+    ),
+    "Llama-3.1-70B-FP8": (
+        LLAMA_8B | {"quantization_config": {"quant_method": "fp8"}},
+        "quantization_config: quantized weights are not implemented",
+    ),
+    "stablelm-2-12b": (
+        CONFIGS["stablelm-2-1_6b"][0] | {"qk_layernorm": True, "use_parallel_residual": True},
+        "qk_layernorm True is not implemented",
+    ),
+    "crfm's GPT-2": (
+        CONFIGS["gpt2"][0] | {"scale_attn_by_inverse_layer_idx": True},
+        "scale_attn_by_inverse_layer_idx True is not implemented",
+    ),
+    "embeddinggemma-300m": (
+        CONFIGS["gemma-3-1b"][0] | {"use_bidirectional_attention": True},
+        "use_bidirectional_attention True is not implemented",
+    ),
+    "ArmoRM": (LLAMA_8B | {"architectures": ["LlamaForRewardModelWithGating"]}, "'LlamaForRewardModelWithGating'"),
+    "beaver-7b-reward": (LLAMA_8B | {"architectures": ["LlamaForScore"]}, "'LlamaForScore'"),
+    "Qwen2.5-Math-PRM-7B": (QWEN_7B | {"architectures": ["Qwen2ForProcessRewardModel"]}, "ForProcessRewardModel'"),
+    "internlm2-7b-reward": (
+        CONFIGS["internlm2_5-7b"][0] | {"architectures": ["InternLM2ForRewardModel"], "reward_token_id": 92527},
+        "'InternLM2ForRewardModel'",
+    ),
+}  # fmt: skip

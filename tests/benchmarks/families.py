@@ -17,6 +17,7 @@ from tests import family_cases, made, tiny
 from tests.benchmarks.common import Page, table
 
 LENGTHS = (1, 50, 300)
+SUMMARY = ["`model_type`", "logits", "rewards", "gradients", "files"]
 
 
 def main() -> None:
@@ -37,9 +38,21 @@ def main() -> None:
         "loaded and saved, has the same names and the same bits in every tensor.\n",
         table(head, rows),
     )
+    page.add("The largest over all cases of a family, as in docs/families.md:\n", table(SUMMARY, summary(rows)))
     if args.model:
         page.add(real(args.model))
     page.finish()
+
+
+def summary(rows: list[list[str]]) -> list[list[str]]:
+    """The largest gaps of each family."""
+    lines = []
+    for family in dict.fromkeys(row[0] for row in rows):
+        _, _, logits, rewards, *gradients, files = zip(*(row for row in rows if row[0] == family), strict=True)
+        largest = (max(map(float, column)) for column in (logits, rewards, sum(gradients, ())))
+        same = all(file == "same" for file in files)
+        lines.append([family, *(f"{gap:.1e}" for gap in largest), "bit-identical" if same else "**differs**"])
+    return lines
 
 
 def real(folder: str) -> str:

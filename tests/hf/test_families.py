@@ -240,9 +240,8 @@ def train(folder):
     return results
 
 
-@pytest.mark.parametrize(
-    "family", ["gemma2", "gemma3_text", "gpt2", "gpt_neox", "olmo3", "qwen3"]
-)  # of each kind of architecture
+# One of each kind of architecture.
+@pytest.mark.parametrize("family", ["gemma2", "gemma3_text", "gpt2", "gpt_neox", "olmo3", "qwen3"])
 def test_two_ranks_train_as_one_with_lora_and_with_lisa(tmp_path, family):
     folder = tiny.save_with(tiny.causal_lm(family), tmp_path / "m")
     (one,), many = run_ranks(1, train, folder), run_ranks(2, train, folder)
@@ -376,6 +375,13 @@ def test_published_configs_give_published_sizes_with_or_without_defaults(name):
     # With every default written out, as transformers 5 saves it, the file reads the same.
     full_config = tiny.transformers.AutoConfig.for_model(**hf).to_json_string(use_diff=False)
     assert read(json.loads(full_config)) == read(hf)
+
+
+@pytest.mark.parametrize("name", real_configs.REFUSED)
+def test_published_configs_that_are_not_implemented_are_refused_for_the_reason(name):
+    hf, reason = real_configs.REFUSED[name]
+    with pytest.raises(ValueError, match=reason):
+        read(hf)
 
 
 @pytest.mark.parametrize(

@@ -93,7 +93,7 @@ WITHOUT_EFFECT = {
         num_assistant_tokens_schedule num_beam_groups num_beams num_return_sequences output_scores
         remove_invalid_values repetition_penalty return_dict_in_generate suppress_tokens target_lookbehind temperature
         top_k top_p typical_p use_cache
-        output_attentions output_hidden_states return_dict use_return_dict tie_last_hidden_states""",
+        output_attentions output_hidden_states output_past return_dict use_return_dict tie_last_hidden_states""",
     "classes and losses of transformers; the number of a head's outputs is read from its tensor": """
         id2label label2id num_labels _num_labels problem_type finetuning_task task_specific_params classifier_bias
         summary_activation summary_proj_to_labels summary_type summary_use_proj is_decoder""",
