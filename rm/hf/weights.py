@@ -417,7 +417,7 @@ def save(
                 hf = with_long_factors(hf)
             architecture, tokenizer = family.classes[model.head], hub.tokenizer_folder(source)
             if model.head == "reward" and config.score == "two layers":
-                (architecture,) = hf["architectures"]
+                architecture = next(name for name in hf["architectures"] if name in WITH_TWO_LAYERS)
             describe(folder, base_folder(source), tokenizer, hf, architecture, model.head, dtype, texts)
             if architecture in NOT_IN_TRANSFORMERS:
                 dist.say(f"transformers has no {architecture}: open {out} as docs/exports.md says")
