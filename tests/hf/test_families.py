@@ -497,6 +497,7 @@ def test_dropout_settings_change_nothing():
         (LLAMA_HF | {"model_type": "phi3", "rope_scaling": {"type": "longrope"}}, "rope_scaling of type 'longrope'"),
         (LLAMA_HF | {"model_type": "phi3", "rope_scaling": YARN_ROPE}, "'longrope' needs short_factor and long_factor"),
         (LLAMA_HF | {"model_type": "phi3", "rope_scaling": LONGROPE | {"long_factor": [1.0]}}, "has 1 factors for 4"),
+        (LLAMA_HF | {"model_type": "phi3", "rope_scaling": LONGROPE | {"short_factor": ["1"]}}, "short_factor.0. '1'"),
         (LLAMA_HF | {"model_type": "phi3", "rope_scaling": {"type": "linear"}}, "rope_scaling of type 'linear'"),
         (GPT2_HF | {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx True"),
         (GPT_NEO_HF | {"activation_function": "mish"}, "activation_function 'mish'"),

@@ -60,9 +60,9 @@ ROPE = {
     "truncate": FLAG,
     "mscale": NUMBER,
     "mscale_all_dim": NUMBER,
-    "short_factor": Key(list),  # of type "longrope", which is refused
-    "long_factor": Key(list),
-    "short_mscale": NUMBER,
+    "short_factor": Key(list, items=POSITIVE),  # this and the next three of type "longrope"
+    "long_factor": Key(list, items=POSITIVE),
+    "short_mscale": NUMBER,  # without effect: transformers reads attention_factor and factor
     "long_mscale": NUMBER,
     "finetuned": FLAG,  # without effect: whether the model was trained with the scaling
 }

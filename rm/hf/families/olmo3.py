@@ -17,7 +17,12 @@ def config(hf: dict) -> ModelConfig:
     like_olmo2 = olmo2.config(hf | {"rope_scaling": None, "rope_parameters": None})
     layers, window = like_olmo2.n_layers, hf.get("sliding_window", 4096)
     layer_types = hf.get("layer_types") or every_nth_full(layers, 4)
-    ropes = by_layer_type(hf, like_olmo2.head_dim, full_theta=5e5, sliding_theta=5e5)
+    ropes = by_layer_type(
+        {"max_position_embeddings": like_olmo2.max_positions} | hf,
+        like_olmo2.head_dim,
+        full_theta=5e5,
+        sliding_theta=5e5,
+    )
     return replace(
         like_olmo2,
         windows=windows({"layer_types": layer_types, "sliding_window": window}, layers),

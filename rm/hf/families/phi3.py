@@ -39,12 +39,7 @@ def _with_factors(hf: dict, scaling: dict, name: str, length: int) -> ModelConfi
     """The config with one of the two lists of factors for every text."""
     factor = scaling.get("factor") or hf["max_position_embeddings"] / length
     one_list = {"rope_type": "longrope", "factor": factor, "factors": scaling[name]}
-    parameters = {
-        "rope_parameters": scaling | one_list,
-        "rope_scaling": None,
-        "original_max_position_embeddings": length,
-    }
-    return llama.config(hf | parameters, partial=1.0)
+    return llama.config(hf | {"rope_parameters": scaling | one_list, "rope_scaling": None}, partial=1.0)
 
 
 def with_long_factors(hf: dict) -> dict:
