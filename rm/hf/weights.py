@@ -136,7 +136,8 @@ def load(model: nn.Module, folder: str | Path, new_ids: Sequence[int] = ()) -> s
     if model.head == "lm" and config.tie_embeddings:
         _check_tied_head(tensors, family)
     if left := [tensor.hf_name for tensor in tensors if tensor.hf_name.startswith(family.not_read)]:
-        dist.say(f"{folder}: only the text model is read; {len(left)} other tensors are left: {_first_few(left)}")
+        parts = [prefix for prefix in family.not_read if any(name.startswith(prefix) for name in left)]
+        dist.say(f"{folder}: only the text model is read; {len(left)} tensors are left: {', '.join(parts)}")
     label = getattr(model, "reward_label", None)
     matched = _match(shapes, tensors, Path(folder), family, label)
     _say_bias(tensors, family, shapes, label)
