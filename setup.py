@@ -16,6 +16,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_packages(include=["rm", "rm.*"]),
+    package_data={"rm.serve": ["page.html"]},
     py_modules=["train_sft", "train_rm", "eval_rm"],
     install_requires=[
         "torch>=2.12,<2.14",  # 2.11 has no grouped-query attention in varlen_attn
@@ -29,6 +30,7 @@ setup(
     ],
     extras_require={
         "report": ["matplotlib"],
+        "serve": ["starlette", "uvicorn"],
         "track": ["tensorboard", "wandb"],
         "parquet": ["pyarrow"],
         "test": [
@@ -36,6 +38,8 @@ setup(
             "pytest-xdist",
             "hypothesis",
             "setuptools>=70.1",
+            "starlette",
+            "uvicorn",
             "tensorboard",
             "wandb",
             "pyarrow",

@@ -22,6 +22,7 @@ MAY_IMPORT = {  # besides FOUNDATION and the folder's own files
     "preview": ("data", "hf"),
     "demo": ("data", "hf"),
     "export": ("data", "model", "hf", "scoring", "evaluation"),
+    "serve": ("data", "model", "hf", "scoring", "evaluation"),
 }
 SCRIPTS = ["train_sft.py", "train_rm.py", "eval_rm.py"]
 FRAMEWORKS = {"transformers", "peft", "trl", "accelerate", "lightning", "deepspeed"}

@@ -159,7 +159,9 @@ class Encoder:
         self.prerendered += any(isinstance(text, str) and self._looks_prerendered(text) for text in texts)
         return rendered
 
-    def _render_text(self, text: Text, record: PendingRecord) -> Rendered:
+    def _render_text(self, text: Text | Rendered, record: PendingRecord) -> Rendered:
+        if isinstance(text, Rendered):  # by a template that ran elsewhere
+            return text
         if isinstance(text, str):
             return self._plain(text, record.loss_from)
         if self.template is None:
@@ -443,7 +445,7 @@ class TextEncoder:
         """Whether plain texts are split into turns and written by the template."""
         return self.template is not None and self.template.explicit
 
-    def examples(self, groups: Sequence[Sequence[Text]]) -> Examples:
+    def examples(self, groups: Sequence[Sequence[Text | Rendered]]) -> Examples:
         """One example for each group that is not empty: its texts, whose common prefix is computed once.
 
         Raises:

@@ -49,13 +49,15 @@ class Scorer:
         max_tokens: int = 4096,
         bare_text: str | None = None,
         reward_label: int | None = None,
+        overlong: str | None = None,
+        truncation_side: str | None = None,
     ):
         """
         Args:
             path: a reward model's folder, or an adapter's; or a name on the hub, org/name or org/name@revision.
-            dtype, max_length, chat_template, dialogue_format, bare_text, reward_label: as the flags of eval_rm.py;
-                None: as in training.
             max_tokens: computed at a time; more where a single prompt with its responses has more.
+            dtype, max_length, chat_template, dialogue_format, bare_text, reward_label, overlong, truncation_side: as
+                the flags of eval_rm.py; None: as in training.
 
         Raises:
             ValueError: for a folder that is no reward model, or whose contract is violated.
@@ -66,6 +68,8 @@ class Scorer:
             dialogue_format=dialogue_format,
             bare_text=bare_text,
             max_length=max_length,
+            overlong=overlong,
+            truncation_side=truncation_side,
         )
         text, self.contract = resolve(path, requested, say=lambda line: None)
         self.encoder, self.max_tokens = text_encoder(path, text, self.contract), max_tokens
@@ -77,7 +81,7 @@ class Scorer:
         self.model = build.load(model, path).requires_grad_(False)
         self.scale = _scale(Path(path), self.contract)
         if self.contract:
-            verify(self.contract, path, self.encoder, self.model.compute_dtype, self._rewards)
+            verify(self.contract, path, self.encoder, self.model.compute_dtype, self.rewards)
 
     def score(self, conversations: Sequence[Text], normalized: bool = False) -> list[float]:
         """The reward of each full conversation.
@@ -89,9 +93,8 @@ class Scorer:
         Raises:
             ValueError: for a text longer than training took, where it did not shorten texts.
         """
-        if self.encoder.as_messages:
-            conversations = [split_turns(text) if isinstance(text, str) else text for text in conversations]
-        return [rewards[0] for rewards in self._score([[text] for text in conversations], normalized)]
+        groups = [[self.full_text(text)] for text in conversations]
+        return [rewards[0] for rewards in self._score(groups, normalized)]
 
     def score_responses(
         self, prompts: Sequence[Text], responses: Sequence[Sequence[Text]], normalized: bool = False
@@ -103,25 +106,46 @@ class Scorer:
             responses: for each prompt, a list of what follows it. A prompt and a response that are both strings are
                 written as in training: as a dialogue, or joined as they stand.
         """
-        groups = []
-        for prompt, texts in zip(prompts, responses, strict=True):
-            record = {"prompt": prompt, "responses": list(texts)}
-            encoder = self.encoder
-            groups.append(preference(record).written(encoder.bare_as_dialogue, encoder.as_messages) if texts else [])
+        groups = [self.full_texts(prompt, texts) for prompt, texts in zip(prompts, responses, strict=True)]
         return self._score(groups, normalized)
 
     def _score(self, groups: list[list[Text]], normalized: bool) -> list[list[float]]:
-        if normalized and not self.scale:
-            raise ValueError("the model states no mean and standard deviation of its rewards: use normalized=False")
-        rewards = self._rewards(self.encoder.examples(groups)) if any(groups) else torch.zeros(0)
         if normalized:
-            mean, deviation = self.scale
-            rewards = (rewards - mean) / deviation
-        remaining = iter(rewards.tolist())
+            self.check_scale()
+        rewards = self.rewards(self.encoder.examples(groups)) if any(groups) else torch.zeros(0)
+        remaining = iter((self.normalize(rewards) if normalized else rewards).tolist())
         return [[next(remaining) for _ in group] for group in groups]
 
-    def _rewards(self, examples: Examples) -> Tensor:
-        """(R,) fp32"""
+    # The steps of scoring, for code that batches by itself: texts, `encoder.examples`, rewards.
+
+    def full_text(self, conversation: Text) -> Text:
+        """A full conversation as the encoder takes it: a string is split into turns where training did that."""
+        is_split = self.encoder.as_messages and isinstance(conversation, str)
+        return split_turns(conversation) if is_split else conversation
+
+    def full_texts(self, prompt: Text, responses: Sequence[Text]) -> list[Text]:
+        """The full conversation of a prompt with each of its responses.
+
+        Raises:
+            ValueError: the prompt or a response is no text.
+        """
+        if not responses:
+            return []
+        record = {"prompt": prompt, "responses": list(responses)}
+        return preference(record).written(self.encoder.bare_as_dialogue, self.encoder.as_messages)
+
+    def check_scale(self) -> None:
+        """Raise ValueError where the model states no mean and standard deviation of its rewards."""
+        if not self.scale:
+            raise ValueError("the model states no mean and standard deviation of its rewards: use normalized=False")
+
+    def normalize(self, rewards: Tensor) -> Tensor:
+        """(R,) rewards minus their stated mean, in units of their stated standard deviation."""
+        mean, deviation = self.scale
+        return (rewards - mean) / deviation
+
+    def rewards(self, examples: Examples) -> Tensor:
+        """The reward of every reply, in order: (R,) fp32 on the CPU."""
         lengths = examples.lengths
         (assigned,) = plan_micro_batches(lengths, lengths, max(self.max_tokens, int(lengths.max())), world_size=1)
         batches = (pack(examples, indices) for indices in assigned)
