@@ -2,6 +2,7 @@
 
     python eval_rm.py --model_name_or_path runs/rm/model --dataset_path test.jsonl --output_dir runs/eval
     python eval_rm.py ... --dataset_path base=a.jsonl online=b.jsonl    two named sets
+    python eval_rm.py ... --model_name_or_path A B C                    the mean of three models' rewards
     python eval_rm.py ... --score_only true --best_of_n true            rewards of any replies, and the best reply
     torchrun --nproc_per_node 8 eval_rm.py ...       the same numbers from eight GPUs
 
@@ -23,16 +24,26 @@ from rm.data.dataset import DataSettings, read_cached, say_report
 from rm.data.encode import Task
 from rm.data.reader import KeySettings
 from rm.distributed import process_group as dist
+from rm.distributed import sharding
 from rm.distributed.sharding import ParallelSettings
-from rm.evaluation.results import Result, evaluation_report, named_sets
+from rm.evaluation.results import Result, ensemble, evaluation_report, named_sets
 from rm.hf import build, hub
-from rm.hf.build import ModelSettings
 from rm.model.heads import RewardModel
 from rm.report.evaluation import evaluation_page, terminal_table
 from rm.scoring import contract
 from rm.scoring.score import all_rewards
 from rm.scoring.settings import ScoringTextSettings
 from rm.training.run_log import check_unused, provenance, say_what_runs
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelsSettings(SettingsGroup):
+    """Models"""
+
+    model_name_or_path: tuple[str, ...] = setting(
+        REQUIRED, "reward model: folder or hub id, org/name or org/name@revision; of several, rewards are averaged",
+        hub="model",
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +62,7 @@ class EvaluationSettings(SettingsGroup):
 class Settings(SettingsGroup):
     """Settings of an evaluation"""
 
-    model: ModelSettings
+    models: ModelsSettings
     data: DataSettings
     keys: KeySettings
     evaluation: EvaluationSettings
@@ -65,16 +76,26 @@ def main(settings: Settings) -> None:
     evaluation = settings.evaluation
     check_unused(evaluation.output_dir, ("report.json", "run.json", "scores.jsonl"))
     sets = named_sets(settings.data.dataset_path)
-    results, counts = score_sets(settings, settings.model.model_name_or_path, sets)
+    scored = [score_sets(settings, path, sets) for path in settings.models.model_name_or_path]
+    results = scored[0].results if len(scored) == 1 else averaged(scored)
     baseline = {}
     if evaluation.baseline_model_name_or_path:
-        baseline, _ = score_sets(settings, evaluation.baseline_model_name_or_path, sets)
+        baseline = score_sets(settings, evaluation.baseline_model_name_or_path, sets).results
     if dist.is_main():
-        write(settings, results, baseline, counts)
+        write(settings, results, baseline, scored[0].counts)
 
 
-def score_sets(settings: Settings, model_path: str, sets: dict[str, list[str]]) -> tuple[dict[str, Result], dict]:
-    """(the rewards of every set, what became of its records), on every rank."""
+@dataclass(frozen=True)
+class Scored:
+    """What one model makes of all sets."""
+
+    results: dict[str, Result]
+    counts: dict[str, dict]  # what became of the records
+    scale: tuple[float, float] | None  # mean and standard deviation of its rewards, as its contract states them
+
+
+def score_sets(settings: Settings, model_path: str, sets: dict[str, list[str]]) -> Scored:
+    """The rewards of every set, on every rank."""
     text, agreed = contract.resolve(model_path, settings.text)
     encoder = contract.text_encoder(model_path, text, agreed)
     task = Task.SCORING if settings.evaluation.score_only else Task.PREFERENCE
@@ -98,7 +119,23 @@ def score_sets(settings: Settings, model_path: str, sets: dict[str, list[str]]) 
         rewards = all_rewards(model, EvalBatches(examples[name], settings.packing)).numpy()
         results[name] = Result(paths, examples[name], rewards, settings.keys)
         results[name].check_finite()
-    return results, counts
+    sharding.release(model)  # for the next one
+    scale = None if agreed is None or not agreed.reward_std else (agreed.reward_mean, agreed.reward_std)
+    return Scored(results, counts, scale)
+
+
+def averaged(scored: list[Scored]) -> dict[str, Result]:
+    """The mean of several models' rewards, for every set."""
+    scales = [one.scale for one in scored]
+    if None in scales:
+        dist.say("a model states no mean and deviation of its rewards: the mean is of rewards as they are")
+    results = {}
+    for name, first in scored[0].results.items():
+        results[name] = ensemble([one.results[name] for one in scored], scales)
+        kept, of_first = len(results[name].examples), len(first.examples)
+        if kept < of_first:
+            dist.say(f"{name}: {kept:,} records are scored by all models, of {of_first:,} that the first one scored")
+    return results
 
 
 def write(settings: Settings, results: dict[str, Result], baseline: dict[str, Result], counts: dict) -> None:

@@ -1,30 +1,68 @@
-"""Write a model again: an adapter merged into its base, another dtype, files of another size.
+"""Write a model again: an adapter merged into its base, another dtype, files of another size; or the mean of several.
 
     python -m rm.export --model_name_or_path runs/rm/adapter --output_dir reward-model --dtype bfloat16
-    torchrun --nproc_per_node 8 -m rm.export ...      where one process has too little memory: 4 bytes a parameter
+    python -m rm.export --average runs/a/model runs/b/model runs/c/model --dataset_path test.jsonl --output_dir mean
+    torchrun --nproc_per_node 8 -m rm.export ...      where one process has too little memory: 4 bytes a parameter, or 8
+                                                      for a mean
 
 Reads what the training scripts read, and writes what they write: a Hugging Face folder. `docs/exports.md` says which
 software reads it, and how.
 """
 
-from dataclasses import dataclass
+import reprlib
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 
 from rm import cli
 from rm.config import REQUIRED, SettingsGroup, parse, require_positive, setting
-from rm.data.dataset import TextSettings
+from rm.data.batch import EvalBatches, PackingSettings
+from rm.data.dataset import TextSettings, read_cached
+from rm.data.encode import Task
+from rm.data.examples import Examples
 from rm.data.tokenizer import Tokenizer
 from rm.distributed import process_group as dist
 from rm.distributed import sharding
 from rm.distributed.sharding import ParallelSettings
+from rm.evaluation import metrics
+from rm.evaluation.results import Result, compare
 from rm.hf import build, hub, weights
-from rm.hf.build import ModelSettings
 from rm.hf.folder import TextFiles
 from rm.model.attention import SplitAttention
 from rm.model.heads import RewardModel
+from rm.model.transformer import Transformer
 from rm.scoring import contract
+from rm.scoring.score import all_rewards, reward_statistics
+from rm.scoring.settings import ScoringTextSettings
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceSettings(SettingsGroup):
+    """Model"""
+
+    model_name_or_path: str | None = setting(
+        None, "Hugging Face folder, of a model or an adapter, or hub id, org/name or org/name@revision", hub="model"
+    )
+    reward_label: int | None = setting(
+        None, "which output of a reward model with several is the reward, from 0; the others are left out"
+    )
+    average: tuple[str, ...] = setting(
+        (), "models of one architecture and scoring contract, of whose weights the mean is written", hub="model"
+    )
+    dataset_path: tuple[str, ...] = setting(
+        (), "with --average: files of pairs or rankings, on which the models and their mean are evaluated", hub="data"
+    )
+
+    def check(self) -> None:
+        if (self.model_name_or_path is None) == (not self.average):
+            raise ValueError("give --model_name_or_path, or --average with the models whose mean is wanted")
+        if self.reward_label is not None and (self.average or self.reward_label < 0):
+            raise ValueError("--reward_label is a number from 0, and goes with --model_name_or_path")
+        if len(self.average) == 1:
+            raise ValueError("--average needs two models at least; of one, --model_name_or_path is for that")
+        if self.dataset_path and not self.average:
+            raise ValueError("--dataset_path goes with --average; eval_rm.py evaluates a model")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,27 +83,136 @@ class ExportSettings(SettingsGroup):
 class Settings(SettingsGroup):
     """Settings of an export"""
 
-    model: ModelSettings
+    source: SourceSettings
     export: ExportSettings
 
 
 def main(settings: Settings) -> None:
-    """All ranks call it; each holds its shards, in float32, so that a merged adapter is rounded once."""
+    """All ranks call it; each holds its shards, in float32, so that a merged adapter or a mean is rounded once."""
     settings = hub.fetched(settings)
-    source, export = settings.model.model_name_or_path, settings.export
+    if settings.source.average:
+        write_mean(settings.source.average, settings.source.dataset_path, settings.export)
+    else:
+        write_again(settings.source.model_name_or_path, settings.source.reward_label, settings.export)
+    dist.say(f"saved {settings.export.output_dir}")
+
+
+def write_again(source: str, reward_label: int | None, export: ExportSettings) -> None:
+    """Write one model."""
+    model = _load(source, SplitAttention, reward_label)  # which computes nothing here
+    _save(model, source, export)
+    if isinstance(model, RewardModel):
+        contract.copy_to(source, export.output_dir)
+
+
+def write_mean(sources: tuple[str, ...], dataset_path: tuple[str, ...], export: ExportSettings) -> None:
+    """Write the mean of the weights of several models (WARM, arXiv 2401.12187).
+
+    Raises:
+        ValueError: the models differ in more than their weights.
+    """
+    for other in sources[1:]:
+        _check_alike(sources[0], other)
+    first = sources[0]
+    is_reward_model = build.head_of(first) is RewardModel
+    if dataset_path and not is_reward_model:
+        raise ValueError(f"--dataset_path: {first} is a language model, which has no accuracy on pairs; leave it out")
+    examples = _examples(first, dataset_path) if dataset_path else None
+    results: dict[str, Result] = {}
+
+    def evaluate(name: str, model: Transformer) -> None:
+        if examples is not None:
+            rewards = all_rewards(model, EvalBatches(examples, PackingSettings())).numpy()
+            results[name] = Result(dataset_path, examples, rewards)
+            results[name].check_finite()
+
+    mean = _load(first)
+    evaluate(first, mean)
+    for other in sources[1:]:
+        model = _load(other)
+        evaluate(other, model)
+        for total, parameter in zip(mean.parameters(), model.parameters(), strict=True):
+            sharding.local(total.detach()).add_(sharding.local(parameter.detach()))
+        sharding.release(model)
+    for total in mean.parameters():
+        sharding.local(total.detach()).div_(len(sources))
+    evaluate("mean", mean)
+    statistics = None
+    if examples is not None:
+        statistics = reward_statistics(mean, EvalBatches(examples, PackingSettings()))
+        statistics["reward_set"] = f"{len(examples)} examples of {' '.join(dataset_path)}"
+        if dist.is_main():
+            _say_accuracies(results)
+    _save(mean, first, export)
+    agreed = contract.read(first)
+    if agreed is not None:
+        text, _ = contract.resolve(first, ScoringTextSettings())
+        contract.write(export.output_dir, text, getattr(torch, agreed.dtype), statistics)
+    elif is_reward_model:
+        contract.copy_to(first, export.output_dir)  # its padding token
+
+
+def _load(source: str, kernel: type | None = None, reward_label: int | None = None) -> Transformer:
     cls = build.head_of(source)
     agreed = contract.read(source)
     parallel, max_length = ParallelSettings(dtype="float32"), None if agreed is None else agreed.max_length
-    # The kernel computes nothing here.
-    label = settings.model.reward_label
-    model = build.build(cls, source, parallel, kernel=SplitAttention, max_length=max_length, reward_label=label)
-    build.load(model, source)
+    model = build.build(cls, source, parallel, kernel=kernel, max_length=max_length, reward_label=reward_label)
+    return build.load(model, source)
+
+
+def _save(model: Transformer, source: str, export: ExportSettings) -> None:
+    """Write the weights with the files of `source`, and release the model."""
     max_shard_bytes = int(export.max_shard_gb * 10**9)
     weights.save(model, export.output_dir, source, getattr(torch, export.dtype), max_shard_bytes, _texts(source))
     sharding.release(model)
-    if cls is RewardModel:
-        contract.copy_to(source, export.output_dir)
-    dist.say(f"saved {export.output_dir}")
+
+
+def _check_alike(first: str, other: str) -> None:
+    """Raise ValueError where two models differ in what has to be equal for their weights to have a mean."""
+    facts, of_other = _facts(first), _facts(other)
+    for name, value in facts.items():
+        if of_other[name] != value:
+            difference = f"{name} of {other} is {reprlib.repr(of_other[name])}, and of {first} {reprlib.repr(value)}"
+            raise ValueError(
+                f"--average: {difference}: only models of one architecture, tokenizer and scoring contract have a mean"
+            )
+
+
+def _facts(source: str) -> dict:
+    """What models have to agree in: architecture, tokenizer, and how texts are written and scored."""
+    config, _, hf = weights.read_config(source)
+    facts = {"the kind": build.head_of(source).__name__, "model_type": hf["model_type"]} | vars(config)
+    facts["the tokenizer"] = Tokenizer(hub.tokenizer_folder(source)).fingerprint
+    agreed = contract.read(source)
+    facts[contract.FILE] = "missing" if agreed is None else "there"
+    of_contract = dict.fromkeys(contract.KEYS) if agreed is None else asdict(agreed)
+    for measured in ("golden", "dtype", "reward_mean", "reward_std", "reward_set"):  # of the weights, or of a training
+        del of_contract[measured]
+    return facts | {f"{name} in {contract.FILE}": value for name, value in of_contract.items()}
+
+
+def _examples(source: str, paths: tuple[str, ...]) -> Examples:
+    """The pairs and rankings of files, as the models' contract writes them."""
+    text, agreed = contract.resolve(source, ScoringTextSettings())
+    encoder = contract.text_encoder(source, text, agreed)
+    examples, report = read_cached(Task.PREFERENCE, paths, text, encoder.tokenizer, None, encoder.padding_id)
+    dist.say(str(report))
+    return examples
+
+
+def _say_accuracies(results: dict[str, Result]) -> None:
+    """Print the accuracy of each model and of the mean, and what the mean gains."""
+    mean = results["mean"].scored
+    for name, result in results.items():
+        summary = metrics.summary(result.scored)
+        low, high = summary["accuracy_ci95_clustered"] or summary["accuracy_ci95"]
+        line = f"{name}: accuracy {summary['accuracy']:.4f} (95 % interval {low:.4f} to {high:.4f})"
+        if name != "mean":
+            test = compare(mean, result.scored)
+            line += f"; the mean's minus it {test['difference']:+.4f}"
+            if test["difference_ci95_clustered"]:
+                line += " ({:+.4f} to {:+.4f})".format(*test["difference_ci95_clustered"])
+        print(line, flush=True)
 
 
 def _texts(source: str) -> TextFiles | None:

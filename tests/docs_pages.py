@@ -9,6 +9,7 @@ import train_rm
 import train_sft
 from rm import export, preview
 from rm.config import flags
+from rm.serve import __main__ as serve
 
 ROOT = Path(__file__).parent.parent
 SCRIPTS = {
@@ -17,6 +18,7 @@ SCRIPTS = {
     "eval_rm.py": eval_rm,
     "rm.export": export,
     "rm.preview": preview,
+    "rm.serve": serve,
 }
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("launch/*.md")])
 LAUNCHERS = sorted([*ROOT.glob("launch/*.sh"), *ROOT.glob("launch/*.slurm")])

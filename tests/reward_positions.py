@@ -111,7 +111,7 @@ def tokens(scorer: Scorer, texts: list) -> list[list[int]]:
 
 def eval_scores(folder: Path, data: Path, out: Path) -> list[list[float]]:
     """What eval_rm.py writes for the replies of a file's records."""
-    flat = dict(model_name_or_path=str(folder), dataset_path=(str(data),), output_dir=str(out), score_only=True)
+    flat = dict(model_name_or_path=(str(folder),), dataset_path=(str(data),), output_dir=str(out), score_only=True)
     with dist.session(0):
         eval_rm.main(compose(eval_rm.Settings, **flat, cache_dir=str(out / "cache")))
     return [json.loads(line)["scores"] for line in open(out / "scores.jsonl")]

@@ -11,9 +11,10 @@ import pytest
 
 import train_rm
 import train_sft
-from rm import demo, prepare_hh
+from rm import demo, export, prepare_hh
 from rm.audit import __main__ as audit
 from rm.config import flags, flatten, parse
+from rm.serve import __main__ as serve
 from tests.docs_pages import (
     DATED_PAGES,
     INDEXES,
@@ -61,8 +62,10 @@ def test_every_flag_that_a_page_names_exists(page):
 
 def required(words: list[str], script) -> list[str]:
     """A value for each required setting that a command with `...` leaves out."""
-    missing = [flag for flag in flags(script.Settings).values() if flag.required and f"--{flag.name}" not in words]
-    return [word for flag in missing for word in (f"--{flag.name}", "x")]
+    missing = [flag.name for flag in flags(script.Settings).values() if flag.required and f"--{flag.name}" not in words]
+    if script is export and "--average" not in words and "--model_name_or_path" not in words:
+        missing.append("model_name_or_path")  # one of the two
+    return [word for name in missing for word in (f"--{name}", "x")]
 
 
 class Parsed(Exception):
@@ -99,6 +102,8 @@ def check_command(words: list[str]) -> None:
     words = words[words.index(name) + 1 :]
     omits = "..." in words
     words = [word for word in words if word != "..."]
+    if name == "rm.serve":
+        words = serve.arguments(words)
     if name in TOOLS:
         parse_only(TOOLS[name], words + PLACEHOLDER.get(name, []) * omits)
     else:
@@ -185,7 +190,10 @@ def test_help_names_every_setting_with_its_default(name, capsys, monkeypatch):
             continue
         default = re.search(r"\(default: ([^()]*)\)$", by_name[setting])[1]
         # What is shown as the default can be given as a value, and is the default.
-        given = parse(script.Settings, "", [*required([], script), f"--{setting}", *default.split()])
+        others = required([], script)
+        if script is export and setting != "average":  # which stands in place of model_name_or_path
+            others = ["--average", "x", "y", "--output_dir", "x"]
+        given = parse(script.Settings, "", [*others, f"--{setting}", *default.split()])
         assert flatten(given)[setting] == flag.default
 
 

@@ -1,15 +1,21 @@
 """python -m rm.export: other software loads what it writes as the model that was exported."""
 
 import json
+import re
+import shutil
 import warnings
+from dataclasses import replace
+from unittest import mock
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from rm import export
-from rm.config import parse
-from tests import text_fixtures, tiny
+from rm.config import compose, parse
+from rm.distributed import process_group as dist
+from rm.scoring import Scorer, contract
+from tests import similar_models, text_fixtures, tiny
 from tests.ranks import run_ranks
 
 peft = pytest.importorskip("peft")
@@ -100,3 +106,90 @@ def test_an_exported_language_model_is_a_language_model(tmp_path):
     out = run(tmp_path / "base", tmp_path / "out", "--dtype", "float32")
     model = transformers.AutoModelForCausalLM.from_pretrained(out)
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), hf_model.parameters(), strict=True))
+
+
+# The mean of several models
+
+PAIRS = [{"positive": f"###Human: {i}?###Assistant: yes {i}", "negative": f"no {i}"} for i in range(12)]
+
+
+@pytest.fixture(scope="module")
+def three(tmp_path_factory) -> list:
+    """Folders of three reward models with contracts, which differ in their weights only."""
+    statistics = {"reward_mean": 1.0, "reward_std": 2.0, "reward_set": "mine"}
+    return [similar_models.write(tmp_path_factory.mktemp("rm"), seed, **statistics) for seed in range(3)]
+
+
+def run_average(folders, out, *flags, processes: int = 1):
+    argv = ["--average", *map(str, folders), "--output_dir", str(out), "--dtype", "float32", *map(str, flags)]
+    run_ranks(processes, lambda: export.main(parse(export.Settings, "", argv)))
+    return out
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_the_mean_of_models_has_the_mean_of_each_weight_and_golden_scores_of_its_own(three, tmp_path, processes):
+    out = run_average(three, tmp_path / "mean", processes=processes)
+    of_models = [load_file(folder / "model.safetensors") for folder in three]
+    mean = load_file(out / "model.safetensors")
+    assert mean.keys() == of_models[0].keys()
+    for name, weight in mean.items():
+        torch.testing.assert_close(weight, torch.stack([one[name] for one in of_models]).mean(0))
+    first, own = contract.read(three[0]), contract.read(out)
+    assert own.golden != first.golden and own.reward_mean is None  # of the mean, nothing has been measured
+    assert replace(own, golden=first.golden, reward_mean=1.0, reward_std=2.0, reward_set="mine") == first
+    hf_model = transformers.AutoModelForSequenceClassification.from_pretrained(out).eval()
+    texts = [one.text for one in own.golden[:3]]
+    with mock.patch(f"{__name__}.TEXTS", texts):
+        assert Scorer(out).score(texts) == pytest.approx(scores(hf_model, out).tolist(), abs=1e-4)
+
+
+def test_each_model_and_the_mean_are_evaluated_where_pairs_are_given(three, tmp_path, capfd):
+    (tmp_path / "pairs.json").write_text(json.dumps(PAIRS))
+    out = run_average(three, tmp_path / "mean", "--dataset_path", tmp_path / "pairs.json")
+    said = dict(re.findall(r"^(\S+): accuracy ([\d.]+) ", capfd.readouterr().out, flags=re.M))
+    texts = [pair[side] for pair in PAIRS for side in ("positive", "negative")]
+    for name, folder in [*((str(folder), folder) for folder in three), ("mean", out)]:
+        rewards = torch.tensor(Scorer(folder).score(texts)).view(-1, 2)
+        assert float(said.pop(name)) == pytest.approx((rewards[:, 0] > rewards[:, 1]).double().mean().item(), abs=1e-4)
+        best = rewards[:, 0].double()  # of the mean at last
+    assert not said
+    own = contract.read(out)
+    assert own.reward_mean == pytest.approx(best.mean().item(), abs=1e-4)
+    assert own.reward_std == pytest.approx(best.std(correction=0).item(), abs=1e-4)
+    assert own.reward_set == f"12 examples of {tmp_path / 'pairs.json'}"
+
+
+@pytest.mark.parametrize(
+    ("file", "changes", "message"),
+    [
+        ("config.json", {"rms_norm_eps": 1e-3}, "norm_eps of .* is 0.001, and of .* 1e-06: only models of one arch"),
+        ("scoring.json", {"max_length": 300}, "max_length in scoring.json of .* is 300, and of .* 200: only"),
+        ("scoring.json", None, "scoring.json of .* is 'missing', and of .* 'there'"),
+        ("tokenizer.json", {"normalizer": {"type": "Lowercase"}}, "the tokenizer of .* is '"),
+    ],
+)
+def test_models_that_differ_in_more_than_weights_have_no_mean(three, tmp_path, file, changes, message):
+    other = tmp_path / "other"
+    shutil.copytree(three[1], other)
+    if changes is None:
+        (other / file).unlink()
+    else:
+        (other / file).write_text(json.dumps(json.loads((other / file).read_text()) | changes))
+    settings = parse(export.Settings, "", ["--average", str(three[0]), str(other), "--output_dir", str(tmp_path / "x")])
+    with dist.session(0), pytest.raises(ValueError, match=message):
+        export.main(settings)
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({}, "give --model_name_or_path, or --average"),
+        ({"model_name_or_path": "a", "average": ("a", "b")}, "give --model_name_or_path, or --average"),
+        ({"average": ("a",)}, "--average needs two models at least"),
+        ({"model_name_or_path": "a", "dataset_path": ("b",)}, "--dataset_path goes with --average"),
+    ],
+)
+def test_settings_that_do_not_go_together_are_refused(given, message):
+    with pytest.raises(ValueError, match=message):
+        compose(export.Settings, output_dir="x", **given)

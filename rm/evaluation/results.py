@@ -3,11 +3,11 @@
 A set is a named group of files. Every rank reads the records for their tokens (`rm.data.dataset`). The main process
 also reads them here, for what metrics are broken down by: number of turns, reply lengths, subset.
 
-Shapes: N prompts, R replies.
+Shapes: N prompts, R replies, M models of an ensemble.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -43,7 +43,7 @@ class Mistake:
 
 @dataclass(frozen=True, eq=False)
 class Result:
-    """The rewards that one model gives to one set.
+    """The rewards that one model, or the mean of several, gives to one set.
 
     The input files are read up to four times in the main process: once by `rm.data.dataset` for the tokens, then by
     `record_info`, and by `best` and `mistakes` (or `check_finite`) where they are called. Holding all texts in memory
@@ -54,6 +54,7 @@ class Result:
     examples: Examples
     rewards: np.ndarray  # (R,) fp32, in the order of the replies in `examples`
     keys: KeySettings | None = None
+    members: np.ndarray | None = None  # (M, R) of an ensemble: the rewards of each model, whose mean `rewards` is
 
     @cached_property
     def record_info(self) -> list[RecordInfo]:
@@ -103,13 +104,11 @@ class Result:
         tokens = self.examples.reply_lengths + np.repeat(self.examples.prefix_lengths, np.diff(offsets))
         for i, (record, info) in enumerate(zip(self.examples.record.tolist(), self.record_info, strict=True)):
             replies = slice(offsets[i], offsets[i + 1])
-            yield {
-                "record": record,
-                "id": info.id,
-                "scores": rewards[replies],
-                "characters": info.lengths,
-                "tokens": tokens[replies].tolist(),
-            }
+            line = {"record": record, "id": info.id, "scores": rewards[replies]}
+            if self.members is not None:
+                line["spread"] = self.members[:, replies].std(0).tolist()
+                line["scores_by_model"] = self.members[:, replies].tolist()
+            yield line | {"characters": info.lengths, "tokens": tokens[replies].tolist()}
 
     def best(self) -> Iterator[dict]:
         """The lines of best.jsonl: every record's highest-scoring reply, the first one of a tie."""
@@ -150,6 +149,30 @@ class Result:
             )
             mistakes.append(mistake)
         return mistakes
+
+
+def ensemble(results: Sequence[Result], scales: Sequence[tuple[float, float] | None]) -> Result:
+    """The mean of M models' rewards, over the records that all of them have scored.
+
+    Args:
+        results: of one set, one for each model.
+        scales: (mean, standard deviation) of each model's rewards. Where all are known, rewards are brought to one
+            scale by them: a model whose rewards are spread wider would otherwise have more of a say.
+    """
+    records = results[0].examples.record
+    for result in results[1:]:
+        records = np.intersect1d(records, result.examples.record)
+    members, examples = [], None
+    for result, scale in zip(results, scales, strict=True):
+        kept = np.flatnonzero(np.isin(result.examples.record, records))
+        counts = np.diff(result.examples.reply_offsets)
+        rewards = result.rewards[np.isin(np.repeat(np.arange(len(counts)), counts), kept)]
+        if None not in scales:
+            rewards = (rewards - scale[0]) / scale[1]
+        members.append(rewards)
+        examples = result.examples.select(kept) if examples is None else examples
+    members = np.stack(members)
+    return replace(results[0], examples=examples, rewards=members.mean(0), members=members)
 
 
 def named_sets(paths: Sequence[str]) -> dict[str, list[str]]:
@@ -195,6 +218,8 @@ def evaluation_report(results: dict[str, Result], baseline: dict[str, Result]) -
     sets = {}
     for name, result in results.items():
         sets[name] = metrics.summary(result.scored) | metrics.details(result.scored)
+        if result.members is not None:
+            sets[name]["ensemble"] = ensemble_report(result)
         benchmark = benchmarks.rewardbench_scores(result.scored, [str(info.id) for info in result.record_info])
         if benchmark:
             sets[name]["rewardbench"] = benchmark
@@ -208,6 +233,24 @@ def evaluation_report(results: dict[str, Result], baseline: dict[str, Result]) -
             baseline_sets.append(baseline_scored)
         report["baseline"] = compare(metrics.concatenate(model_sets), metrics.concatenate(baseline_sets))
     return report | {"sets": sets}
+
+
+def ensemble_report(result: Result) -> dict:
+    """How far the models of an ensemble agree on a set: each one's accuracy, and how its rewards are spread."""
+    scored = result.scored
+    of_models = [replace(scored, rewards=rewards.astype(np.float64)) for rewards in result.members]
+    margins = np.stack([one.margin for one in of_models])  # (M, P)
+    agree = (np.sign(margins) == np.sign(margins[0])).all(0)  # (P,)
+    names = ("accuracy", "accuracy_ci95", "accuracy_ci95_clustered")
+    summaries = [metrics.summary(one) for one in of_models]
+    return {
+        "models": [{name: summary[name] for name in names} for summary in summaries],
+        "spread_mean": stats.mean(result.members.std(0)),
+        "margin_spread_mean": stats.mean(margins.std(0)),
+        "agreement": stats.mean(agree),
+        "where_all_agree": metrics.accuracy_row(metrics.correctness(scored.margin[agree])),
+        "where_they_differ": metrics.accuracy_row(metrics.correctness(scored.margin[~agree])),
+    }
 
 
 def common_records(result: Result, baseline: Result) -> tuple[ScoredReplies, ScoredReplies]:

@@ -77,7 +77,9 @@ def fetched(settings: Settings, weights: bool = True, named: bool = False) -> Se
     for name, flag in flags(type(settings)).items():
         if flag.hub is None or not values[name]:
             continue
-        if flag.hub == "model":
+        if flag.hub == "model" and flag.many:
+            changes[name] = tuple(model(one, weights) for one in values[name])
+        elif flag.hub == "model":
             changes[name] = model(values[name], weights)
         elif flag.hub == "data":
             files = [data(value, values["dataset_split"], named) for value in values[name]]

@@ -57,10 +57,21 @@ def terminal_table(report: dict) -> str:
             )
             score = html.format_value(benchmark["score"])
             lines.append(f"{name}: RewardBench {benchmark['version']} {score}  ({sections})")
+        if "ensemble" in one:
+            lines.append(f"{name}: {_describe_ensemble(one['ensemble'])}")
         test = one.get("baseline")
         if test:
             lines.append(f"{name}: {_describe_test(test)}")
     return "\n".join(lines)
+
+
+def _describe_ensemble(ensemble: dict) -> str:
+    each = ", ".join(html.format_value(model["accuracy"]) for model in ensemble["models"])
+    agree, differ = (
+        f"{row['n']:,} pairs (accuracy {html.format_value(row['accuracy'])})"
+        for row in (ensemble["where_all_agree"], ensemble["where_they_differ"])
+    )
+    return f"accuracy of each model {each}; all rank alike {agree}, and not {differ}"
 
 
 def _describe_test(test: dict) -> str:
@@ -79,7 +90,8 @@ def evaluation_page(report: dict, results: dict[str, Result]) -> str:
         results: {set name: rewards of the evaluated model}.
     """
     settings = report.get("settings", {})
-    subtitle = [settings.get("model_name_or_path"), report.get("started"), report.get("device")]
+    models = ", ".join(settings.get("model_name_or_path") or [])
+    subtitle = [models, report.get("started"), report.get("device")]
     parts = [
         html.note(" · ".join(str(item) for item in subtitle if item)),
         html.table(*overview(report)),
@@ -113,6 +125,10 @@ def _set_parts(one: dict, scored: ScoredReplies) -> list[str]:
                 partial(figures.length, scored.length, scored.rewards),
             )
         )
+    if "ensemble" in one:
+        rows = [[i, *model.values()] for i, model in enumerate(one["ensemble"]["models"], start=1)]
+        table = html.table(["model", "accuracy", "95% CI", "clustered 95% CI"], rows)
+        parts += [html.heading("Each model", 3), table, html.note(_describe_ensemble(one["ensemble"]))]
     test = one.get("baseline")
     if test:
         parts += [html.heading("Comparison with the baseline", 3), f"<p>{_describe_test(test)}</p>"]

@@ -333,11 +333,16 @@ def test_every_setting_declared_for_the_hub_is_replaced_by_a_local_path(script, 
     monkeypatch.setattr(hub, "_snapshot", snapshot)
     on_hub = {name: flag.hub for name, flag in flags(script.Settings).items() if flag.hub}
     # All that name a model or data, whoever declares them.
-    others = {"chat_template", "resume_from_checkpoint"} & flags(script.Settings).keys()
+    others = {"chat_template", "resume_from_checkpoint", "average"} & flags(script.Settings).keys()
     assert on_hub.keys() == others | {name for name in flags(script.Settings) if name.endswith("_path")}
+    if script is export:  # a model, or several with data
+        del on_hub["model_name_or_path"]
     given, expected = {"output_dir": "out"}, {}
     for name, kind in on_hub.items():
-        if kind == "model":
+        if kind == "model" and flags(script.Settings)[name].many:
+            given[name] = (f"o/{name}@v1", "here")
+            expected[name] = (f"{tmp_path}/model/o/{name}/v1", "here")
+        elif kind == "model":
             given[name], expected[name] = f"o/{name}@v1", f"{tmp_path}/model/o/{name}/v1"
         elif kind != "data":
             given[name], expected[name] = f"hub:o/{name}@v1", f"{tmp_path}/model/o/{name}/v1"

@@ -58,7 +58,7 @@ def test_benchmarks_are_scored_as_the_contract_says(name, model, tmp_path):
     else:
         file.write_text(json.dumps(records))
     with dist.session(0):
-        flat = dict(model_name_or_path=str(folder), dataset_path=(str(file),), output_dir=str(tmp_path / "eval"))
+        flat = dict(model_name_or_path=(str(folder),), dataset_path=(str(file),), output_dir=str(tmp_path / "eval"))
         eval_rm.main(compose(eval_rm.Settings, **flat, cache_dir=str(tmp_path / "cache")))
     n = 2 if name == "rewardbench1.parquet" else 4
     lines = [json.loads(line) for line in open(tmp_path / "eval" / "scores.jsonl")]

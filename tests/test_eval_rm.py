@@ -1,0 +1,80 @@
+"""eval_rm.py with several models: the mean of their rewards, and how far they agree."""
+
+import json
+
+import numpy as np
+import pytest
+
+import eval_rm
+from rm.config import compose
+from rm.distributed import process_group as dist
+from rm.scoring import Scorer
+from tests import similar_models
+
+pytest.importorskip("transformers")
+RECORDS = [
+    {"prompt": f"{i}?", "responses": [f" {j} is a reply" for j in range(3)], "ranks": [1, 2, 3]} for i in range(7)
+]
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """Two models whose rewards are of different scales, by what their contracts say, and one that says nothing."""
+    folder = tmp_path_factory.mktemp("models")
+    scales = [{"reward_mean": 1.0, "reward_std": 2.0}, {"reward_mean": -3.0, "reward_std": 0.5}, {}]
+    return [similar_models.write(folder / str(seed), seed, **scale) for seed, scale in enumerate(scales)]
+
+
+def evaluate(models, tmp_path, name: str) -> tuple[list[dict], dict]:
+    """(lines of scores.jsonl, report.json)"""
+    data, out = tmp_path / "data.jsonl", tmp_path / name
+    data.write_text("\n".join(map(json.dumps, RECORDS)))
+    flat = dict(model_name_or_path=tuple(map(str, models)), dataset_path=(str(data),), output_dir=str(out))
+    with dist.session(0):
+        eval_rm.main(compose(eval_rm.Settings, **flat, cache_dir=str(tmp_path / "cache")))
+    lines = [json.loads(line) for line in open(out / "scores.jsonl")]
+    return lines, json.loads((out / "report.json").read_text())
+
+
+def rewards_of(models, normalized: bool) -> np.ndarray:
+    """(M, N, K)"""
+    asked = [record["prompt"] for record in RECORDS], [record["responses"] for record in RECORDS]
+    return np.array([Scorer(model).score_responses(*asked, normalized=normalized) for model in models])
+
+
+def test_an_ensembles_score_is_the_mean_over_models_on_one_scale(models, tmp_path):
+    lines, report = evaluate(models[:2], tmp_path, "out")
+    assert "Each model" in (tmp_path / "out" / "report.html").read_text()
+    rewards = rewards_of(models[:2], normalized=True)
+    for i, line in enumerate(lines):
+        assert line["scores"] == pytest.approx(rewards[:, i].mean(0), abs=1e-4)
+        assert line["spread"] == pytest.approx(rewards[:, i].std(0), abs=1e-4)
+        assert np.array(line["scores_by_model"]) == pytest.approx(rewards[:, i], abs=1e-4)
+    ensemble = report["sets"]["data"]["ensemble"]
+    assert ensemble["spread_mean"] == pytest.approx(rewards.std(0).mean(), abs=1e-4)
+    margins = np.stack([rewards[..., a] - rewards[..., b] for a, b in ((0, 1), (0, 2), (1, 2))], -1)  # (M, N, 3)
+    for model, of_model in zip(ensemble["models"], margins, strict=True):
+        assert model["accuracy"] == pytest.approx((of_model > 0).mean())
+    agree = (np.sign(margins) == np.sign(margins[0])).all(0)
+    assert 0 < agree.mean() < 1 and ensemble["agreement"] == pytest.approx(agree.mean())
+    mean_is_right = margins.mean(0) > 0
+    assert report["accuracy"] == pytest.approx(mean_is_right.mean())
+    assert ensemble["where_all_agree"]["n"] == agree.sum()
+    assert ensemble["where_all_agree"]["accuracy"] == pytest.approx(mean_is_right[agree].mean())
+    assert ensemble["where_they_differ"]["accuracy"] == pytest.approx(mean_is_right[~agree].mean())
+    assert ensemble["margin_spread_mean"] == pytest.approx(margins.std(0).mean(), abs=1e-4)
+
+
+def test_where_a_model_states_no_scale_rewards_are_averaged_as_they_are(models, tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr(eval_rm, "evaluation_page", lambda *_: "")  # to draw takes longer than all the rest
+    lines, _ = evaluate(models, tmp_path, "out")
+    assert "a model states no mean and deviation of its rewards" in capfd.readouterr().out
+    means = rewards_of(models, normalized=False).mean(0)
+    assert np.array([line["scores"] for line in lines]) == pytest.approx(means, abs=1e-4)
+
+
+def test_one_model_is_no_ensemble(models, tmp_path, monkeypatch):
+    monkeypatch.setattr(eval_rm, "evaluation_page", lambda *_: "")
+    lines, report = evaluate(models[:1], tmp_path, "out")
+    assert "spread" not in lines[0] and "ensemble" not in report["sets"]["data"]
+    assert report["settings"]["model_name_or_path"] == [str(models[0])]
