@@ -1,4 +1,4 @@
-"""Dynamic batching: what waits while one micro-batch is computed becomes the next, whichever clients posted it.
+"""Dynamic batching: what waits while one micro-batch is computed makes the next, whichever clients posted it.
 
 Texts that begin alike share the computation of what they have in common, also if several requests brought them: RL
 trainers post the completions of one prompt one by one.
@@ -7,11 +7,10 @@ Shapes: N texts.
 """
 
 import contextlib
+import itertools
 import threading
-from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, InvalidStateError
-from dataclasses import dataclass, field
 
 import numpy as np
 from torch import Tensor
@@ -19,19 +18,20 @@ from torch import Tensor
 from rm.data.encode import common_prefix
 from rm.data.examples import Example, Examples
 
+WINDOW = 4  # micro-batches: how far texts are looked through for those that share a prefix
 
-@dataclass(eq=False)
+
 class Job:
     """The texts of one request."""
 
-    texts: list[np.ndarray]  # N arrays of token ids
-    future: Future = field(default_factory=Future)  # of their (N,) rewards
-    rewards: np.ndarray = None
-    to_compute: deque[list[int]] = None  # groups of texts, by their indices, that no micro-batch has taken yet
-    missing: int = 0  # texts without a reward
-
-    def __post_init__(self):
-        self.rewards, self.missing = np.empty(len(self.texts), np.float32), len(self.texts)
+    def __init__(self, texts: list[np.ndarray]):
+        """
+        Args:
+            texts: N arrays of token ids.
+        """
+        self.texts, self.rewards, self.future = texts, np.empty(len(texts), np.float32), Future()
+        self.waiting = dict.fromkeys(range(len(texts)))  # a set in order: texts that no micro-batch has taken yet
+        self.missing = len(texts)  # texts without a reward
 
 
 class Batcher:
@@ -47,7 +47,7 @@ class Batcher:
             computed: told (texts, their tokens, tokens computed for them) of every micro-batch.
         """
         self.rewards_of, self.max_tokens, self.computed = rewards, max_tokens, computed
-        self.jobs: deque[Job] = deque()
+        self.jobs: list[Job] = []  # the oldest first
         self.changed = threading.Condition()
         self.closed = False
         self.thread = threading.Thread(target=self._run, name="batcher", daemon=True)
@@ -59,7 +59,6 @@ class Batcher:
         if not texts:
             job.future.set_result(job.rewards)
             return job.future
-        job.to_compute = deque(share_prefixes(texts, self.max_tokens))
         with self.changed:
             if self.closed:
                 raise RuntimeError("the server is stopping")
@@ -78,44 +77,47 @@ class Batcher:
         while True:
             with self.changed:
                 self.changed.wait_for(lambda: self.jobs or self.closed)
-                taken = self._take()
-            if taken:
-                self._compute(taken)
+                window = self._window()
+            if window:
+                self._compute(window)
             elif self.closed:
                 return
 
-    def _take(self) -> list[tuple[Job, int]]:
-        """The texts of the next micro-batch: from each job in turn, so that a small one does not wait for a large."""
-        taken, room = [], self.max_tokens
-        while self.jobs:
-            job = self.jobs[0]
-            if job.future.done():  # cancelled, or failed in an earlier micro-batch
-                self.jobs.popleft()
-                continue
-            group = job.to_compute[0]
-            room -= group_tokens([job.texts[i] for i in group])
-            if room < 0 and taken:
+    def _window(self) -> list[tuple[Job, int]]:
+        """The texts that may be computed next: one of each job in turn, so that no job waits for all of another."""
+        self.jobs = [job for job in self.jobs if job.waiting and not job.future.done()]  # not cancelled, nor failed
+        window, tokens = [], 0
+        for one_of_each in itertools.zip_longest(*(job.waiting for job in self.jobs)):
+            for job, i in zip(self.jobs, one_of_each, strict=True):
+                if i is not None:
+                    window.append((job, i))
+                    tokens += len(job.texts[i])
+            if tokens >= WINDOW * self.max_tokens:
                 break
-            self.jobs.popleft()
-            taken += [(job, i) for i in job.to_compute.popleft()]
-            if job.to_compute:
-                self.jobs.append(job)
-        return taken
+        return window
 
-    def _compute(self, taken: list[tuple[Job, int]]) -> None:
-        texts = [job.texts[i] for job, i in taken]
+    def _compute(self, window: list[tuple[Job, int]]) -> None:
+        """Compute the first text of the window, and what fits into one micro-batch with it."""
+        texts = [job.texts[i] for job, i in window]
+        # Each group as its texts' positions in the window, and the group with the oldest text first.
+        groups, room = [], self.max_tokens
+        for group in sorted(map(sorted, share_prefixes(texts, self.max_tokens))):
+            tokens = group_tokens([texts[k] for k in group])
+            if tokens <= room or not groups:
+                groups.append(group)
+                room -= tokens
+        taken = [window[k] for group in groups for k in group]
+        for job, i in taken:
+            del job.waiting[i]
         try:
-            groups = share_prefixes(texts, self.max_tokens)
             examples = examples_of(texts, groups)
-            rewards = self.rewards_of(examples).numpy()
+            rewards = self.rewards_of(examples).tolist()
         except Exception as error:  # whatever it was, the other requests are to be answered
             for job, _ in taken:
                 _settle(job.future.set_exception, error)
             return
-        self.computed(len(texts), sum(map(len, texts)), int(examples.lengths.sum()))
-        order = [i for group in groups for i in group]  # of the texts in `examples`
-        for position, reward in zip(order, rewards, strict=True):
-            job, i = taken[position]
+        self.computed(len(taken), sum(len(job.texts[i]) for job, i in taken), int(examples.lengths.sum()))
+        for (job, i), reward in zip(taken, rewards, strict=True):
             job.rewards[i] = reward
             job.missing -= 1
             if not job.missing:
