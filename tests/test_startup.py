@@ -24,9 +24,9 @@ def slow_modules_after(code: str, *arguments) -> str:
 
 def test_help_imports_nothing_slow():
     code = """
-import train_sft, train_rm, eval_rm, rm.export, rm.preview
+import train_sft, train_rm, eval_rm, rm.export, rm.preview, rm.serve.__main__
 from rm.config import parse
-for script in (train_sft, train_rm, eval_rm, rm.export, rm.preview):
+for script in (train_sft, train_rm, eval_rm, rm.export, rm.preview, rm.serve.__main__):
     try:
         parse(script.Settings, script.__doc__, ["--help"])
     except SystemExit as done:

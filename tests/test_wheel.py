@@ -62,7 +62,7 @@ for module in sys.argv[1:]:
 
 
 def test_commands_run_from_the_wheel(python, tmp_path):
-    modules = ["rm.audit", "rm.report", "rm.export", "rm.prepare_hh", "rm.demo"]
+    modules = ["rm.audit", "rm.report", "rm.export", "rm.serve", "rm.prepare_hh", "rm.demo"]
     done = start(python, "-c", HELP, *modules, cwd=tmp_path)
     assert "Traceback" not in done.stderr
     for module in modules:

@@ -88,7 +88,7 @@ class Server:
     def __init__(self, name: str, args: Namespace, model: Path, texts: Path):
         self.name = name
         command = [sys.executable, "-m", "rm.serve", model, "--port", "0", "--max_length", args.max_length]
-        command += ["--max_tokens", args.max_tokens]
+        command += ["--max_tokens", args.max_tokens, "--request_timeout", "600"]
         if name == "pipeline":
             command = [sys.executable, "-m", "tests.benchmarks.serving", *sys.argv[1:]]
             command += ["--pipeline", model, "--texts", texts]
@@ -170,7 +170,7 @@ def serve_pipeline(args: Namespace) -> None:
     app.App = PipelineApp
     serve.Scorer = lambda *_, **__: scorer
     scorer.max_tokens = args.max_tokens
-    words = [args.pipeline, "--port", "0", "--max_length", str(args.max_length)]
+    words = [args.pipeline, "--port", "0", "--max_length", str(args.max_length), "--request_timeout", "600"]
     serve.main(serve.parse(serve.Settings, "", serve.arguments(words)))
 
 
