@@ -10,6 +10,7 @@ software reads it, and how.
 """
 
 import reprlib
+import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -27,11 +28,13 @@ from rm.distributed import sharding
 from rm.distributed.sharding import ParallelSettings
 from rm.evaluation import metrics
 from rm.evaluation.results import Result, compare
+from rm.files import read_json
 from rm.hf import build, hub, weights
 from rm.hf.folder import TextFiles
 from rm.model.attention import SplitAttention
 from rm.model.heads import RewardModel
 from rm.model.transformer import Transformer
+from rm.report import model_card
 from rm.scoring import contract
 from rm.scoring.score import all_rewards, reward_statistics
 from rm.scoring.settings import ScoringTextSettings
@@ -103,6 +106,9 @@ def write_again(source: str, reward_label: int | None, export: ExportSettings) -
     _save(model, source, export)
     if isinstance(model, RewardModel):
         contract.copy_to(source, export.output_dir)
+    card = Path(source) / model_card.FILE
+    if dist.is_main() and card.is_file():
+        shutil.copyfile(card, Path(export.output_dir) / model_card.FILE)
 
 
 def write_mean(sources: tuple[str, ...], dataset_path: tuple[str, ...], export: ExportSettings) -> None:
@@ -138,11 +144,13 @@ def write_mean(sources: tuple[str, ...], dataset_path: tuple[str, ...], export: 
         sharding.local(total.detach()).div_(len(sources))
     evaluate("mean", mean)
     statistics = None
+    summaries: dict[str, dict] = {}
     if examples is not None:
         statistics = reward_statistics(mean, EvalBatches(examples, PackingSettings()))
         statistics["reward_set"] = f"{len(examples)} examples of {' '.join(dataset_path)}"
-        if dist.is_main():
-            _say_accuracies(results)
+        if dist.is_main():  # which reads the files again, for the conversations of the intervals
+            summaries = {name: metrics.summary(result.scored) for name, result in results.items()}
+            _say_accuracies(summaries, results)
     _save(mean, first, export)
     agreed = contract.read(first)
     if agreed is not None:
@@ -150,6 +158,10 @@ def write_mean(sources: tuple[str, ...], dataset_path: tuple[str, ...], export: 
         contract.write(export.output_dir, text, getattr(torch, agreed.dtype), statistics)
     elif is_reward_model:
         contract.copy_to(first, export.output_dir)  # its padding token
+    if dist.is_main() and is_reward_model:
+        out, names = Path(export.output_dir), " ".join(Path(path).name for path in dataset_path)
+        own = read_json(out / contract.FILE)
+        model_card.write(out, model_card.of_mean(list(sources), own, list(summaries.values()), names))
 
 
 def _load(source: str, kernel: type | None = None, reward_label: int | None = None) -> Transformer:
@@ -200,15 +212,14 @@ def _examples(source: str, paths: tuple[str, ...]) -> Examples:
     return examples
 
 
-def _say_accuracies(results: dict[str, Result]) -> None:
+def _say_accuracies(summaries: dict[str, dict], results: dict[str, Result]) -> None:
     """Print the accuracy of each model and of the mean, and what the mean gains."""
     mean = results["mean"].scored
-    for name, result in results.items():
-        summary = metrics.summary(result.scored)
+    for name, summary in summaries.items():
         low, high = summary["accuracy_ci95_clustered"] or summary["accuracy_ci95"]
         line = f"{name}: accuracy {summary['accuracy']:.4f} (95 % interval {low:.4f} to {high:.4f})"
         if name != "mean":
-            test = compare(mean, result.scored)
+            test = compare(mean, results[name].scored)
             line += f"; the mean's minus it {test['difference']:+.4f}"
             if test["difference_ci95_clustered"]:
                 line += " ({:+.4f} to {:+.4f})".format(*test["difference_ci95_clustered"])

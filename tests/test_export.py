@@ -153,6 +153,9 @@ def test_each_model_and_the_mean_are_evaluated_where_pairs_are_given(three, tmp_
         assert float(said.pop(name)) == pytest.approx((rewards[:, 0] > rewards[:, 1]).double().mean().item(), abs=1e-4)
         best = rewards[:, 0].double()  # of the mean at last
     assert not said
+    accuracy = (rewards[:, 0] > rewards[:, 1]).double().mean().item()
+    card = (out / "README.md").read_text()
+    assert f"| the mean | 12 | {accuracy:.4f} |" in card and "are the mean of 3 models'" in card
     own = contract.read(out)
     assert own.reward_mean == pytest.approx(best.mean().item(), abs=1e-4)
     assert own.reward_std == pytest.approx(best.std(correction=0).item(), abs=1e-4)

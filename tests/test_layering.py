@@ -21,7 +21,7 @@ MAY_IMPORT = {  # besides FOUNDATION and the folder's own files
     "prepare_hh": ("data", "hf"),
     "preview": ("data", "hf"),
     "demo": ("data", "hf"),
-    "export": ("data", "model", "hf", "scoring", "evaluation"),
+    "export": ("data", "model", "hf", "scoring", "evaluation", "report"),
     "serve": ("data", "model", "hf", "scoring", "evaluation"),
 }
 SCRIPTS = ["train_sft.py", "train_rm.py", "eval_rm.py"]

@@ -1,6 +1,7 @@
 """The HTML report of a training run: its curves, drawn from metrics.jsonl.
 
-The training scripts write it when a run ends; `python -m rm.report RUN` writes it at any time.
+The training scripts write it when a run ends, and the model card of a reward model (`rm.report.model_card`);
+`python -m rm.report RUN` writes both at any time.
 """
 
 import json
@@ -9,7 +10,8 @@ from pathlib import Path
 
 from rm.distributed import process_group as dist
 from rm.files import read_json
-from rm.report import figures, html
+from rm.report import figures, html, model_card
+from rm.report.run_files import read_metrics
 
 CURVES = [  # (title, label of the y axis, name in metrics.jsonl, which has the prefix eval_ for held-out data)
     ("Loss", "loss", "loss"),
@@ -26,8 +28,9 @@ def write_report(folder: str | Path) -> None:
     if dist.is_main():
         try:
             dist.say(f"report: {write_training_report(folder)}")
+            write_model_card(folder)
         except Exception as error:  # no error of the report may fail a run whose model is trained and saved
-            dist.say(f"report.html was not written: {type(error).__name__}: {error}")
+            dist.say(f"report.html was not written, or no model card: {type(error).__name__}: {error}")
     # All ranks leave together: if one process exits early, those that still communicate may abort.
     dist.barrier()
 
@@ -52,17 +55,17 @@ def write_training_report(folder: str | Path) -> Path:
     return out
 
 
-def read_metrics(file: Path) -> list[dict]:
-    """The lines of a metrics.jsonl, [] if there is no such file."""
-    if not file.is_file():
-        return []
-    lines = []
-    for text in file.read_text(encoding="utf-8").splitlines():
-        try:
-            lines.append(json.loads(text))
-        except ValueError:  # the last line, if the run is writing it at this moment
-            continue
-    return [line for line in lines if isinstance(line, dict) and "step" in line]
+def write_model_card(folder: str | Path, evaluation: str | Path | None = None) -> Path | None:
+    """Write model/README.md in the output folder of a training run; None where it holds no reward model.
+
+    Args:
+        evaluation: output folder of an evaluation of that model, whose numbers go into the card.
+    """
+    folder = Path(folder)
+    if not (folder / "model" / "scoring.json").is_file():
+        return None
+    text = model_card.of_training(folder, None if evaluation is None else Path(evaluation))
+    return model_card.write(folder / "model", text)
 
 
 def training_page(name: str, lines: list[dict], run: dict) -> str:

@@ -71,6 +71,6 @@ def test_report_command_fails_for_a_folder_without_metrics(tmp_path):
 
 
 def test_report_command_without_a_folder_prints_its_usage():
-    for arguments in ([], ["--help"], ["runs/a", "runs/b"]):
+    for arguments in ([], ["--help"], ["runs/a", "runs/b", "runs/c"]):
         done = commands.run("rm.report", *arguments)
         assert done.returncode == 1 and "python -m rm.report runs/rm" in done.stderr
