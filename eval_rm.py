@@ -142,7 +142,9 @@ def write(settings: Settings, results: dict[str, Result], baseline: dict[str, Re
     """Write all files, and print the table. Only the main process calls it."""
     folder = Path(settings.evaluation.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    write_lines(folder / "scores.jsonl", ({"set": name} | line for name, r in results.items() for line in r.lines()))
+    for file, of_model in (("scores.jsonl", results), ("baseline_scores.jsonl", baseline)):
+        if of_model:
+            write_lines(folder / file, ({"set": name} | line for name, r in of_model.items() for line in r.lines()))
     if settings.evaluation.best_of_n:
         write_lines(folder / "best.jsonl", ({"set": name} | line for name, r in results.items() for line in r.best()))
     if settings.evaluation.score_only:

@@ -25,11 +25,12 @@ def models(tmp_path_factory):
     return [similar_models.write(folder / str(seed), seed, **scale) for seed, scale in enumerate(scales)]
 
 
-def evaluate(models, tmp_path, name: str) -> tuple[list[dict], dict]:
+def evaluate(models, tmp_path, name: str, **settings) -> tuple[list[dict], dict]:
     """(lines of scores.jsonl, report.json)"""
     data, out = tmp_path / "data.jsonl", tmp_path / name
     data.write_text("\n".join(map(json.dumps, RECORDS)))
     flat = dict(model_name_or_path=tuple(map(str, models)), dataset_path=(str(data),), output_dir=str(out))
+    flat |= settings
     with dist.session(0):
         eval_rm.main(compose(eval_rm.Settings, **flat, cache_dir=str(tmp_path / "cache")))
     lines = [json.loads(line) for line in open(out / "scores.jsonl")]
@@ -78,3 +79,19 @@ def test_one_model_is_no_ensemble(models, tmp_path, monkeypatch):
     lines, report = evaluate(models[:1], tmp_path, "out")
     assert "spread" not in lines[0] and "ensemble" not in report["sets"]["data"]
     assert report["settings"]["model_name_or_path"] == [str(models[0])]
+
+
+def test_the_paired_test_can_be_computed_again_from_the_scores_of_model_and_baseline(models, tmp_path, monkeypatch):
+    scipy_stats = pytest.importorskip("scipy.stats")
+    monkeypatch.setattr(eval_rm, "evaluation_page", lambda *_: "")
+    lines, report = evaluate(models[:1], tmp_path, "out", baseline_model_name_or_path=str(models[1]))
+    of_baseline = [json.loads(line) for line in open(tmp_path / "out" / "baseline_scores.jsonl")]
+    assert [line["record"] for line in of_baseline] == [line["record"] for line in lines]
+    right = []  # in both files, the first of three replies is the best
+    for scores in (np.array([line["scores"] for line in of]) for of in (lines, of_baseline)):
+        right.append(np.stack([scores[:, a] > scores[:, b] for a, b in ((0, 1), (0, 2), (1, 2))]))
+    better, worse = (right[0] & ~right[1]).sum(), (~right[0] & right[1]).sum()
+    assert (report["baseline"]["better"], report["baseline"]["worse"]) == (better, worse)
+    assert report["baseline"]["mcnemar_p"] == pytest.approx(
+        scipy_stats.binomtest(int(better), int(better + worse)).pvalue
+    )

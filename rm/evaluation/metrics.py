@@ -1,4 +1,4 @@
-"""Metrics of scored replies: accuracy with confidence intervals, calibration, margins, and the effect of length.
+"""Metrics of scored replies: accuracy with confidence intervals, calibration, margins. Length and lists: see there.
 
 All functions are pure and compute in fp64. The unit is the ordered pair: two replies to one prompt, of which one is
 graded better. A preference record is one pair; a ranking of K replies gives up to K (K - 1) / 2 pairs, replies of equal
@@ -15,7 +15,7 @@ from functools import cached_property
 
 import numpy as np
 
-from rm.evaluation.stats import average_ranks, clustered_interval, mean, pearson, quantiles, wilson_interval
+from rm.evaluation.stats import clustered_interval, mean, quantiles, wilson_interval
 
 CONFIDENCE_BINS = 10  # equal bins of the reliability diagram, from 0.5 to 1
 MARGIN_EDGES = (0.25, 0.5, 1.0, 2.0, 4.0)  # bin edges of |margin|
@@ -122,7 +122,7 @@ def summary(scored: ScoredReplies) -> dict:
 
 
 def details(scored: ScoredReplies) -> dict:
-    """The tables of one set: calibration, quantiles of margins and rewards, accuracy breakdowns, and length."""
+    """The tables of one set: calibration, quantiles of margins and rewards, accuracy breakdowns."""
     margin = scored.margin
     correct = correctness(margin)
     accuracy_by = {}
@@ -133,7 +133,6 @@ def details(scored: ScoredReplies) -> dict:
         "margin_quantiles": quantiles(margin),
         "reward_quantiles": quantiles(scored.rewards),
         "accuracy_by": accuracy_by,
-        "length": length_report(scored),
     }
 
 
@@ -252,40 +251,3 @@ def interval_masks(x: np.ndarray, edges: tuple) -> dict[str, np.ndarray]:
 def _bin_masks(x: np.ndarray, edges: tuple) -> list[np.ndarray]:
     bin_index = np.digitize(x, edges)
     return [bin_index == i for i in range(len(edges) + 1)]
-
-
-def length_report(scored: ScoredReplies) -> dict:
-    """How far length alone explains the rewards and the grades. Lengths are characters of a reply's last message.
-
-    `longest_accuracy` is the accuracy of always preferring the longer reply; equal lengths count half.
-    `controlled_accuracy` is the mean of the model's accuracies on the pairs whose better reply is the longer and on
-    those whose better reply is the shorter: a model that uses only length gets 0.5. The correlations of reward with
-    length are over all replies, and within prompts (after subtracting each prompt's mean).
-    """
-    difference, correct = scored.length_difference, correctness(scored.margin)
-    better_longer, better_shorter = mean(correct[difference > 0]), mean(correct[difference < 0])
-    controlled = None
-    if better_longer is not None and better_shorter is not None:
-        controlled = (better_longer + better_shorter) / 2
-    rewards_within, length_within = _centred(scored.rewards, scored.offsets), _centred(scored.length, scored.offsets)
-    return {
-        # A positive length difference stands for a positive margin of the rule "longer is better".
-        "longest_accuracy": mean(correctness(difference)),
-        "accuracy_better_longer": better_longer,
-        "accuracy_better_shorter": better_shorter,
-        "controlled_accuracy": controlled,
-        "pearson": pearson(scored.rewards, scored.length),
-        "spearman": pearson(average_ranks(scored.rewards), average_ranks(scored.length)),
-        "pearson_within_prompts": pearson(rewards_within, length_within),
-        "spearman_within_prompts": pearson(average_ranks(rewards_within), average_ranks(length_within)),
-    }
-
-
-def _centred(x: np.ndarray, offsets: np.ndarray) -> np.ndarray:
-    """(R,) each value minus the mean of its prompt; exactly 0 if all values of a prompt are equal."""
-    counts = np.diff(offsets)
-    if not len(counts):
-        return x
-    # Subtracting the prompt's first value makes equal values exactly 0, which the rounded mean alone would not.
-    x = x - np.repeat(x[offsets[:-1]], counts)
-    return x - np.repeat(np.add.reduceat(x, offsets[:-1]) / counts, counts)

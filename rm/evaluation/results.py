@@ -18,6 +18,8 @@ from rm.data.messages import Message
 from rm.data.reader import KeySettings, Located, SampleReader
 from rm.data.schemas import PREFERENCE
 from rm.evaluation import benchmarks, metrics, stats
+from rm.evaluation.length import length_report
+from rm.evaluation.lists import list_report
 from rm.evaluation.metrics import ScoredReplies
 
 
@@ -217,7 +219,7 @@ def evaluation_report(results: dict[str, Result], baseline: dict[str, Result]) -
     """
     sets = {}
     for name, result in results.items():
-        sets[name] = metrics.summary(result.scored) | metrics.details(result.scored)
+        sets[name] = set_report(result.scored)
         if result.members is not None:
             sets[name]["ensemble"] = ensemble_report(result)
         benchmark = benchmarks.rewardbench_scores(result.scored, [str(info.id) for info in result.record_info])
@@ -233,6 +235,12 @@ def evaluation_report(results: dict[str, Result], baseline: dict[str, Result]) -
             baseline_sets.append(baseline_scored)
         report["baseline"] = compare(metrics.concatenate(model_sets), metrics.concatenate(baseline_sets))
     return report | {"sets": sets}
+
+
+def set_report(scored: ScoredReplies) -> dict:
+    """All numbers of one set."""
+    tables = {"length": length_report(scored), "lists": list_report(scored)}
+    return metrics.summary(scored) | metrics.details(scored) | tables
 
 
 def ensemble_report(result: Result) -> dict:

@@ -38,18 +38,40 @@ def clustered_interval(x: np.ndarray, cluster: np.ndarray) -> tuple[float, float
     Returns:
         (low, high), or None if there are fewer than two clusters.
     """
-    _, cluster = np.unique(cluster, return_inverse=True)
-    sums, sizes = np.bincount(cluster, x), np.bincount(cluster)  # (C,)
-    if len(sums) < 2:
+    return _clustered_interval(cluster, [(x, np.ones(len(x)))])
+
+
+def balanced_interval(x: np.ndarray, sign: np.ndarray, cluster: np.ndarray) -> tuple[float, float] | None:
+    """`clustered_interval` of the mean of two means: of the values where `sign` is positive, and where it is negative.
+
+    Resamples without values of one sign are left out.
+    """
+    parts = [(x * mask, mask.astype(float)) for mask in (sign > 0, sign < 0)]
+    if not all(counts.any() for _, counts in parts):
         return None
+    return _clustered_interval(cluster, parts)
+
+
+def _clustered_interval(cluster: np.ndarray, parts: list[tuple[np.ndarray, np.ndarray]]) -> tuple[float, float] | None:
+    """The interval of the mean, over `parts`, of sum of values / sum of counts.
+
+    Args:
+        parts: ((n,) values, (n,) counts) each.
+    """
+    _, cluster = np.unique(cluster, return_inverse=True)
+    clusters = int(cluster.max(initial=-1)) + 1
+    if clusters < 2:
+        return None
+    sums = [(np.bincount(cluster, values), np.bincount(cluster, counts)) for values, counts in parts]  # (C,) each
     generator = np.random.default_rng(SEED)
     # Draw in chunks of at most about 4M indices, so that memory stays bounded for any number of clusters.
-    chunk = max(1, 2**22 // len(sums))
+    chunk = max(1, 2**22 // clusters)
     means = []
     for start in range(0, RESAMPLES, chunk):
-        resamples = generator.integers(0, len(sums), (min(chunk, RESAMPLES - start), len(sums)))  # (B, C)
-        means.append(sums[resamples].sum(1) / sizes[resamples].sum(1))
-    low, high = np.quantile(np.concatenate(means), [0.025, 0.975])
+        resamples = generator.integers(0, clusters, (min(chunk, RESAMPLES - start), clusters))  # (B, C)
+        with np.errstate(invalid="ignore"):  # 0 / 0 where a resample has nothing of a part
+            means.append(sum(total[resamples].sum(1) / n[resamples].sum(1) for total, n in sums) / len(sums))
+    low, high = np.nanquantile(np.concatenate(means), [0.025, 0.975])
     return float(low), float(high)
 
 

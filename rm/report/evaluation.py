@@ -27,7 +27,8 @@ NOTE = (
     "Ties count half. 95% CI: Wilson score interval. Clustered 95% CI: bootstrap over conversations. ECE: expected "
     "calibration error. Temperature: the value by which rewards are to be divided to calibrate them; above 1 means "
     "overconfident. Longest reply: the accuracy of always preferring the longer reply. Length-controlled: the mean of "
-    "the model's accuracies on pairs whose better reply is the longer and on pairs whose better reply is the shorter."
+    "the model's accuracies on pairs whose better reply is the longer and on pairs whose better reply is the shorter, "
+    "which is 0.5 for a model to which longer, or shorter, is always better."
 )
 
 
@@ -57,12 +58,24 @@ def terminal_table(report: dict) -> str:
             )
             score = html.format_value(benchmark["score"])
             lines.append(f"{name}: RewardBench {benchmark['version']} {score}  ({sections})")
+        if one.get("lists"):
+            lines.append(f"{name}: {_describe_lists(one['lists'])}")
         if "ensemble" in one:
             lines.append(f"{name}: {_describe_ensemble(one['ensemble'])}")
         test = one.get("baseline")
         if test:
             lines.append(f"{name}: {_describe_test(test)}")
     return "\n".join(lines)
+
+
+def _describe_lists(lists: dict) -> str:
+    tau, gain = (
+        f"{html.format_value(lists[key])} ({html.format_value(lists[f'{key}_ci95_clustered'])})"
+        for key in ("kendall_tau_b", "ndcg")
+    )
+    last = lists["best_of_n"][-1]
+    regret = f"{html.format_value(last['regret'])} ({html.format_value(last['regret_ci95_clustered'])})"
+    return f"{lists['prompts']:,} rankings: Kendall's tau-b {tau}, NDCG {gain}; regret of best of {last['n']} {regret}"
 
 
 def _describe_ensemble(ensemble: dict) -> str:
@@ -125,6 +138,10 @@ def _set_parts(one: dict, scored: ScoredReplies) -> list[str]:
                 partial(figures.length, scored.length, scored.rewards),
             )
         )
+    if lists := one.get("lists"):
+        rows = [list(row.values()) for row in lists["best_of_n"]]
+        head = ["best of", "prompts", "grade of the chosen reply", "best grade", "regret", "clustered 95% CI"]
+        parts += [html.heading("Rankings", 3), html.note(_describe_lists(lists)), html.table(head, rows)]
     if "ensemble" in one:
         rows = [[i, *model.values()] for i, model in enumerate(one["ensemble"]["models"], start=1)]
         table = html.table(["model", "accuracy", "95% CI", "clustered 95% CI"], rows)

@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 
 from rm.evaluation import metrics
+from rm.evaluation.length import length_report
 from rm.evaluation.metrics import details, summary
+from rm.evaluation.results import set_report
 from tests.scored import pairs, random_pairs, scored
 
 scipy_stats = pytest.importorskip("scipy.stats")
@@ -24,7 +26,7 @@ def test_summary_counts_a_tie_half_and_loss_is_minus_log_sigmoid():
 
 def test_metrics_equal_those_of_scipy_and_scikit_learn():
     data = random_pairs(400)
-    result = summary(data) | details(data)
+    result = set_report(data)
     chosen, rejected = data.rewards.reshape(-1, 2).T
     correct = (chosen > rejected).astype(int)
     probability = 1 / (1 + np.exp(rejected - chosen))
@@ -117,7 +119,7 @@ def test_top1_selects_uniformly_among_the_highest_rewards():
 
 def test_metrics_of_only_ties():
     data = pairs([[0.3, 0.3]] * 4)
-    result = summary(data) | details(data)
+    result = set_report(data)
     assert (result["accuracy"], result["ties"]) == (0.5, 4)
     assert (result["calibration"]["ece"], result["calibration"]["temperature"]) == (0, None)
     assert result["length"]["pearson"] is None
@@ -125,7 +127,7 @@ def test_metrics_of_only_ties():
 
 def test_metrics_of_a_single_pair():
     data = pairs([[1.0, 0.0]])
-    result = summary(data) | details(data)
+    result = set_report(data)
     assert result["accuracy"] == 1.0 and 0 < result["accuracy_ci95"][0] < result["accuracy_ci95"][1] == 1.0
     assert result["length"]["accuracy_better_longer"] is None and result["length"]["controlled_accuracy"] is None
 
@@ -137,7 +139,7 @@ def test_metrics_of_identical_pairs_of_one_conversation():
 
 @pytest.mark.parametrize("data", [scored([[1.0, 2.0]], [[0, 0]]), scored([], [])], ids=["equal grades", "no prompts"])
 def test_metrics_without_any_pair_are_none(data):
-    result = summary(data) | details(data)
+    result = set_report(data)
     assert result["n"] == 0 and result["accuracy"] is None and result["accuracy_ci95"] is None
     json.dumps(result, allow_nan=False)
 
@@ -145,7 +147,7 @@ def test_metrics_without_any_pair_are_none(data):
 def test_controlled_accuracy_of_a_length_only_model_is_one_half():
     lengths = np.random.default_rng(0).integers(0, 50, (300, 2))
     data = pairs((lengths * 0.1).tolist(), lengths=lengths.tolist())
-    result = details(data)["length"]
+    result = length_report(data)
     assert result["controlled_accuracy"] == 0.5 and result["spearman"] == pytest.approx(1)
     assert result["longest_accuracy"] == summary(data)["accuracy"]
 
@@ -160,7 +162,7 @@ def test_length_difference_table_has_a_row_for_equal_lengths():
 
 
 def test_correlations_within_prompts_of_constant_rewards_are_none():
-    result = details(scored([[0.1] * 3, [0.7] * 3], [[1, 0, 0]] * 2))["length"]
+    result = length_report(scored([[0.1] * 3, [0.7] * 3], [[1, 0, 0]] * 2))
     assert result["pearson_within_prompts"] is None and result["spearman_within_prompts"] is None
 
 

@@ -3,7 +3,15 @@
 import numpy as np
 import pytest
 
-from rm.evaluation.stats import average_ranks, clustered_interval, paired_test, pearson, sign_test, wilson_interval
+from rm.evaluation.stats import (
+    average_ranks,
+    balanced_interval,
+    clustered_interval,
+    paired_test,
+    pearson,
+    sign_test,
+    wilson_interval,
+)
 
 scipy_stats = pytest.importorskip("scipy.stats")
 
@@ -66,3 +74,19 @@ def test_correlations_equal_scipys_and_are_none_for_constants():
     assert pearson(average_ranks(x), average_ranks(y)) == pytest.approx(scipy_stats.spearmanr(x, y).statistic)
     np.testing.assert_array_equal(average_ranks(x), scipy_stats.rankdata(x))
     assert pearson(np.ones(3), np.arange(3.0)) is None and pearson(x[:0], y[:0]) is None
+
+
+def test_balanced_interval_is_scipys_bootstrap_of_the_mean_of_two_means():
+    random = np.random.default_rng(0)
+    x, sign = random.random(200) < 0.7, random.choice([-1, 0, 1], 200, p=[0.2, 0.1, 0.7])
+
+    def balanced(i):
+        return (x[i][sign[i] > 0].mean() + x[i][sign[i] < 0].mean()) / 2
+
+    expected = scipy_stats.bootstrap(
+        (np.arange(200),), balanced, n_resamples=2000, method="percentile", rng=1, vectorized=False
+    ).confidence_interval
+    got = balanced_interval(x.astype(float), sign, np.arange(200))
+    assert got == pytest.approx((expected.low, expected.high), abs=0.015)
+    assert balanced_interval(x.astype(float), abs(sign), np.arange(200)) is None
+    assert balanced_interval(x.astype(float), sign, np.zeros(200)) is None
