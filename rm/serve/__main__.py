@@ -73,7 +73,9 @@ def main(settings: Settings) -> None:
     if serve.host not in LOOPBACK and token is None:
         raise ValueError(f"--host {serve.host}: others can reach it, so set a token that clients send: {TOKEN}=...")
 
-    dist.check_accelerators()
+    if dist.world_size() > 1:
+        raise ValueError("one process serves one model on one GPU: start it without torchrun, once for each GPU")
+    name = settings.model.model_name_or_path
     settings = hub.fetched(settings)
     path, text = settings.model.model_name_or_path, settings.text
     listening = _listen(serve.host, serve.port)  # before the model is loaded, which may take minutes
@@ -90,9 +92,9 @@ def main(settings: Settings) -> None:
     )
     build.check_data(scorer.model, scorer.encoder.max_length)
     if scorer.contract is None:
-        dist.say(f"{path} has no scoring.json: nothing shows that its rewards are those of its training")
+        dist.say(f"{name} has no scoring.json: nothing shows that its rewards are those of its training")
     limits = Limits(serve.max_queue, int(serve.max_body_mb * 10**6), serve.request_timeout)
-    app = App(scorer, path, limits, token)
+    app = App(scorer, name, limits, token)
     config = uvicorn.Config(
         app.asgi(),
         log_level="warning",
@@ -104,7 +106,7 @@ def main(settings: Settings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)
     host, port = listening.getsockname()[:2]
-    dist.say(f"serving {path} at http://{f'[{host}]' if ':' in host else host}:{port}")
+    dist.say(f"serving {name} at http://{f'[{host}]' if ':' in host else host}:{port}")
     uvicorn.Server(config).run(sockets=[listening])
     app.close()
     dist.say("stopped: every request that was accepted is answered")
@@ -125,4 +127,6 @@ def arguments(argv: list[str]) -> list[str]:
 
 if __name__ == "__main__":
     with cli.one_line_errors():
-        main(parse(Settings, __doc__, arguments(sys.argv[1:])))
+        settings = parse(Settings, __doc__, arguments(sys.argv[1:]))
+        with dist.session(seed=0):
+            main(settings)

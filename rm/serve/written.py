@@ -55,7 +55,7 @@ class WrittenTexts:
         """
         inner = text.removeprefix(self._bos).removesuffix(self._eos)
         begins_so = any(inner.startswith(opening) for opening in self._openings)
-        if not begins_so and not self._marks.intersection(self._split(inner)):
+        if not inner or not (begins_so or self._marks.intersection(self._split(inner))):
             return inner
         parts = self._split(self._bos + text.removeprefix(self._bos) if self._writes_bos else text)
         if parts[-1] == self._eos_id and self._eos_id not in self._ending:

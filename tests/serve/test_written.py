@@ -60,6 +60,7 @@ def test_a_plain_text_gets_bos_and_eos_once(make, tmp_path):
         for posted in (text, f"{bos or ''}{text}{eos}", text + eos):
             assert reader.read(posted) == text
         assert ids_of(encoder, [text])[0][-1] == encoder.tokenizer.eos_id
+        assert reader.read(bos or "") == reader.read(eos) == ""
 
 
 def test_strings_of_special_tokens_are_characters_in_messages_and_tokens_in_written_texts(tmp_path):
