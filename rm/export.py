@@ -11,7 +11,7 @@ software reads it, and how.
 
 import reprlib
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -64,6 +64,8 @@ class SourceSettings(SettingsGroup):
             raise ValueError("--reward_label is a number from 0, and goes with --model_name_or_path")
         if len(self.average) == 1:
             raise ValueError("--average needs two models at least; of one, --model_name_or_path is for that")
+        if len(set(self.average)) < len(self.average):
+            raise ValueError(f"--average names a model twice: {' '.join(self.average)}")
         if self.dataset_path and not self.average:
             raise ValueError("--dataset_path goes with --average; eval_rm.py evaluates a model")
 
@@ -128,7 +130,7 @@ def write_mean(sources: tuple[str, ...], dataset_path: tuple[str, ...], export: 
 
     def evaluate(name: str, model: Transformer) -> None:
         if examples is not None:
-            rewards = all_rewards(model, EvalBatches(examples, PackingSettings())).numpy()
+            rewards = all_rewards(model, _batches(examples)).numpy()
             results[name] = Result(dataset_path, examples, rewards)
             results[name].check_finite()
 
@@ -146,7 +148,7 @@ def write_mean(sources: tuple[str, ...], dataset_path: tuple[str, ...], export: 
     statistics = None
     summaries: dict[str, dict] = {}
     if examples is not None:
-        statistics = reward_statistics(mean, EvalBatches(examples, PackingSettings()))
+        statistics = reward_statistics(mean, _batches(examples))
         statistics["reward_set"] = f"{len(examples)} examples of {' '.join(dataset_path)}"
         if dist.is_main():  # which reads the files again, for the conversations of the intervals
             summaries = {name: metrics.summary(result.scored) for name, result in results.items()}
@@ -209,7 +211,14 @@ def _examples(source: str, paths: tuple[str, ...]) -> Examples:
     encoder = contract.text_encoder(source, text, agreed)
     examples, report = read_cached(Task.PREFERENCE, paths, text, encoder.tokenizer, None, encoder.padding_id)
     dist.say(str(report))
+    if not len(metrics.ordered_pairs(examples.grade, examples.reply_offsets)[0]):
+        raise ValueError(f"--dataset_path {' '.join(paths)}: no reply is graded better than another; take other files")
     return examples
+
+
+def _batches(examples: Examples) -> EvalBatches:
+    packing = PackingSettings()
+    return EvalBatches(examples, replace(packing, max_tokens=max(packing.max_tokens, int(examples.lengths.max()))))
 
 
 def _say_accuracies(summaries: dict[str, dict], results: dict[str, Result]) -> None:

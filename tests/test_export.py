@@ -190,6 +190,7 @@ def test_models_that_differ_in_more_than_weights_have_no_mean(three, tmp_path, f
         ({}, "give --model_name_or_path, or --average"),
         ({"model_name_or_path": "a", "average": ("a", "b")}, "give --model_name_or_path, or --average"),
         ({"average": ("a",)}, "--average needs two models at least"),
+        ({"average": ("a", "b", "a")}, "--average names a model twice: a b a"),
         ({"model_name_or_path": "a", "dataset_path": ("b",)}, "--dataset_path goes with --average"),
     ],
 )
