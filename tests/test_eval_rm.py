@@ -8,6 +8,7 @@ import pytest
 import eval_rm
 from rm.config import compose
 from rm.distributed import process_group as dist
+from rm.report import html
 from rm.scoring import Scorer
 from tests import similar_models
 
@@ -15,6 +16,11 @@ pytest.importorskip("transformers")
 RECORDS = [
     {"prompt": f"{i}?", "responses": [f" {j} is a reply" for j in range(3)], "ranks": [1, 2, 3]} for i in range(7)
 ]
+
+
+@pytest.fixture(autouse=True)
+def no_figures(monkeypatch):
+    monkeypatch.setattr(html, "figures", lambda *_: "")  # to draw them takes longer than all the rest
 
 
 @pytest.fixture(scope="module")
@@ -66,24 +72,21 @@ def test_an_ensembles_score_is_the_mean_over_models_on_one_scale(models, tmp_pat
     assert ensemble["margin_spread_mean"] == pytest.approx(margins.std(0).mean(), abs=1e-4)
 
 
-def test_where_a_model_states_no_scale_rewards_are_averaged_as_they_are(models, tmp_path, capfd, monkeypatch):
-    monkeypatch.setattr(eval_rm, "evaluation_page", lambda *_: "")  # to draw takes longer than all the rest
+def test_where_a_model_states_no_scale_rewards_are_averaged_as_they_are(models, tmp_path, capfd):
     lines, _ = evaluate(models, tmp_path, "out")
     assert "a model states no mean and deviation of its rewards" in capfd.readouterr().out
     means = rewards_of(models, normalized=False).mean(0)
     assert np.array([line["scores"] for line in lines]) == pytest.approx(means, abs=1e-4)
 
 
-def test_one_model_is_no_ensemble(models, tmp_path, monkeypatch):
-    monkeypatch.setattr(eval_rm, "evaluation_page", lambda *_: "")
+def test_one_model_is_no_ensemble(models, tmp_path):
     lines, report = evaluate(models[:1], tmp_path, "out")
     assert "spread" not in lines[0] and "ensemble" not in report["sets"]["data"]
     assert report["settings"]["model_name_or_path"] == [str(models[0])]
 
 
-def test_the_paired_test_can_be_computed_again_from_the_scores_of_model_and_baseline(models, tmp_path, monkeypatch):
+def test_the_paired_test_can_be_computed_again_from_the_scores_of_model_and_baseline(models, tmp_path):
     scipy_stats = pytest.importorskip("scipy.stats")
-    monkeypatch.setattr(eval_rm, "evaluation_page", lambda *_: "")
     lines, report = evaluate(models[:1], tmp_path, "out", baseline_model_name_or_path=str(models[1]))
     of_baseline = [json.loads(line) for line in open(tmp_path / "out" / "baseline_scores.jsonl")]
     assert [line["record"] for line in of_baseline] == [line["record"] for line in lines]

@@ -71,5 +71,8 @@ def test_commands_run_from_the_wheel(python, tmp_path):
 
 def test_the_wheel_holds_every_file_of_the_package(python, tmp_path):
     package = Path(run(python, "-c", "import rm; print(rm.__file__)", cwd=tmp_path).strip()).parent
-    installed = {file.relative_to(package) for file in package.rglob("*.py")}
-    assert installed == {file.relative_to(ROOT / "rm") for file in (ROOT / "rm").rglob("*.py")}
+    installed, here = (
+        {file.relative_to(folder) for file in folder.rglob("*") if file.suffix in (".py", ".html")}
+        for folder in (package, ROOT / "rm")
+    )
+    assert installed == here and Path("serve/page.html") in installed
