@@ -11,7 +11,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Sequence
 
-from rm.data.formats import Text
+from rm.data.messages import Text
 from rm.scoring.trl import score_completions
 
 AGAIN = (429, 502, 503, 504)  # statuses of a server, or of a proxy before it, that is busy or not there at the moment

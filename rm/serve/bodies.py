@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from rm.data.chat import Rendered
-from rm.data.formats import Message, Text
+from rm.data.messages import Message, Text
 from rm.scoring.scorer import Scorer
 from rm.serve.written import WrittenTexts, of_ids
 

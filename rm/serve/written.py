@@ -13,7 +13,7 @@ import re
 
 from rm.data.chat import Rendered
 from rm.data.encode import TextEncoder
-from rm.data.formats import Text
+from rm.data.messages import Text
 
 # What a template writes around messages is seen from samples.
 _DIALOGUE = [{"role": "user", "content": "\ufffc"}, {"role": "assistant", "content": "a"}]

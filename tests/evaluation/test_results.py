@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from rm.data.examples import Example, Examples
-from rm.evaluation.results import Result, evaluation_report, named_sets
+from rm.evaluation.results import Result, ensemble, evaluation_report, named_sets
 from rm.report import evaluation
 from tests.html_tags import Tags
 
@@ -136,10 +136,10 @@ def test_an_ensemble_is_over_the_records_that_all_models_have_scored(tmp_path):
     records = [{"prompt": "a", "responses": ["b", "c", "d"][:k], "ranks": [1, 2, 3][:k]} for k in (2, 3, 2, 3)]
     first = result(tmp_path, records, [1, 2, 3, 4, 5, 6, 7, 8], record=[0, 1, 3])
     second = result(tmp_path, records, [30, 50, 70, 0, 0, 10, 20, 60], record=[1, 2, 3])
-    both = results.ensemble([first, second], [(1, 2), (10, 20)])
+    both = ensemble([first, second], [(1, 2), (10, 20)])
     assert both.examples.record.tolist() == [1, 3] and [info.id for info in both.record_info] == [1, 3]
     of_first, of_second = (np.array([3, 4, 5, 6, 7, 8]) - 1) / 2, (np.array([30, 50, 70, 10, 20, 60]) - 10) / 20
     np.testing.assert_allclose(both.rewards, (of_first + of_second) / 2)
     assert [line["record"] for line in both.lines()] == [1, 3]
-    as_they_are = results.ensemble([first, second], [(1, 2), None])
+    as_they_are = ensemble([first, second], [(1, 2), None])
     np.testing.assert_allclose(as_they_are.rewards, np.mean([[3, 4, 5, 6, 7, 8], [30, 50, 70, 10, 20, 60]], 0))
