@@ -82,7 +82,8 @@ def fetched(settings: Settings, weights: bool = True, named: bool = False) -> Se
         elif flag.hub == "model":
             changes[name] = model(values[name], weights)
         elif flag.hub == "data":
-            files = [data(value, values["dataset_split"], named) for value in values[name]]
+            split = values.get("dataset_split", "train")  # a script may have no such setting
+            files = [data(value, split, named) for value in values[name]]
             changes[name] = tuple(file for several in files for file in several)
             if name == "dataset_path" and (weight := values.get("dataset_weights")):  # of a split: that of each file
                 changes["dataset_weights"] = tuple(w for w, several in zip(weight, files, strict=True) for _ in several)
