@@ -44,6 +44,13 @@ class ModelsSettings(SettingsGroup):
         REQUIRED, "reward model: folder or hub id, org/name or org/name@revision; of several, rewards are averaged",
         hub="model",
     )  # fmt: skip
+    reward_label: int | None = setting(
+        None, "which output of a reward head that has several is the reward, counted from 0"
+    )
+
+    def check(self) -> None:
+        if self.reward_label is not None and self.reward_label < 0:
+            raise ValueError(f"--reward_label must be at least 0, got {self.reward_label}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +113,7 @@ def score_sets(settings: Settings, model_path: str, sets: dict[str, list[str]]) 
         )
         counts[name] = asdict(report)
         say_report(name, report)
-    label = settings.model.reward_label if model_path == settings.model.model_name_or_path else None
+    label = settings.models.reward_label if model_path in settings.models.model_name_or_path else None
     model = build.build(RewardModel, model_path, settings.parallel, max_length=text.max_length, reward_label=label)
     build.check_data(model, text.max_length, *examples.values())
     build.load(model, model_path)

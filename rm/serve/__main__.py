@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from rm import cli
 from rm.config import SettingsGroup, parse, require_positive, setting
 from rm.distributed import process_group as dist
-from rm.hf import build, hub
+from rm.hf import hub
 from rm.hf.build import ModelSettings
 from rm.scoring.scorer import Scorer
 from rm.scoring.settings import ScoringTextSettings
@@ -87,10 +87,10 @@ def main(settings: Settings) -> None:
         dialogue_format=text.dialogue_format,
         max_tokens=serve.max_tokens,
         bare_text=text.bare_text,
+        reward_label=settings.model.reward_label,
         overlong=text.overlong,
         truncation_side=text.truncation_side,
     )
-    build.check_data(scorer.model, scorer.encoder.max_length)
     if scorer.contract is None:
         dist.say(f"{name} has no scoring.json: nothing shows that its rewards are those of its training")
     limits = Limits(serve.max_queue, int(serve.max_body_mb * 10**6), serve.request_timeout)
