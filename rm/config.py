@@ -267,8 +267,8 @@ def _unknown(word: str, known: dict[str, Flag]) -> str:
         return f"unexpected argument {word!r}: every setting is written as --name value; see --help"
     name = word.partition("=")[0]
     nearest = difflib.get_close_matches(name, [f"--{flag}" for flag in known], n=1, cutoff=0.75)
-    suggestion = f"did you mean {nearest[0]}? " if nearest else ""
-    return f"unknown flag {name}: {suggestion}All flags: --help; names of other trainers' flags: docs/moving.md"
+    suggestion = f": did you mean {nearest[0]}?" if nearest else "."
+    return f"unknown flag {name}{suggestion} All flags: --help; names of other trainers' flags: docs/moving.md"
 
 
 def _parser(known: dict[str, Flag], doc: str) -> argparse.ArgumentParser:

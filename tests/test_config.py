@@ -247,7 +247,7 @@ def test_a_wrong_config_file_is_one_error_that_names_it(tmp_path, capsys, conten
             ["--path", "x"],
             "unknown flag --path: did you mean --paths? All flags: --help; names of other trainers' flags",
         ),
-        (["--paths", "x", "--zz-top=3"], "unknown flag --zz_top: All flags: --help"),
+        (["--paths", "x", "--zz-top=3"], "unknown flag --zz_top. All flags: --help"),
         (["--paths", "x", "--flag", "true", "again"], "unexpected argument 'again'"),
         ([], "required: --paths"),
         (["--paths", "x", "--kind", "c"], "expected one of a, b, got 'c'"),

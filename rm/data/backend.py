@@ -56,7 +56,11 @@ def make(folder: Path) -> Backend:
         return _from_json_file(folder, folder / "tokenizer.json")
     if (folder / "tokenizer.model").is_file():
         return _from_model_file(folder, folder / "tokenizer.model")
-    raise ValueError(f"{folder}: no tokenizer.json or tokenizer.model there; give the folder of a model with one")
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: no such folder; give the folder of a model, or a hub id such as org/name")
+    trained = folder / "model"  # in the --output_dir of a run
+    advice = f"did you mean {trained}?" if trained.is_dir() else "give the folder of a model with one"
+    raise ValueError(f"{folder}: no tokenizer.json or tokenizer.model there; {advice}")
 
 
 def _from_json_file(folder: Path, file: Path) -> Backend:

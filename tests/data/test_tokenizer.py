@@ -218,9 +218,14 @@ def test_the_fingerprint_depends_on_what_determines_the_ids(tmp_path):
 
 
 def test_a_folder_without_a_tokenizer_is_an_error(tmp_path):
-    for folder in (tmp_path, tmp_path / "missing", "meta-llama/some-model"):
-        with pytest.raises(ValueError, match=f"{folder}: no tokenizer.json or tokenizer.model there"):
+    for folder in (tmp_path / "missing", "meta-llama/some-model"):
+        with pytest.raises(ValueError, match=f"{folder}: no such folder"):
             Tokenizer(folder)
+    with pytest.raises(ValueError, match=f"{tmp_path}: no tokenizer.json or tokenizer.model there; give"):
+        Tokenizer(tmp_path)
+    (tmp_path / "model").mkdir()  # tmp_path is the --output_dir of a run
+    with pytest.raises(ValueError, match=f"did you mean {tmp_path}/model"):
+        Tokenizer(tmp_path)
 
 
 @pytest.mark.parametrize("content", ["", "{}", "not json", '{"model": {"type": "BPE"}}', "\xff"])
