@@ -223,9 +223,11 @@ class ChatTemplate:
         keys = {key for message in messages if len(message) > 2 for key in WRITTEN if key in message}
         for key in sorted(keys | ({"tools"} if tools else set())):
             if not self._writes(key):
+                # A reply that is a call, and no text, would be empty without it.
+                is_all = any(key in message and not message["content"] for message in messages)
+                other = "or leave such records out" if is_all else f"or pass it over with --ignore_keys {key}"
                 raise ValueError(
-                    f"has {key!r}, for which {self.name} has no place: give a --chat_template that writes it, or pass "
-                    f"it over with --ignore_keys {key}"
+                    f"has {key!r}, for which {self.name} has no place: give a --chat_template that writes it, {other}"
                 )
         for name, value in variables.items():
             carries_text = isinstance(value, str | list | dict) and value

@@ -189,6 +189,11 @@ def _message_with_more(value: dict, role: str, content_key: str, key: str, seen:
             seen.passed_over.add(name)
     content = value.get(content_key)
     has_call = "tool_calls" in message or "function_call" in message
+    if content is None and (ignored := seen.ignore & value.keys() & {"tool_calls", "function_call"}):
+        raise ValueError(
+            f"{key!r} is a call without content, of which --ignore_keys {min(ignored)} leaves nothing: give a "
+            f"--chat_template that writes calls, or leave such records out"
+        )
     message["content"] = "" if content is None and has_call else _content(content, key)
     if "tool_calls" in message:
         message["tool_calls"] = _tool_calls(message["tool_calls"], key)

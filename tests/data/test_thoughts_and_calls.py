@@ -11,9 +11,9 @@ import pytest
 from tokenizers import AddedToken
 from tokenizers import Tokenizer as Backend
 
-from rm.data import chat
+from rm.data import chat, messages
 from rm.data.chat import RepliesNotFound
-from rm.data.messages import assistant, user
+from rm.data.messages import Seen, assistant, user
 from rm.data.tokenizer import Tokenizer
 from tests.text_fixtures import byte_level, write_json
 
@@ -151,6 +151,17 @@ def test_what_a_template_has_no_place_for_is_refused_by_name(extra, key, tmp_pat
                 template.render([user("a"), assistant("b") | extra], find_replies)
     with pytest.raises(ValueError, match="has 'tools', for which"):
         plain_template(tokenizer).render([user("a"), assistant("b")], tools=TOOLS)
+
+
+@pytest.mark.parametrize("content, advice", [("b", "with --ignore_keys tool_calls"), ("", "leave such records out")])
+def test_a_call_that_is_all_of_a_reply_is_not_to_be_ignored(content, advice, tmp_path):
+    reply = assistant(content) | {"tool_calls": CALLS["tool_calls"]}
+    with pytest.raises(ValueError, match=advice):
+        plain_template(Tokenizer(byte_level(tmp_path))).render([user("a"), reply])
+    seen = Seen(ignore=frozenset(["tool_calls"]))
+    with pytest.raises(ValueError, match="'m 1' is a call without content, of which --ignore_keys tool_calls leaves"):
+        messages.dialogue([reply | {"content": None}], "m", seen)
+    assert messages.dialogue([reply | {"content": "b"}], "m", seen) == [assistant("b")]
 
 
 def test_variables_of_a_template_are_set_or_refused(tmp_path):
