@@ -35,6 +35,14 @@ def one_line_errors() -> Iterator[None]:
     _exit_at_once(0)
 
 
+def end_with_the_pipe() -> None:
+    """Let `| head` end this process without a word, as it ends other programs that print a report.
+
+    Training does not call this: it is to say why it ended.
+    """
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+
+
 def _has_peers() -> bool:
     """Whether Python's own shutdown is to be avoided at the end of this process.
 

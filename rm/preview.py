@@ -211,6 +211,7 @@ def example_as_json(example: Example, tokenizer: Tokenizer) -> dict:
 
 
 if __name__ == "__main__":
+    cli.end_with_the_pipe()
     with cli.one_line_errors():
         settings = parse(Settings, __doc__, positional=POSITIONAL)
         with dist.session(0):

@@ -46,3 +46,14 @@ with cli.one_line_errors(), dist.session(0):
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     assert done.stdout == "done\n"
     assert done.returncode == (0 if launcher == "torchrun" else -signal.SIGABRT)
+
+
+def test_a_report_ends_with_the_pipe_it_is_written_to():
+    reading, writing = os.pipe()
+    os.close(reading)
+    if (child := os.fork()) == 0:
+        cli.end_with_the_pipe()
+        os.write(writing, b"a line")
+        os._exit(0)
+    os.close(writing)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGPIPE

@@ -64,5 +64,6 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    cli.end_with_the_pipe()
     with cli.one_line_errors(), dist.session(seed=0):
         sys.exit(main())
