@@ -593,6 +593,11 @@ def test_a_row_with_too_few_or_too_many_fields_is_named(tmp_path, plain):
         )
 
 
+def test_a_column_that_stands_twice_is_named(tmp_path, plain):
+    (tmp_path / "a.CSV").write_text("prompt,chosen,rejected,chosen\na,b,c,d\n")
+    assert_one_line_error(lambda: dataset.read(Task.PREFERENCE, [tmp_path / "a.CSV"], plain, 512), "has a column twice")
+
+
 def test_a_record_of_messages_in_a_file_of_its_own_is_no_table(tmp_path, plain):
     record = {"prompt": [{"role": "user", "content": "a"}], "chosen": [{"role": "assistant", "content": "b"}]}
     (tmp_path / "a.json").write_text(json.dumps(record | {"rejected": [{"role": "assistant", "content": "c"}]}))
