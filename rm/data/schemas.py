@@ -30,7 +30,9 @@ MEANINGFUL = {
     "chosen_response", "thought", "thoughts", "chain_of_thought", "chat_template_kwargs", "label", "labels", "weight",
     "weights", "sample_weight", "margin", "rank", "ranks", "score", "scores", "reward", "rewards", "winner",
     "preference", "choice", "is_safe", "mask", "loss", "train", "image", "images", "video", "videos", "audio",
-    "audios", "suffix", "prefix",
+    "audios", "suffix", "prefix", "enable_thinking", "kto_tag", "rejected_tools", "chat_history", "chosen_reasoning",
+    "rejected_reasoning", "cot", "think", "choices", "options", "definition", "persona", "system_instruction",
+    "context_messages", "user_prompt", "user_input",
 }  # fmt: skip
 TIED_SCORES = (
     ("score_chosen", "score_rejected"), ("chosen_score", "rejected_score"), ("rating_chosen", "rating_rejected"),
@@ -129,16 +131,32 @@ class Reader:
 
     def _check_unread(self, record: dict, unread: set[str], sample: Sample) -> None:
         for key in sorted(unread):
-            if key in MEANINGFUL and is_empty(record[key]):
+            means = key.strip().lower() in MEANINGFUL  # under whatever spelling
+            if means and is_empty(record[key]):
                 continue
-            if key in MEANINGFUL and not _is_said(key, record[key], sample):
+            if means and not _is_said(key, record[key], sample):
                 raise ValueError(
                     f"has {key!r} beside {sample.schema}, which does not use it, so its meaning would be lost: rename "
                     f"it with --data_keys, or pass it over with --ignore_keys {key}"
                 )
             self.passed_over.add(key)
+        if self.script == PREFERENCE and not any(map(_has_question, sample.texts)):
+            self._check_no_question(record, unread, sample)
         if self.script == PREFERENCE and _is_tied(record):
             self.tied += 1
+
+    def _check_no_question(self, record: dict, unread: set[str], sample: Sample) -> None:
+        """Replies that answer nothing: the prompt may stand under a name that is not known."""
+        for key in sorted(unread):
+            value = record[key]
+            is_text = isinstance(value, str) and len(value.split()) > 1
+            if (is_text or isinstance(value, list) and isinstance(next(iter(value), None), dict)) and not _is_said(
+                key, value, sample
+            ):
+                raise ValueError(
+                    f"has no prompt beside {sample.schema}, but the unknown key {key!r}: if it is the prompt, "
+                    f"--data_keys prompt={key}; if not, pass it over with --ignore_keys {key}"
+                )
 
 
 def scripts_for(record: dict, data_keys: dict[str, str], ignore_keys: frozenset[str]) -> list[str]:
@@ -187,6 +205,13 @@ def _is_said(key: str, value, sample: Sample) -> bool:
     if all(any(s in part for text in said for part in text) for s in strings):
         return True
     return any(all(any(part in s for s in strings) for part in text) for text in said)
+
+
+def _has_question(text) -> bool:
+    """Whether a text is more than a reply."""
+    if isinstance(text, str):
+        return messages.turn_marker(text) is not None
+    return not isinstance(text, list) or any(message["role"] == "user" for message in text)
 
 
 def _is_reply(turn: dict) -> bool:
@@ -364,6 +389,10 @@ REFUSED: dict[tuple[str, ...], str] = {
     "of one prompt together, as prompt, responses and scores",
     ("prompt", "response", "is_safe"): "it grades single replies (unpaired), which is not implemented; give replies "
     "of one prompt together, as prompt, responses and scores",
+    ("messages", "label"): "it grades single replies (unpaired), which is not implemented; give replies of one prompt "
+    "together, as prompt, responses and scores",
+    ("kto_tag",): "it grades single replies (unpaired), which is not implemented; give replies of one prompt "
+    "together, as prompt, responses and scores",
     ("message_tree_id", "prompt"): "it is a tree of messages; give the replies of each prompt as prompt, responses and "
     "ranks",
     ("message_id", "parent_id", "text"): "it is one message of a tree; give the replies of each prompt as prompt, "

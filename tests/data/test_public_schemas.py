@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from rm.data.messages import assistant
 from rm.data.reader import KeySettings, SampleReader
 from rm.data.schemas import MEANINGFUL, PREFERENCE, SCHEMAS, SFT, Reader, demonstration, preference
 from tests.data.public_records import DEMONSTRATIONS, PAIR, PREFERENCES, QA, TOOL, A, B, C, Q, dialogue
@@ -62,6 +63,7 @@ def test_tools_and_variables_of_the_template_are_kept():
     sample = preference(record | {"chat_template_kwargs": {"enable_thinking": False}})
     assert sample.tools == [TOOL] and sample.template_kwargs == {"enable_thinking": False}
     assert demonstration({"messages": QA, "functions": [TOOL["function"]]}).tools == [TOOL]
+    assert demonstration({"messages": QA, "enable_thinking": False}).template_kwargs == {"enable_thinking": False}
 
 
 def test_sides_with_other_tools_are_refused():
@@ -138,6 +140,34 @@ REFUSED = {
     "a loss of one half": (
         demonstration, {"messages": [{"role": "assistant", "content": A, "weight": 0.5}]}, "has 'weight' 0.5; exp",
     ),
+    "a part without loss": (
+        demonstration, {"messages": [assistant([{"type": "text", "text": A, "train": False}])]}, "a part with 'train'",
+    ),
+    "messages without commas": (
+        preference, {"prompt": Q, "chosen": str(QA).replace("},", "}\n"), "rejected": B}, "looks like messages, but",
+    ),
+    "a question under an unknown name": (
+        preference, {"Frage": "What is 2+2?", "chosen": A, "rejected": B}, "but the unknown key 'Frage': if it is the",
+    ),
+    "a key in capitals": (preference, {"Question": Q, "chosen": A, "rejected": B}, "has 'Question' beside chosen/rej"),
+    "replies of two forms": (preference, {"chosen": QA, "rejected": B}, "others that lack the turns of these"),
+    "a context of another length": (
+        preference, {"prompt": Q, "chosen": dialogue("hi", "hello", Q, A), "rejected": B}, "that lack the turns of",
+    ),
+    "a context that has its reply": (preference, {"messages": QA, "chosen": A, "rejected": B}, "end with a reply"),
+    "a key of an inner object": (
+        preference, {"input": {"messages": dialogue(Q), "system": "s"}, "preferred_output": [assistant(A)],
+                     "non_preferred_output": [assistant(B)]}, "'input' has 'system', which is not used",
+    ),
+    "HelpSteer3, no valid preference": (
+        preference, {"context": Q, "response1": A, "response2": B, "overall_preference": -100}, "is -100; expected -3",
+    ),
+    "Arena 55k, a reply is missing": (
+        preference, {"prompt": '["a", "b"]', "response_a": '["c"]', "response_b": '["d", "e"]', "winner_model_a": 1,
+                     "winner_model_b": 0}, "has 2 turns of 'prompt' and 1 replies",
+    ),
+    "KTO": (preference, {"messages": QA, "label": True}, UNPAIRED),
+    "KTO, for SFT": (demonstration, {"messages": QA, "kto_tag": False}, "has 'kto_tag' beside conversation"),
     "other values": (preference, {"info": 5, "summaries": [], "choice": 1}, "is not as records of summarize_from"),
 }  # fmt: skip
 
