@@ -593,6 +593,13 @@ def test_a_row_with_too_few_or_too_many_fields_is_named(tmp_path, plain):
         )
 
 
+def test_a_single_reply_is_left_out_of_preferences_but_scored(plain, file):
+    rows = [{"prompt": p, "response": r, "helpfulness": g} for p, r, g in [("a", "b", 1), ("a", "c", 2), ("d", "e", 3)]]
+    examples, report = dataset.read(Task.PREFERENCE, [file(lines(rows))], plain, 512)
+    assert examples.record.tolist() == [0] and report.dropped == {"with one reply, which is compared to none": 1}
+    assert len(dataset.read(Task.SCORING, [file(lines(rows))], plain, 512)[0]) == 2
+
+
 def test_a_column_that_stands_twice_is_named(tmp_path, plain):
     (tmp_path / "a.CSV").write_text("prompt,chosen,rejected,chosen\na,b,c,d\n")
     assert_one_line_error(lambda: dataset.read(Task.PREFERENCE, [tmp_path / "a.CSV"], plain, 512), "has a column twice")
