@@ -68,6 +68,7 @@ class Reader:
     ignore_keys: frozenset[str] = frozenset()
     used: set[str] = field(default_factory=set)  # keys of records that were read
     passed_over: set[str] = field(default_factory=set)  # keys without meaning
+    found: set[str] = field(default_factory=set)  # of `data_keys`, those whose key a record had
     tied: int = 0  # pairs whose two sides have equal scores, or that are marked as a tie, in keys without meaning here
     _candidates: dict[tuple[str, ...], list[Schema]] = field(default_factory=dict, repr=False)
 
@@ -94,10 +95,13 @@ class Reader:
         if not self.data_keys and not self.ignore_keys:
             return record
         record = {key: value for key, value in record.items() if key not in self.ignore_keys}
-        for ours, theirs in self.data_keys.items():
-            if theirs in record:
-                record[ours] = record.pop(theirs)
-        return record
+        named = {ours: theirs for ours, theirs in self.data_keys.items() if theirs in record}
+        self.found.update(named)
+        theirs = set(named.values())
+        # A key of this name has to make way for the one that the settings want in its place.
+        self.passed_over |= (named.keys() & record.keys()) - theirs
+        rest = {key: value for key, value in record.items() if key not in theirs and key not in named}
+        return rest | {ours: record[key] for ours, key in named.items()}
 
     def sample(self, record: dict) -> Sample:
         """The sample of one record.

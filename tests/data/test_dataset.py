@@ -16,7 +16,7 @@ from rm.data import chat, dataset, encode, records
 from rm.data.dataset import DataSettings, MixtureSettings, TextSettings
 from rm.data.encode import Task
 from rm.data.examples import Example, Examples
-from rm.data.reader import SampleReader
+from rm.data.reader import KeySettings, SampleReader
 from rm.data.schemas import SFT
 from rm.data.split import SplitSettings
 from rm.data.tokenizer import Tokenizer
@@ -646,6 +646,9 @@ def test_warnings_say_what_a_person_should_know_of_the_data(plain, file):
     assert warning.startswith("2 pairs have equal scores on both sides")
     (warning,) = warnings([pair, {"chosen": "a<|endoftext|>", "rejected": "b"}])
     assert warning.startswith("1 records have plain texts with strings such as") and "--parse_special_tokens" in warning
+    keys = KeySettings(data_keys=("prompt=a", "chosen=god"))
+    report = dataset.read(Task.PREFERENCE, [file(lines([pair | {"a": "q"}]))], plain, 512, keys=keys)[1]
+    assert report.warnings == ("no record has the key of --data_keys chosen=god",)
 
 
 def test_special_tokens_of_plain_texts_are_parsed_where_a_setting_says_so(plain, file):

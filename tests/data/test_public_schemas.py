@@ -100,6 +100,10 @@ def test_keys_are_renamed_and_passed_over():
     reader = Reader(PREFERENCE, keys.renamed, frozenset(keys.ignore_keys))
     sample = reader.sample(record)
     assert (sample.dialogues(), sample.label, reader.passed_over) == (PAIR, 1.0, {"n"})
+    # two keys change places; a key makes way for another one
+    swap = Reader(PREFERENCE, {"chosen": "rejected", "rejected": "chosen", "prompt": "q", "margin": "x"})
+    sample = swap.sample({"prompt": C, "q": Q, "chosen": B, "rejected": A})
+    assert (sample.dialogues(), swap.passed_over, swap.found) == (PAIR, {"prompt"}, {"chosen", "rejected", "prompt"})
     # a key of a message
     thought = {"messages": [*dialogue(Q), {"role": "assistant", "content": A, "thinking": "hm"}]}
     assert Reader(SFT, ignore_keys=frozenset({"thinking"})).sample(thought).texts == [QA]
