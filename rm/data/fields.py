@@ -135,7 +135,7 @@ def join(prompt: Text | None, reply: Text, key: str) -> Text | Bare:
 
 def _is_full(text: str) -> bool:
     """Whether a string is a full text of marked turns, from the user's first on."""
-    return messages.turn_marker(text) is not None and messages.split_turns(text)[0]["role"] == "user"
+    return text.startswith(("\n\nHuman:", "Human:", "###Human:"))  # as messages.TURN_MARKERS
 
 
 def is_whole(value) -> bool:
