@@ -24,7 +24,7 @@ from pathlib import Path
 
 from rm import cli
 from rm.data.conversation import key
-from rm.data.messages import Message
+from rm.data.messages import WRITTEN, Message
 from rm.data.reader import KeySettings, SampleReader
 from rm.data.sample import turns
 from rm.data.schemas import PREFERENCE
@@ -62,7 +62,7 @@ def read_pairs(paths: list[str], keys: KeySettings | None = None) -> tuple[dict[
             left_out["neither reply is better"] += 1
             continue
         chosen, rejected = located.sample.best_and_worst()
-        reason = exclusion_reason(chosen, rejected)
+        reason = "tools, which have no place" if located.sample.tools else exclusion_reason(chosen, rejected)
         if reason:
             left_out[reason] += 1
             continue
@@ -81,6 +81,8 @@ def exclusion_reason(chosen: list[Message], rejected: list[Message]) -> str | No
         roles = [message["role"] for message in dialogue]
         if roles != ["user", "assistant"] * (len(roles) // 2):
             return "turns are not Human, Assistant, Human, ..."
+        if any(message.keys() & set(WRITTEN) for message in dialogue):
+            return "thoughts or calls, which have no place"
         if not dialogue[-1]["content"].strip():
             return "blank reply"
         # A message that contains a mark such as "###Human:" would be read back as two messages.

@@ -108,6 +108,19 @@ LEFT_OUT = {  # reason -> (messages of the chosen side, messages of the rejected
 }
 
 
+THOUGHT = {"role": "assistant", "content": "a", "reasoning_content": "two and two"}
+NO_PLACE = {
+    "tools, which have no place": {"prompt": "q", "chosen": "a", "rejected": "b", "tools": [{"name": "f"}]},
+    "thoughts or calls, which have no place": {"prompt": "q", "chosen": [THOUGHT], "rejected": "a"},
+}
+
+
+@pytest.mark.parametrize("reason", NO_PLACE)
+def test_what_plain_text_has_no_place_for_is_left_out_and_counted(reason, prepare, capsys):
+    files = prepare([NO_PLACE[reason], record(["q", "yes"], ["q", "no"])], "--sft", 0, "--rm", "all")
+    assert len(files["rm"]["instances"]) == 1 and f"left out: 1 ({reason})" in capsys.readouterr().out
+
+
 def record(chosen: list[str], rejected: list[str]) -> dict:
     def dialogue(contents):
         return "".join(f"\n\n{('Human', 'Assistant')[i % 2]}: {content}" for i, content in enumerate(contents))

@@ -15,7 +15,8 @@ QUESTION = {"role": "user", "content": "2+2?"}
 PAIRS = [
     {"chosen": [QUESTION, {"role": "assistant", "content": "4"}], "rejected": [QUESTION, {"role": "assistant",
      "content": "5, so it is"}], "source": "sums"},
-    {"chosen": [QUESTION, {"role": "assistant", "content": "4 " * 60}], "rejected": "5", "source": "sums"},
+    {"chosen": [QUESTION, {"role": "assistant", "content": "4 " * 60}], "rejected": [QUESTION,
+     {"role": "assistant", "content": "5"}], "source": "sums"},
 ]  # fmt: skip
 EVIL = "\x1b[31mred\x07 \u202eturned \x9b2J\r\n<|im_end|>\ttab"
 

@@ -18,7 +18,7 @@ from rm.data.examples import Examples
 from rm.distributed import process_group as dist
 from rm.files import update_digest
 
-FORMAT = 6  # version of the entries' layout, part of their names: after a change old entries are not read
+FORMAT = 7  # version of the entries' layout, part of their names: after a change old entries are not read
 
 
 def default_folder() -> str:

@@ -369,7 +369,12 @@ class ChatTemplate:
             if has_call:  # behind the name of the function follow arguments, and what closes the call
                 end = self._end_of_call(messages[: i + 1], variables, text, end)
                 complete.add(n)
-            spans.append((start if opened is None else opened, end))
+            start = start if opened is None else opened
+            if start < before:  # the template writes a call, its result and the next reply as one turn
+                raise RepliesNotFound(
+                    f"{self.name} writes reply {n} and reply {n + 1} as one; mark replies in it by {{% generation %}}"
+                )
+            spans.append((start, end))
             before = end
         return _insert_markers(text, spans), frozenset(complete)
 

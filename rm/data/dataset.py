@@ -351,6 +351,8 @@ def warnings(task: Task, encoder: Encoder, reader: SampleReader) -> Iterator[str
             f"'label' is 0 in {reader.labels[0.0]:,} records and never between 0 and 1. It is the probability that "
             f"the first text is better, so 0 turns a pair round; if it is something else, --ignore_keys label"
         )
+    if reader.not_found:
+        yield f"no record has the key of --data_keys {' '.join(reader.not_found)}"
     if reader.tied:
         yield f"{reader.tied:,} pairs have equal scores on both sides, and count as strict preferences"
 

@@ -143,6 +143,9 @@ class Encoder:
             return self._drop(record, "not ending with an assistant message")
         if self.task.reads_demonstrations and not any(_has_content(text, record.loss_from) for text in texts):
             return self._drop(record, "with empty text")
+        # Such as HelpSteer2, shuffled: the rows of one prompt are apart.
+        if self.task is Task.PREFERENCE and len(texts) < 2:
+            return self._drop(record, "with one reply, which is compared to none")
         try:
             rendered = [self._render_text(text, record) for text in texts]
         except RepliesNotFound as error:

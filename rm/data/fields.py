@@ -52,7 +52,12 @@ class Fields:
         value = without_nulls(self.get("chat_template_kwargs")) or {}
         if not isinstance(value, dict):
             raise ValueError(f"'chat_template_kwargs' is {reprlib.repr(value)}; expected an object")
-        return value
+        thinking = self.get("enable_thinking")  # a column of verl's
+        if thinking is None:
+            return value
+        if not isinstance(thinking, bool):
+            raise ValueError(f"'enable_thinking' is {reprlib.repr(thinking)}; expected true or false")
+        return {"enable_thinking": thinking} | value
 
     def prompt(self, is_whole: bool = False) -> Text | None:
         """What the replies answer, with the system message and the history; None if the record has no prompt.
@@ -107,9 +112,12 @@ def join(prompt: Text | None, reply: Text, key: str) -> Text | Bare:
         return reply
     if isinstance(reply, str) and isinstance(prompt, str):
         is_full = messages.turn_marker(prompt) and reply.startswith(prompt.rstrip())
+        is_full = is_full or (_is_full(reply) and prompt.strip() in reply)
         return reply if is_full else Bare(prompt, reply)
     if isinstance(reply, str):
-        return [*prompt, assistant(reply)]
+        if not _is_full(reply):
+            return [*prompt, assistant(reply)]
+        reply = messages.split_turns(reply)
     turns = as_messages(prompt)
     if reply[0]["role"] == "assistant":
         return [*turns, *reply]
@@ -123,6 +131,11 @@ def join(prompt: Text | None, reply: Text, key: str) -> Text | Bare:
             f"{key!r} is a whole dialogue, but lacks what 'prompt' says; if it is complete: --ignore_keys prompt"
         )
     return reply
+
+
+def _is_full(text: str) -> bool:
+    """Whether a string is a full text of marked turns, from the user's first on."""
+    return text.startswith(("\n\nHuman:", "Human:", "###Human:"))  # as messages.TURN_MARKERS
 
 
 def is_whole(value) -> bool:

@@ -5,6 +5,7 @@ A text is plain (a string, taken as it is) or a dialogue: a list of messages, wh
 to the template as they are. The functions raise ValueError without naming the record, which only the caller knows.
 """
 
+import ast
 import json
 import re
 import reprlib
@@ -41,18 +42,24 @@ ROLES = {
 }
 CALLS = ("function_call", "tool_call")  # roles of messages whose content is a call in JSON (ShareGPT)
 CONTENTS = ("content", "value", "text")  # keys that hold what a message says
+PART_TEXTS = ("text", "value", "content")  # keys that hold what a part of it says
 
 # What a template may write besides role and content. transformers 5 knows a thought by three names.
 REASONING = ("reasoning_content", "thinking", "reasoning")
 WRITTEN = (*REASONING, "tool_calls", "function_call")  # each has to be written, or the record is refused
 MESSAGE_KEYS = (*WRITTEN, "name", "tool_call_id")
-# Whether a reply carries loss: OpenAI, axolotl, ms-swift
-LOSS_KEYS = ("weight", "train", "training", "loss")
+# Whether a reply carries loss: OpenAI, axolotl, ms-swift, LLaMA-Factory v1, tinker; torchtune's is the opposite
+LOSS_KEYS = ("weight", "train", "training", "loss", "loss_weight", "trainable")
+MASKED = "masked"
 # Keys of a message that carry text or meaning, and are not supported
 UNSUPPORTED = (
     "image", "images", "video", "videos", "audio", "audios", "documents", "context", "thought", "thoughts",
     "loss_scale", "train_detail", "training_detail", "prefix", "refusal", "system", "tools",
 )  # fmt: skip
+
+# Strings that may be messages, and the keys that messages have
+MESSAGES_BEGIN = re.compile(r"""\s*(\[\s*\{|\{\s*["'](role|from|content|value)["']\s*:)""")
+MESSAGE_HAS = [re.compile(rf"""["']({names})["']\s*:""") for names in ("role|from", "content|value")]
 
 TURN_MARKERS = (
     re.compile(r"(?:\A|\n\n)(Human|Assistant):"),  # Anthropic
@@ -98,29 +105,52 @@ def text(value, key: str, seen: Seen) -> Text:
         value = [value]  # one message is a list of one
     if isinstance(value, list):
         return dialogue(value, key, seen)
-    if isinstance(value, str) and (messages := messages_in(value)) is not None:
-        return dialogue(messages, key, seen)
+    if isinstance(value, str) and MESSAGES_BEGIN.match(value):
+        if (messages := messages_in(value)) is not None:
+            return dialogue(messages, key, seen)
+        if _looks_like_messages(value):
+            raise ValueError(
+                f"{key!r} is {reprlib.repr(value)}, which looks like messages, but is neither JSON nor a list in "
+                f"Python's notation; write the data as JSON lines or Parquet"
+            )
     if not isinstance(value, str):
         raise ValueError(f"{key!r} is {reprlib.repr(value)}; expected a string or a list of messages")
     return string(value, key)
 
 
 def messages_in(value: str) -> list | None:
-    """The messages that a string holds as JSON; None for any other string."""
-    if not value.startswith(("[{", "[ {", "[\n")):
+    """The messages that a string holds, as JSON or in Python's notation (pandas writes it); None for any other."""
+    if not MESSAGES_BEGIN.match(value):
         return None
-    try:
-        parsed = json.loads(value)
-    except (ValueError, RecursionError):
-        return None
-    is_messages = isinstance(parsed, list) and all(isinstance(m, dict) and role_of(m) is not None for m in parsed)
-    return parsed if parsed and is_messages else None
+    found = _literal(value)
+    if isinstance(found, dict):  # one message
+        found = [found] if str(role_of(found)).lower() in ROLES else None
+    return found if isinstance(found, list) and found and all(map(_is_message, found)) else None
+
+
+def _is_message(value) -> bool:
+    return isinstance(value, dict) and role_of(value) is not None and bool(value.keys() & {*CONTENTS, *WRITTEN})
+
+
+def _literal(value: str):
+    """What a string holds in JSON or in Python's notation; None if it is neither."""
+    for parse in (json.loads, ast.literal_eval):
+        try:
+            return parse(value.strip())
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            continue
+    return None
+
+
+def _looks_like_messages(value: str) -> bool:
+    """Whether a string that begins as messages do is damaged: pandas writes arrays without commas."""
+    return all(pattern.search(value) for pattern in MESSAGE_HAS) and _literal(value) is None
 
 
 def dialogue(value, key: str, seen: Seen) -> list[Message]:
     """The checked messages of a list, or of its JSON. Some data sets have pairs of turns in place of messages."""
     if isinstance(value, str):
-        value = messages_in(value)
+        value = messages_in(value) or value
     if not isinstance(value, list) or not value:
         raise ValueError(f"{key!r} is {reprlib.repr(value)}; expected a list of messages with 'role' and 'content'")
     seen.without_loss.clear()
@@ -163,7 +193,7 @@ def _message(value, key: str, seen: Seen) -> tuple[Message, bool]:
     role = ROLES.get(spelled.lower())
     if role is None:
         raise ValueError(f"{key!r} has the role {reprlib.repr(spelled)}; expected one of {', '.join(ROLES)}")
-    if len(value) == 2:  # most messages
+    if len(value) == 2 and content_key in value:  # most messages
         return {"role": role, "content": _content(value[content_key], key)}, True
     return _message_with_more(value, role, content_key, key, seen)
 
@@ -179,6 +209,8 @@ def _message_with_more(value: dict, role: str, content_key: str, key: str, seen:
             continue
         if name in LOSS_KEYS:
             carries_loss = _carries_loss(entry, name, key)
+        elif name == MASKED:
+            carries_loss = not _carries_loss(entry, name, key)
         elif name in UNSUPPORTED:
             raise ValueError(
                 f"{key!r} has {name!r}, which is not supported: remove it, or pass it over with --ignore_keys {name}"
@@ -203,14 +235,18 @@ def _message_with_more(value: dict, role: str, content_key: str, key: str, seen:
 def _content(value, key: str) -> str:
     """The text of a message. It may consist of parts, as OpenAI's do, of which only text can be used here."""
     if isinstance(value, list) and all(isinstance(part, dict) and part.get("type") == "text" for part in value):
-        value = "".join(string(part.get("text", part.get("value")), key) for part in value)
+        for part in value:
+            if name := next((name for name in LOSS_KEYS if part.get(name) in (0,)), None):
+                raise ValueError(f"{key!r} has a part with {name!r} {part[name]!r}; only whole messages can lack loss")
+        said = [next((part[name] for name in PART_TEXTS if part.get(name) is not None), None) for part in value]
+        value = "".join(string(entry, key) for entry in said)
     return string(value, key)
 
 
 def _carries_loss(value, name: str, key: str) -> bool:
     if value in (0, 1):  # also false and true
         return bool(value)
-    raise ValueError(f"{key!r} has {name!r} {reprlib.repr(value)}; expected 0 or false (no loss), or 1 or true")
+    raise ValueError(f"{key!r} has {name!r} {reprlib.repr(value)}; expected 0 or 1, false or true")
 
 
 def _call(value, key: str) -> Message:

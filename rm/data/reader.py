@@ -78,6 +78,11 @@ class SampleReader:
         return sorted(self._reader.used)
 
     @property
+    def not_found(self) -> list[str]:
+        """Of --data_keys, those whose key no record had."""
+        return [f"{ours}={key}" for ours, key in self._reader.data_keys.items() if ours not in self._reader.found]
+
+    @property
     def tied(self) -> int:
         """Pairs whose two sides have equal scores, although one is called better."""
         return self._reader.tied

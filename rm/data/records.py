@@ -29,7 +29,7 @@ def read_records(path: str | Path) -> Iterator[tuple[str, dict]]:
     if _is_parquet(path):
         yield from _read_parquet(path)
         return
-    if str(path).removesuffix(".gz").endswith((".csv", ".tsv")):
+    if str(path).lower().removesuffix(".gz").endswith((".csv", ".tsv")):
         yield from _read_csv(path)
         return
     lines = _numbered_lines(path)
@@ -118,12 +118,14 @@ def _rows_at_a_time(metadata) -> int:
 def _read_csv(path: str | Path) -> Iterator[tuple[str, dict]]:
     """Yield each row as a record of strings. An empty field is an empty string."""
     csv.field_size_limit(2**31 - 1)
-    tab = str(path).removesuffix(".gz").endswith(".tsv")
+    tab = str(path).lower().removesuffix(".gz").endswith(".tsv")
     lines = (line for _, line in _numbered_lines(path))
     rows = csv.DictReader(lines, delimiter="\t" if tab else ",", strict=True)
     number = 0
     try:
         for number, row in enumerate(rows, start=1):
+            if len(set(rows.fieldnames)) < len(rows.fieldnames):
+                raise ValueError(f"{path}: has a column twice ({reprlib.repr(rows.fieldnames)}); rename one of them")
             if None in row or None in row.values():
                 raise ValueError(
                     f"{path} record {number}: has not as many fields as the first line has names "

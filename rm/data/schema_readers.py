@@ -11,19 +11,20 @@ from rm.data.fields import (
     REPLIES,
     Fields,
     as_messages,
+    is_empty,
     is_list_of_strings,
     is_whole,
     join,
     number,
     with_system,
 )
-from rm.data.messages import Message, Seen, assistant, string, user
+from rm.data.messages import Message, Seen, Text, assistant, string, user
 from rm.data.sample import Bare, Sample
 
 # What means that a reply is the better one of two, in the columns called winner, label, preference
 FIRST = {"a", "model_a", "response_a", "a>b", "a>>b", "assistant_a", "model_1", "response_1"}
 SECOND = {"b", "model_b", "response_b", "b>a", "b>>a", "assistant_b", "model_2", "response_2"}
-TIE = {"tie", "tied", "draw", "both", "both_good", "both_bad", "bothbad", "tie (bothbad)", "a=b", "equal", "neither"}
+TIE = {"tie", "tied", "draw", "both", "both_good", "both_bad", "bothbad", "tie_(bothbad)", "a=b", "equal", "neither"}
 
 
 def _compared(
@@ -34,10 +35,17 @@ def _compared(
     Args:
         replies: (what to call it in messages, the reply as it is in the record) of each.
     """
-    prompt = fields.prompt(is_whole=any(is_whole(value) for _, value in replies))
+    whole = [is_whole(value) for _, value in replies]
+    prompt = fields.prompt(is_whole=any(whole))
+    if isinstance(prompt, list) and fields.prompt_key in DIALOGUES and prompt[-1]["role"] == "assistant":
+        raise ValueError(
+            f"has {fields.prompt_key!r} that end with a reply, behind which no other one can stand; remove it, or pass "
+            f"them over with --ignore_keys {fields.prompt_key}"
+        )
     texts, tools = [], fields.tools()
     for key, value in replies:
         if isinstance(value, dict) and "messages" in value:  # LMFlow's dialogues have a system message and tools
+            _check_inner(value, key, ("messages", "system", "tools", "conversation_id"), fields)
             reply, own_tools = _lmflow_dialogue(value, key, fields.seen)
             if own_tools != tools and texts:
                 raise ValueError("has other tools on its two sides, which would reveal the better one")
@@ -45,7 +53,24 @@ def _compared(
         else:
             reply = messages.text(value, key, fields.seen)
         texts.append(join(prompt, reply, key))
+    turns = as_messages(prompt)
+    if any(whole) and not all(whole) and not all(_continues(text, turns) for text in texts):
+        raise ValueError("has replies that are whole dialogues, and others that lack the turns of these; add them")
     return Sample("", texts, grade, label, tools=tools, template_kwargs=fields.template_kwargs())
+
+
+def _continues(text: Text | Bare, turns: list[Message]) -> bool:
+    """Whether a text is a prompt of these turns and a reply."""
+    text = text.dialogue() if isinstance(text, Bare) else text
+    contents = [[message["content"].strip() for message in part] for part in (text[: len(turns)], turns)]
+    return bool(turns) and contents[0] == contents[1] and text[len(turns)]["role"] == "assistant"
+
+
+def _check_inner(value: dict, key: str, known: tuple[str, ...], fields: Fields) -> None:
+    """Refuse keys of an object in a record that nothing reads."""
+    for name in value.keys() - set(known) - fields.seen.ignore:
+        if value[name] is not None and not is_empty(value[name]):
+            raise ValueError(f"{key!r} has {name!r}, which is not used: pass it over with --ignore_keys {name}")
 
 
 def _lmflow_dialogue(value: dict, key: str, seen: Seen) -> tuple[list[Message], list[dict] | None]:
@@ -64,14 +89,19 @@ def pair(better: str, worse: str) -> Callable[[Fields], Sample]:
             replies = [(f"{better} {n}", reply) for n, reply in enumerate(chosen, 1)]
             replies += [(f"{worse} {n}", reply) for n, reply in enumerate(rejected, 1)]
             return _compared(fields, replies, [1.0] * len(chosen) + [0.0] * len(rejected))
-        label = number(fields.get("label"), "label") if "label" in fields.record else 1.0
-        margin = number(fields.get("margin"), "margin") if "margin" in fields.record else 0.0
+        label, margin = _number_or(1.0, fields, "label"), _number_or(0.0, fields, "margin")
         if not 0 <= label <= 1:
             raise ValueError(f"'label' is {label:g}; expected the probability, 0 to 1, that the first text is better")
         sample = _compared(fields, [(better, chosen), (worse, rejected)], [1.0, 0.0], label)
         return replace(sample, margin=margin)
 
     return read
+
+
+def _number_or(default: float, fields: Fields, key: str) -> float:
+    """A number, or the default where a record has none, or an empty field of a CSV file."""
+    value = fields.get(key)
+    return default if value is None or value == "" else number(value, key)
 
 
 def _answer(value):
@@ -99,19 +129,29 @@ def voted(first: str, second: str, *verdicts: str) -> Callable[[Fields], Sample]
 
 def _verdict(value, key: str, first: str, second: str) -> float:
     """1 for the first, -1 for the second, 0 for a tie."""
-    word = str(value).strip().lower()
+    word = "_".join(str(value).strip().lower().split())
     if word in FIRST or word == first.lower():
         return 1.0
     if word in SECOND or word == second.lower():
         return -1.0
     if word in TIE or word.startswith("tie"):
         return 0.0
-    raise ValueError(f"{key!r} is {reprlib.repr(value)}; expected {first}, {second} or tie")
+    raise ValueError(f"{key!r} is {reprlib.repr(value)}; expected {first} or a, {second} or b, or tie")
 
 
 def signed(first: str, second: str, key: str) -> Callable[[Fields], Sample]:
-    """Reads two replies and a number, negative where the first is better (HelpSteer)."""
-    return lambda fields: _two(fields, first, second, -number(fields.get(key), key))
+    """Reads two replies and a number from -3 to 3, negative where the first is better (HelpSteer)."""
+
+    def read(fields: Fields) -> Sample:
+        preferred = number(fields.get(key), key)
+        if not -3 <= preferred <= 3:
+            raise ValueError(f"{key!r} is {preferred:g}; expected -3 (the first is better) to 3 (the second is)")
+        prompt = fields.record.get("prompt")
+        if isinstance(prompt, str) and HELPSTEER_TURN in prompt:
+            fields.record = fields.record | {"prompt": _helpsteer_turns(prompt)}
+        return _two(fields, first, second, -preferred)
+
+    return read
 
 
 def by_index(first: str, second: str, key: str) -> Callable[[Fields], Sample]:
@@ -159,6 +199,8 @@ def arena_55k(fields: Fields) -> Sample:
     fields.used.add("winner_tie")
     texts = []
     for replies in sides:
+        if len(replies) != len(prompts):
+            raise ValueError(f"has {len(prompts)} turns of 'prompt' and {len(replies)} replies; expected one for each")
         turns = [(user(prompt), assistant(reply)) for prompt, reply in zip(prompts, replies, strict=True)]
         texts.append([message for turn in turns for message in turn])
     if wins[0] < wins[1]:
@@ -239,7 +281,7 @@ def responses(grades: str | None) -> Callable[[Fields], Sample]:
     """Reads `responses`, and `ranks` (1 is the best) or `scores`, if there are any."""
 
     def read(fields: Fields) -> Sample:
-        values = fields.get("responses")
+        values = messages.parsed(fields.get("responses"))
         if not isinstance(values, list) or not values:
             raise ValueError(f"'responses' is {reprlib.repr(values)}; expected a list of responses")
         grade = None if grades is None else _grades(fields.get(grades), grades, len(values))
@@ -281,17 +323,25 @@ def rated(fields: Fields) -> Sample:
     prompt = fields.string("prompt")
     grade = [number(fields.get("helpfulness"), "helpfulness")]
     fields.used.update(("correctness", "coherence", "complexity", "verbosity"))
-    turns = prompt.split("<extra_id_1>")
-    if len(turns) == 1:
+    if HELPSTEER_TURN not in prompt:
         return Sample("", [Bare(prompt, fields.string("response"))], grade, joined_by=prompt)
-    # A dialogue: "first question\n<extra_id_1>Assistant\nits reply\n<extra_id_1>User\nnext question"
-    dialogue = [user(turns[0].strip())]
-    for turn in turns[1:]:
+    dialogue = _helpsteer_turns(prompt)
+    return Sample("", [[*dialogue, assistant(fields.string("response"))]], grade, joined_by=prompt)
+
+
+HELPSTEER_TURN = "<extra_id_1>"
+
+
+def _helpsteer_turns(prompt: str) -> list[Message]:
+    """The turns of "first question\n<extra_id_1>Assistant\nits reply\n<extra_id_1>User\nnext question"."""
+    first, *turns = prompt.split(HELPSTEER_TURN)
+    dialogue = [user(first.strip())]
+    for turn in turns:
         role, _, content = turn.partition("\n")
         dialogue.append({"Assistant": assistant, "User": user}[role.strip()](content.strip()))
     if dialogue[-1] == assistant(""):
         del dialogue[-1]
-    return Sample("", [[*dialogue, assistant(fields.string("response"))]], grade, joined_by=prompt)
+    return dialogue
 
 
 def rejected_response(fields: Fields) -> Sample:
@@ -305,13 +355,14 @@ def rejected_response(fields: Fields) -> Sample:
     if isinstance(rejected, str):
         rejected = [assistant(rejected)]
     fields.record = fields.record | {"messages": dialogue[:start]}
-    margin = number(fields.get("margin"), "margin") if "margin" in fields.record else 0.0
+    margin = _number_or(0.0, fields, "margin")
     replies = [("messages", dialogue[start:]), ("rejected_response", rejected)]
     return replace(_compared(fields, replies, [1.0, 0.0]), margin=margin)
 
 
 def openai_preference(fields: Fields) -> Sample:
     inner = fields.get("input")
+    _check_inner(inner, "input", ("messages", "tools", "parallel_tool_calls"), fields)
     fields.record = fields.record | {key: inner[key] for key in ("messages", "tools") if inner.get(key)}
     replies = [(key, fields.get(key)) for key in ("preferred_output", "non_preferred_output")]
     fields.used.update(("messages", "tools", "parallel_tool_calls"))
@@ -320,6 +371,7 @@ def openai_preference(fields: Fields) -> Sample:
 
 def comparison(fields: Fields) -> Sample:
     inner = fields.get("comparison")
+    _check_inner(inner, "comparison", ("prompt_conversation", "completion_A", "completion_B"), fields)
     fields.record = {"label": fields.get("label"), "messages": inner.get("prompt_conversation")} | {
         key: inner.get(key) for key in ("completion_A", "completion_B")
     }

@@ -10,6 +10,7 @@ naming the record, which only the caller knows.
 """
 
 import contextlib
+import difflib
 import reprlib
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -30,7 +31,9 @@ MEANINGFUL = {
     "chosen_response", "thought", "thoughts", "chain_of_thought", "chat_template_kwargs", "label", "labels", "weight",
     "weights", "sample_weight", "margin", "rank", "ranks", "score", "scores", "reward", "rewards", "winner",
     "preference", "choice", "is_safe", "mask", "loss", "train", "image", "images", "video", "videos", "audio",
-    "audios", "suffix", "prefix",
+    "audios", "suffix", "prefix", "enable_thinking", "kto_tag", "rejected_tools", "chat_history", "chosen_reasoning",
+    "rejected_reasoning", "cot", "think", "choices", "options", "definition", "persona", "system_instruction",
+    "context_messages", "user_prompt", "user_input",
 }  # fmt: skip
 TIED_SCORES = (
     ("score_chosen", "score_rejected"), ("chosen_score", "rejected_score"), ("rating_chosen", "rating_rejected"),
@@ -66,6 +69,7 @@ class Reader:
     ignore_keys: frozenset[str] = frozenset()
     used: set[str] = field(default_factory=set)  # keys of records that were read
     passed_over: set[str] = field(default_factory=set)  # keys without meaning
+    found: set[str] = field(default_factory=set)  # of `data_keys`, those whose key a record had
     tied: int = 0  # pairs whose two sides have equal scores, or that are marked as a tie, in keys without meaning here
     _candidates: dict[tuple[str, ...], list[Schema]] = field(default_factory=dict, repr=False)
 
@@ -92,10 +96,13 @@ class Reader:
         if not self.data_keys and not self.ignore_keys:
             return record
         record = {key: value for key, value in record.items() if key not in self.ignore_keys}
-        for ours, theirs in self.data_keys.items():
-            if theirs in record:
-                record[ours] = record.pop(theirs)
-        return record
+        named = {ours: theirs for ours, theirs in self.data_keys.items() if theirs in record}
+        self.found.update(named)
+        theirs = set(named.values())
+        # A key of this name has to make way for the one that the settings want in its place.
+        self.passed_over |= (named.keys() & record.keys()) - theirs
+        rest = {key: value for key, value in record.items() if key not in theirs and key not in named}
+        return rest | {ours: record[key] for ours, key in named.items()}
 
     def sample(self, record: dict) -> Sample:
         """The sample of one record.
@@ -129,16 +136,32 @@ class Reader:
 
     def _check_unread(self, record: dict, unread: set[str], sample: Sample) -> None:
         for key in sorted(unread):
-            if key in MEANINGFUL and is_empty(record[key]):
+            means = key.strip().lower() in MEANINGFUL  # under whatever spelling
+            if means and is_empty(record[key]):
                 continue
-            if key in MEANINGFUL and not _is_said(key, record[key], sample):
+            if means and not _is_said(key, record[key], sample):
                 raise ValueError(
                     f"has {key!r} beside {sample.schema}, which does not use it, so its meaning would be lost: rename "
                     f"it with --data_keys, or pass it over with --ignore_keys {key}"
                 )
             self.passed_over.add(key)
+        if self.script == PREFERENCE and not any(map(_has_question, sample.texts)):
+            self._check_no_question(record, unread, sample)
         if self.script == PREFERENCE and _is_tied(record):
             self.tied += 1
+
+    def _check_no_question(self, record: dict, unread: set[str], sample: Sample) -> None:
+        """Replies that answer nothing: the prompt may stand under a name that is not known."""
+        for key in sorted(unread):
+            value = record[key]
+            is_text = isinstance(value, str) and len(value.split()) > 1
+            if (is_text or isinstance(value, list) and isinstance(next(iter(value), None), dict)) and not _is_said(
+                key, value, sample
+            ):
+                raise ValueError(
+                    f"has no prompt beside {sample.schema}, but the unknown key {key!r}: if it is the prompt, "
+                    f"--data_keys prompt={key}; if not, pass it over with --ignore_keys {key}"
+                )
 
 
 def scripts_for(record: dict, data_keys: dict[str, str], ignore_keys: frozenset[str]) -> list[str]:
@@ -189,6 +212,13 @@ def _is_said(key: str, value, sample: Sample) -> bool:
     return any(all(any(part in s for s in strings) for part in text) for text in said)
 
 
+def _has_question(text) -> bool:
+    """Whether a text is more than a reply."""
+    if isinstance(text, str):
+        return messages.turn_marker(text) is not None
+    return not isinstance(text, list) or any(message["role"] == "user" for message in text)
+
+
 def _is_reply(turn: dict) -> bool:
     role = messages.role_of(turn)
     return role is not None and messages.ROLES.get(role.lower()) == "assistant"
@@ -208,8 +238,10 @@ def _unknown(record: dict, script: str, candidates: list[Schema]) -> str:
     if candidates:
         return f"has the keys {listed}: it is a record of {candidates[0].name}, for {candidates[0].script}"
     example = "prompt=KEY chosen=KEY rejected=KEY" if script == PREFERENCE else "prompt=KEY response=KEY"
+    near = [(key, name) for key in record for name in difflib.get_close_matches(key, KNOWN - record.keys(), 1, 0.8)]
+    meant = f"; did you mean {', '.join(f'{name!r} by {key!r}' for key, name in near[:3])}?" if near else ""
     return (
-        f"has the keys {listed}, which are no known schema (docs/data.md lists them, and what each becomes); "
+        f"has the keys {listed}, which are no known schema (docs/data.md lists them, and what each becomes){meant}; "
         f"if only the names differ, give them by --data_keys {example}"
     )
 
@@ -355,6 +387,7 @@ DEMONSTRATIONS = (
     _demonstration("text_only", "text", readers.text_only, "LMFlow, TRL dataset_formats"),
 )
 SCHEMAS: tuple[Schema, ...] = PREFERENCES + DEMONSTRATIONS
+KNOWN = {key for row in SCHEMAS for key in row.keys}
 # fmt: on
 
 # Public schemas that hold something else, and what to do about it: their keys -> the remedy.
@@ -364,6 +397,10 @@ REFUSED: dict[tuple[str, ...], str] = {
     "of one prompt together, as prompt, responses and scores",
     ("prompt", "response", "is_safe"): "it grades single replies (unpaired), which is not implemented; give replies "
     "of one prompt together, as prompt, responses and scores",
+    ("messages", "label"): "it grades single replies (unpaired), which is not implemented; give replies of one prompt "
+    "together, as prompt, responses and scores",
+    ("kto_tag",): "it grades single replies (unpaired), which is not implemented; give replies of one prompt "
+    "together, as prompt, responses and scores",
     ("message_tree_id", "prompt"): "it is a tree of messages; give the replies of each prompt as prompt, responses and "
     "ranks",
     ("message_id", "parent_id", "text"): "it is one message of a tree; give the replies of each prompt as prompt, "

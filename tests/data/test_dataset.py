@@ -16,7 +16,7 @@ from rm.data import chat, dataset, encode, records
 from rm.data.dataset import DataSettings, MixtureSettings, TextSettings
 from rm.data.encode import Task
 from rm.data.examples import Example, Examples
-from rm.data.reader import SampleReader
+from rm.data.reader import KeySettings, SampleReader
 from rm.data.schemas import SFT
 from rm.data.split import SplitSettings
 from rm.data.tokenizer import Tokenizer
@@ -593,6 +593,18 @@ def test_a_row_with_too_few_or_too_many_fields_is_named(tmp_path, plain):
         )
 
 
+def test_a_single_reply_is_left_out_of_preferences_but_scored(plain, file):
+    rows = [{"prompt": p, "response": r, "helpfulness": g} for p, r, g in [("a", "b", 1), ("a", "c", 2), ("d", "e", 3)]]
+    examples, report = dataset.read(Task.PREFERENCE, [file(lines(rows))], plain, 512)
+    assert examples.record.tolist() == [0] and report.dropped == {"with one reply, which is compared to none": 1}
+    assert len(dataset.read(Task.SCORING, [file(lines(rows))], plain, 512)[0]) == 2
+
+
+def test_a_column_that_stands_twice_is_named(tmp_path, plain):
+    (tmp_path / "a.CSV").write_text("prompt,chosen,rejected,chosen\na,b,c,d\n")
+    assert_one_line_error(lambda: dataset.read(Task.PREFERENCE, [tmp_path / "a.CSV"], plain, 512), "has a column twice")
+
+
 def test_a_record_of_messages_in_a_file_of_its_own_is_no_table(tmp_path, plain):
     record = {"prompt": [{"role": "user", "content": "a"}], "chosen": [{"role": "assistant", "content": "b"}]}
     (tmp_path / "a.json").write_text(json.dumps(record | {"rejected": [{"role": "assistant", "content": "c"}]}))
@@ -634,6 +646,9 @@ def test_warnings_say_what_a_person_should_know_of_the_data(plain, file):
     assert warning.startswith("2 pairs have equal scores on both sides")
     (warning,) = warnings([pair, {"chosen": "a<|endoftext|>", "rejected": "b"}])
     assert warning.startswith("1 records have plain texts with strings such as") and "--parse_special_tokens" in warning
+    keys = KeySettings(data_keys=("prompt=a", "chosen=god"))
+    report = dataset.read(Task.PREFERENCE, [file(lines([pair | {"a": "q"}]))], plain, 512, keys=keys)[1]
+    assert report.warnings == ("no record has the key of --data_keys chosen=god",)
 
 
 def test_special_tokens_of_plain_texts_are_parsed_where_a_setting_says_so(plain, file):

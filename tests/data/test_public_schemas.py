@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from rm.data.messages import assistant
 from rm.data.reader import KeySettings, SampleReader
 from rm.data.schemas import MEANINGFUL, PREFERENCE, SCHEMAS, SFT, Reader, demonstration, preference
 from tests.data.public_records import DEMONSTRATIONS, PAIR, PREFERENCES, QA, TOOL, A, B, C, Q, dialogue
@@ -62,6 +63,7 @@ def test_tools_and_variables_of_the_template_are_kept():
     sample = preference(record | {"chat_template_kwargs": {"enable_thinking": False}})
     assert sample.tools == [TOOL] and sample.template_kwargs == {"enable_thinking": False}
     assert demonstration({"messages": QA, "functions": [TOOL["function"]]}).tools == [TOOL]
+    assert demonstration({"messages": QA, "enable_thinking": False}).template_kwargs == {"enable_thinking": False}
 
 
 def test_sides_with_other_tools_are_refused():
@@ -98,6 +100,10 @@ def test_keys_are_renamed_and_passed_over():
     reader = Reader(PREFERENCE, keys.renamed, frozenset(keys.ignore_keys))
     sample = reader.sample(record)
     assert (sample.dialogues(), sample.label, reader.passed_over) == (PAIR, 1.0, {"n"})
+    # two keys change places; a key makes way for another one
+    swap = Reader(PREFERENCE, {"chosen": "rejected", "rejected": "chosen", "prompt": "q", "margin": "x"})
+    sample = swap.sample({"prompt": C, "q": Q, "chosen": B, "rejected": A})
+    assert (sample.dialogues(), swap.passed_over, swap.found) == (PAIR, {"prompt"}, {"chosen", "rejected", "prompt"})
     # a key of a message
     thought = {"messages": [*dialogue(Q), {"role": "assistant", "content": A, "thinking": "hm"}]}
     assert Reader(SFT, ignore_keys=frozenset({"thinking"})).sample(thought).texts == [QA]
@@ -130,7 +136,7 @@ REFUSED = {
     "a preference's prompt": (demonstration, PREFERENCES["MultiPref"][0], "a record of MultiPref, for train_rm.py"),
     "another judgement": (
         preference, {"prompt": Q, "response_a": A, "response_b": B, "winner": "0"},
-        "'winner' is '0'; expected response_a, response_b or tie",
+        "'winner' is '0'; expected response_a or a, response_b or b, or tie",
     ),
     "an image": (
         demonstration, {"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "'messages 1' is [{'type': 'i",
@@ -138,6 +144,34 @@ REFUSED = {
     "a loss of one half": (
         demonstration, {"messages": [{"role": "assistant", "content": A, "weight": 0.5}]}, "has 'weight' 0.5; exp",
     ),
+    "a part without loss": (
+        demonstration, {"messages": [assistant([{"type": "text", "text": A, "train": False}])]}, "a part with 'train'",
+    ),
+    "messages without commas": (
+        preference, {"prompt": Q, "chosen": str(QA).replace("},", "}\n"), "rejected": B}, "looks like messages, but",
+    ),
+    "a question under an unknown name": (
+        preference, {"Frage": "What is 2+2?", "chosen": A, "rejected": B}, "but the unknown key 'Frage': if it is the",
+    ),
+    "a key in capitals": (preference, {"Question": Q, "chosen": A, "rejected": B}, "has 'Question' beside chosen/rej"),
+    "replies of two forms": (preference, {"chosen": QA, "rejected": B}, "others that lack the turns of these"),
+    "a context of another length": (
+        preference, {"prompt": Q, "chosen": dialogue("hi", "hello", Q, A), "rejected": B}, "that lack the turns of",
+    ),
+    "a context that has its reply": (preference, {"messages": QA, "chosen": A, "rejected": B}, "end with a reply"),
+    "a key of an inner object": (
+        preference, {"input": {"messages": dialogue(Q), "system": "s"}, "preferred_output": [assistant(A)],
+                     "non_preferred_output": [assistant(B)]}, "'input' has 'system', which is not used",
+    ),
+    "HelpSteer3, no valid preference": (
+        preference, {"context": Q, "response1": A, "response2": B, "overall_preference": -100}, "is -100; expected -3",
+    ),
+    "Arena 55k, a reply is missing": (
+        preference, {"prompt": '["a", "b"]', "response_a": '["c"]', "response_b": '["d", "e"]', "winner_model_a": 1,
+                     "winner_model_b": 0}, "has 2 turns of 'prompt' and 1 replies",
+    ),
+    "KTO": (preference, {"messages": QA, "label": True}, UNPAIRED),
+    "KTO, for SFT": (demonstration, {"messages": QA, "kto_tag": False}, "has 'kto_tag' beside conversation"),
     "other values": (preference, {"info": 5, "summaries": [], "choice": 1}, "is not as records of summarize_from"),
 }  # fmt: skip
 
@@ -148,3 +182,13 @@ def test_what_is_not_implemented_is_refused_by_name(name):
     with pytest.raises(ValueError) as error:
         read(record)
     assert part in str(error.value) and "\n" not in str(error.value) and len(str(error.value)) < 500
+
+
+def test_a_misspelt_key_is_pointed_out():
+    with pytest.raises(ValueError, match="did you mean 'rejected' by 'rejcted'"):
+        preference({"prompt": Q, "chosen": A, "rejcted": B})
+
+
+@pytest.mark.parametrize("word, label", [("both bad", 0.5), ("Tie (bothbad)", 0.5), ("Model A", 1.0)])
+def test_a_vote_may_be_spelt_with_blanks(word, label):
+    assert preference({"prompt": Q, "response_a": A, "response_b": B, "winner": word}).label == label

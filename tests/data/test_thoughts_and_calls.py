@@ -48,6 +48,7 @@ SPECIAL = [
     "<|system|>",
     "<|observation|>",
     "[gMASK]",
+    "<turn|>",
     "<sop>",
 ]
 # Template -> dialogues that are refused, as the template has no place for something in them
@@ -187,6 +188,15 @@ def test_special_tokens_that_a_user_typed_stay_characters_everywhere(models):
     text = "".join(part for part in rendered.parts if isinstance(part, str))
     assert text.count(typed) == 5
     assert rendered.parts.count(tokenizer.special[typed]) == 3  # of the system message and two turns
+
+
+def test_a_text_is_never_changed_where_a_call_and_the_next_reply_are_one_turn(models):
+    tokenizer, *_ = models("qwen3")
+    template = chat.ChatTemplate((SHIPPED / "gemma4.jinja").read_text(), "Gemma 4's", tokenizer)
+    written = template.render(DIALOGUES["a call"], find_replies=False).parts
+    assert sum("It rains." in part for part in written if isinstance(part, str)) == 1
+    with pytest.raises(RepliesNotFound, match="Gemma 4's writes reply 1 and reply 2 as one"):
+        template.render(DIALOGUES["a call"])
 
 
 def test_replies_that_cannot_be_found_are_named(tmp_path):
