@@ -162,7 +162,7 @@ def test_the_operations_are_those_that_torch_counts(folder, recompute, tolerance
     examples = made.pair_examples(made.token_pairs(6))
     with dist.fake_process_group(1):
         simulated = Plan(RewardModel, settings, settings.plan, examples, SplitAttention)
-        simulated.loader.costs = simulated.loader.lengths  # torch does not count attention on the CPU
+        simulated.loader.costs = simulated.loader.lengths  # without attention: torch counts it on the CPU since 2.15
         flops = plan.step_flops(simulated.model, simulated.loader, recompute)
         model = simulated.model.to_empty(device="cpu")
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
@@ -170,7 +170,8 @@ def test_the_operations_are_those_that_torch_counts(folder, recompute, tolerance
                 sharding.local(p).normal_(std=0.02)
             with torch.enable_grad():
                 model(pack(examples, range(6)))["loss"].backward()
-    assert flops == pytest.approx(counter.get_total_flops(), rel=tolerance)
+    counted = sum(n for op, n in counter.get_flop_counts()["Global"].items() if "attention" not in str(op))
+    assert flops == pytest.approx(counted, rel=tolerance)
 
 
 def test_a_language_model_adds_its_heads_products_and_reads_more_positions(folder):
