@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from rm.data.batch import Segment, StepBatches
 from rm.distributed import process_group as dist
-from rm.distributed.sharding import is_sharded, local, set_requires_all_reduce
+from rm.distributed.sharding import is_sharded, local, set_gradient_sync
 from rm.distributed.torch_private import FakeTensorMode, FSDPMemTracker, MemTracker, TorchDispatchMode
 from rm.hf.weights import MAX_SHARD_BYTES
 from rm.model import lora
@@ -113,7 +113,7 @@ def simulate(model: nn.Module, batches: StepBatches, all_moments: bool = False) 
         with tracker, CountWork() as counter, _Traffic() as traffic:
             last = len(batches.micro_batches)
             for n, batch in enumerate(batches.micro_batches, start=1):
-                set_requires_all_reduce(model, n == last)  # as `train_step` does
+                set_gradient_sync(model, n == last)  # as `train_step` does
                 tracker.reset_mod_stats()  # or the tracker refuses a second forward
                 (model(batch)["loss"] / model.count(batches)).backward()
         (peak,) = tracker.get_tracker_snapshot("peak").values()
