@@ -158,9 +158,13 @@ class Plan:
         model = self._model(settings, longest.step)
         keeps_moments = settings.lisa.use_lisa and settings.lisa.lisa_state == "keep"
         footprint, work = memory.simulate(model, batches, keeps_moments)
-        # Measured over these micro-batches; a step has `mean_count` of them. Between groups their number is irrelevant.
-        gather_traffic = footprint.gather_traffic * longest.mean_count / len(batches.micro_batches)
-        footprint = replace(footprint, gather_traffic=gather_traffic)
+        # Measured over these micro-batches; a step has `mean_count` of them. What is exchanged once a step stays.
+        scale = longest.mean_count / len(batches.micro_batches)
+        footprint = replace(
+            footprint,
+            gather_traffic=footprint.gather_traffic * scale,
+            reduce_traffic=footprint.reduce_traffic * (scale if settings.parallel.sync_each_batch else 1),
+        )
         tokens = sum(int(loader.lengths[indices].sum()) for indices in longest.assigned[-2:])
         simulated = (tokens, len(batches.micro_batches))
         return Heaviest(longest.tokens, longest.mean_count, footprint, work, simulated)
@@ -263,7 +267,7 @@ class Plan:
         yield _line("computation", f"{flops:.2e} operations a step, {flops * loader.steps:.2e} in all")
         rate = f"{plan.device_utilization:.0%} of {plan.device_tflops:g} TFLOP/s"
         yield _line("time", f"{seconds:.2f} s a step, {seconds * loader.steps / 3600:.2f} hours in all, at {rate}")
-        traffic = {"within a group": footprint.gather_traffic, "between groups": footprint.replica_traffic}
+        traffic = {"within a group": footprint.group_traffic, "between groups": footprint.replica_traffic}
         for where, size in traffic.items():
             if size:
                 hidden = f"hidden behind the computation above {size / seconds / 1e9:.1f} GB/s"
@@ -291,7 +295,7 @@ class Plan:
             launches=heaviest.work.count * heaviest.micro_batches / simulated_count,
             attention=attention_flops(self.model, loader, recompute) / dist.world_size(),
             trained=heaviest.footprint.optimizer // 8,
-            traffic=heaviest.footprint.gather_traffic,
+            traffic=heaviest.footprint.group_traffic,
         )
         flops = step_flops(self.model, loader) / dist.world_size()
         return step, tokens / step.total, flops / step.total / (PEAKS[gpu] * 1e12)

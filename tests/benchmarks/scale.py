@@ -87,7 +87,7 @@ def row(name: str, kind: str, processes: int, **changes) -> None:
     device, parts = settings.plan, heaviest.footprint
     seconds = flops / (processes * device.device_tflops * 1e12 * device.device_utilization)
     gib = [x / GIB for x in (parts.weights, parts.gradients, parts.optimizer, parts.activations, parts.gathered)]
-    traffic = [x / GIB for x in (parts.gather_traffic, parts.replica_traffic)]
+    traffic = [x / GIB for x in (parts.group_traffic, parts.replica_traffic)]
     cells = [name, kind, processes, settings.parallel.shard_group_size or processes, recompute,
              f"{heaviest.tokens:,}", *(f"{x:.1f}" for x in gib), f"{heaviest.reserved / GIB:.0f}", f"{seconds:.2f}",
              *(f"{x:.1f}" for x in traffic)]  # fmt: skip

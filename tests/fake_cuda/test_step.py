@@ -17,8 +17,8 @@ from tests.fake_cuda.cases import STEPS
 
 ROOT = Path(__file__).parents[2]
 
-# Kernels of a layer's forward and backward in a micro-batch of 24 pairs or texts, with FSDP2's own: the ops that torch's
-# builds for CPUs and for CUDA give the device, without views and allocations. The former takes apart a few for which a
+# Kernels of a layer's forward and backward in a micro-batch of 24 pairs or texts, with FSDP2's own: the ops that builds
+# of torch for CPUs and for CUDA give the device, without views and allocations. The former takes apart a few for which a
 # GPU has one kernel (RMSNorm, the backward of SiLU), so its numbers are higher than a profile's.
 KERNELS = {
     "CPU": {"RM, full": 154, "RM, LoRA": 229, "RM, selective recomputation": 181, "SFT, full": 146},
