@@ -263,25 +263,35 @@ class Plan:
     def _time_lines(self) -> Iterator[str]:
         plan, loader, footprint = self.plan_settings, self.loader, self.heaviest.footprint
         flops = step_flops(self.model, loader, self.settings.memory.gradient_checkpointing)
-        seconds = flops / (dist.world_size() * plan.device_tflops * 1e12 * plan.device_utilization)
         yield _line("computation", f"{flops:.2e} operations a step, {flops * loader.steps:.2e} in all")
-        rate = f"{plan.device_utilization:.0%} of {plan.device_tflops:g} TFLOP/s"
-        yield _line("time", f"{seconds:.2f} s a step, {seconds * loader.steps / 3600:.2f} hours in all, at {rate}")
         traffic = {"within a group": footprint.group_traffic, "between groups": footprint.replica_traffic}
         for where, size in traffic.items():
             if size:
-                hidden = f"hidden behind the computation above {size / seconds / 1e9:.1f} GB/s"
-                yield _line("communication", f"{size / GIB:.1f} GiB per step and process {where}; {hidden}")
-        if self.model.compute_dtype == torch.bfloat16:
+                yield _line("communication", f"{size / GIB:.1f} GiB per step and process {where}")
+        if plan.device_tflops is not None:
+            seconds = flops / (dist.world_size() * plan.device_tflops * 1e12 * plan.device_utilization)
+            rate = f"at {plan.device_utilization:.0%} of {plan.device_tflops:g} TFLOP/s"
+            yield _line("time", f"{self._duration(seconds)}, {rate}{self._hidden(seconds)}")
+        elif self.model.compute_dtype == torch.bfloat16:
             yield from self._lines_on_paper()
+        else:
+            yield _line("time", "in float32 only with --device_tflops and --device_utilization")
+
+    def _duration(self, seconds: float) -> str:
+        return f"{seconds:.2f} s a step, {seconds * self.loader.steps / 3600:.2f} hours in all"
+
+    def _hidden(self, seconds: float) -> str:
+        """The bandwidth at which the communication within a group takes no longer than the computation."""
+        traffic = self.heaviest.footprint.group_traffic
+        return f", communication hidden above {traffic / seconds / 1e9:.1f} GB/s" if traffic else ""
 
     def _lines_on_paper(self) -> Iterator[str]:
         kernels = self.heaviest.work.count / self.heaviest.simulated[1]
-        yield _line("on paper", f"about {kernels:,.0f} kernels a micro-batch; with all processes on one machine:")
+        yield _line("time on paper", f"about {kernels:,.0f} kernels a micro-batch; with all processes on one machine:")
         for gpu in roofline.GPUS:
             step, tokens_per_second, utilization = self.on_paper(gpu)
-            speed = f"{step.total:.2f} s a step, {tokens_per_second:,.0f} tokens/s each, MFU {utilization:.0%}"
-            yield _line("", f"{gpu}: {speed}, limited by {step.limit}")
+            speed = f"{tokens_per_second:,.0f} tokens/s each, MFU {utilization:.0%}, limited by {step.limit}"
+            yield _line("", f"{gpu}: {self._duration(step.total)}, {speed}{self._hidden(step.device)}")
 
     def on_paper(self, gpu: str) -> tuple[roofline.Step, float, float]:
         """A mean step on a GPU of `roofline.GPUS`: its parts, tokens per second of one GPU, and MFU."""

@@ -16,7 +16,7 @@ from rm.model.attention import SplitAttention, VarlenAttention
 from rm.model.heads import LanguageModel, RewardModel
 from rm.plan import plan
 from rm.plan.plan import Plan
-from rm.plan.settings import GIB, compare_with_plan
+from rm.plan.settings import GIB, PlanSettings, compare_with_plan
 from tests import made, text_fixtures
 
 pytestmark = pytest.mark.apart
@@ -143,6 +143,20 @@ def test_a_plan_in_bfloat16_has_speeds_on_paper_for_what_lisa_trains(folder):
         mfu[name] = utilization * step.total
     # Of three products of a matrix, a frozen one leaves out the last; one of two layers is frozen.
     assert 2 / 3 < mfu["lisa"] / mfu["full"] < 1
+
+
+def test_a_time_is_either_by_the_users_throughput_or_on_paper(folder):
+    def printed(**changes) -> str:
+        simulated = plan_of(settings_of(folder, dtype="bfloat16", **changes))
+        with dist.fake_process_group(2):
+            return "\n".join(simulated.lines())
+
+    by_user = printed(device_tflops=1e-3, device_utilization=0.5)
+    assert "at 50% of 0.001 TFLOP/s" in by_user and "H100" not in by_user
+    assert "H100: " in (on_paper := printed()) and "TFLOP/s" not in on_paper
+    for alone in ({"device_tflops": 312}, {"device_utilization": 0.4}):
+        with pytest.raises(ValueError, match="--device_tflops and --device_utilization give a time together"):
+            PlanSettings(**alone)
 
 
 def test_moments_that_lisa_keeps_are_counted_for_every_layer(folder):
