@@ -143,7 +143,7 @@ def methods() -> None:
 
 
 def sync() -> None:
-    """A reward model on eight GPUs, all weights in training, whose gradients are reduced in each micro-batch or once."""
+    """A reward model on eight GPUs, all weights in training: gradients reduced in each micro-batch, or once a step."""
     print_row("sync_each_batch", "GiB reserved", "gathered", "reduced", "H100", "A100", "RTX 4090", header=True)
     for each in (True, False):
         size = {"global_batch_size": 384, "max_tokens": 8192, "sync_each_batch": each}
