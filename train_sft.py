@@ -22,7 +22,7 @@ from rm.data.batch import EvalBatches, Loader, StepBatches
 from rm.data.dataset import ReplySettings
 from rm.data.encode import Task
 from rm.distributed import process_group as dist
-from rm.distributed.sharding import full_tensor, set_requires_all_reduce
+from rm.distributed.sharding import full_tensor, set_gradient_sync
 from rm.hf import build, hub, weights
 from rm.hf.folder import TextFiles
 from rm.model import lisa
@@ -58,7 +58,7 @@ def train_step(
     torch.manual_seed(batches.seed)  # of dropout: a resumed run repeats it
     last = len(batches.micro_batches)
     for n, batch in enumerate(batches.micro_batches, start=1):
-        set_requires_all_reduce(model, n == last)  # between shard groups, gradients are exchanged once a step
+        set_gradient_sync(model, n == last)  # between shard groups, gradients are exchanged once a step
         sums = model(batch.to(dist.device()))
         # Sums are divided once, by the count of the whole step over all ranks and micro-batches, so that gradients do
         # not depend on how it is split. FSDP averages gradients over ranks: world_size undoes that.

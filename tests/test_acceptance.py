@@ -130,15 +130,19 @@ def test_an_exported_model_whose_head_was_changed_is_refused(accept, monkeypatch
     assert "scoring.json" in record["checks"][-1]["value"]
 
 
-def test_an_interruption_that_changes_the_run_is_refused(real_runs, tmp_path, monkeypatch):
-    """The comparison of the resumed run, without the processes of the rest of the stage."""
-    report = Report(tmp_path / "acceptance.json", "interruption")
-    report.stage = "interruption"
-    out = tmp_path / "resumed"
-    processes.run(processes.command(out))
-    processes._difference(report, "resumed", out, processes.one_process(), 1e-4)
-    processes._difference(report, "resumed", out, processes.one_process() + 1, 1e-4)
-    assert [check["passed"] for check in report.checks] == [True, True, True, False]
+def test_a_run_that_resumes_without_its_moments_is_refused(accept, monkeypatch):
+    """The real processes, without torchrun: a whole run, one that is interrupted, and the one that goes on."""
+    monkeypatch.setattr(processes, "STEPS", 12)
+    monkeypatch.setattr(processes, "INTERRUPTED_AT", 3)
+    command = processes.command
+    monkeypatch.setattr(processes, "command", lambda out, *more, n=None, **script: command(out, *more, **script))
+    monkeypatch.setattr(processes, "_fails", lambda report: None)
+    _, record = accept("--stages", "interruption", "--fault", "interruption")
+    assert [(check["check"], check["passed"]) for check in record["checks"]] == [
+        ("steps at the interruption", True),
+        ("resumed: steps logged", True),
+        ("resumed: largest difference of a loss", False),
+    ]
 
 
 def test_an_error_within_a_stage_is_in_the_record(accept, monkeypatch):

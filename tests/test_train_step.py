@@ -18,6 +18,7 @@ from rm.data import batch
 from rm.data.batch import EvalBatches, Loader
 from rm.distributed import process_group as dist
 from rm.distributed import sharding
+from rm.model import lisa
 from rm.model.heads import LanguageModel, RewardModel
 from rm.model.losses import LossSettings
 from rm.plan import memory
@@ -112,6 +113,39 @@ def test_ranks_groups_and_packing_do_not_change_the_training(cls, family, world_
     settings = updated(SETTINGS, shard_group_size=group_size)
     results = run_ranks(world_size, train, cls, made.CONFIGS[family], settings, examples_of(cls, 16))
     assert_same_training(results, slow_training(cls, family))
+
+
+@pytest.mark.parametrize(("world_size", "group_size"), [(2, None), (4, 2)])
+def test_gradients_that_wait_for_the_last_micro_batch_do_not_change_the_training(world_size, group_size):
+    settings = updated(SETTINGS, sync_each_batch=False, shard_group_size=group_size)
+    results = run_ranks(world_size, train, RewardModel, made.LLAMA, settings, examples_of(RewardModel, 16))
+    assert_same_training(results, slow_training(RewardModel, "llama"))
+
+
+def lisa_both_ways() -> list[list[tuple[float, float]]]:
+    """(loss, gradient norm) of every step of LISA in bfloat16: gradients reduced in each micro-batch, and once a step.
+
+    Each step trains another layer, so that gradients that were left over would show.
+    """
+    results = []
+    for sync in (True, False):
+        settings = updated(
+            SETTINGS, dtype="bfloat16", sync_each_batch=sync, use_lisa=True, lisa_activated_layers=1,
+            lisa_interval_steps=1,
+        )  # fmt: skip
+        model = sharded(made.model(RewardModel), settings.parallel)
+        loader, optimizer = loader_of(examples_of(RewardModel, 16), settings), optim.adamw(model, settings.optim)
+        lines = []
+        for step in range(STEPS):
+            lisa.activate_layers(model, optimizer, step, settings.lisa, seed=0)
+            lines.append(training_runs.run_step(model, optimizer, loader.at(step)))
+        results.append(lines)
+    return results
+
+
+def test_gradients_of_lisa_in_bfloat16_are_the_same_where_they_wait():
+    each, once = run_ranks(2, lisa_both_ways)[0]
+    torch.testing.assert_close(torch.tensor(once), torch.tensor(each), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 4])

@@ -50,6 +50,12 @@ class ParallelSettings(SettingsGroup):
         "keep them, which takes the memory of a whole model in --dtype and saves a third of the communication",
         may_change=True,
     )
+    sync_each_batch: bool = setting(
+        True,
+        "reduce gradients within a shard group after each micro-batch; false: once a step, which keeps the gradients "
+        "of the whole model in float32 on every process until then",
+        may_change=True,
+    )
 
     def check(self) -> None:
         require_positive(shard_group_size=self.shard_group_size)
@@ -118,6 +124,7 @@ def parallelize(
     offload = offload and dist.device().type == "cuda"
     if dist.world_size() > 1 or has_master_weights or offload:
         _shard(model, _mesh(group_size), dtype, settings.reshard_after_forward, offload)
+        model.sync_each_batch = settings.sync_each_batch
     else:
         cast_to_compute(model, dtype)
 
@@ -223,10 +230,15 @@ def requires_grad_changed(model: nn.Module) -> None:
             reset_mixed_precision_dtypes(module)
 
 
-def set_requires_all_reduce(model: nn.Module, required: bool) -> None:
-    """Whether backwards from now on exchange gradients between shard groups, or add them up within each group."""
+def set_gradient_sync(model: nn.Module, is_last: bool) -> None:
+    """To be called before each micro-batch: which processes exchange gradients in its backward.
+
+    With the last one of a step all do. Before it none do with --sync_each_batch false, where each process adds up the
+    gradients of whole layers, and otherwise those of a shard group, each of which adds up its shards.
+    """
     if is_sharded(model):
-        model.set_requires_all_reduce(required)
+        model.set_requires_gradient_sync(is_last or model.sync_each_batch)
+        model.set_requires_all_reduce(is_last)
 
 
 def reshard(model: nn.Module) -> None:

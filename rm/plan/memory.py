@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from rm.data.batch import Segment, StepBatches
 from rm.distributed import process_group as dist
-from rm.distributed.sharding import is_sharded, local, set_requires_all_reduce
+from rm.distributed.sharding import is_sharded, local, set_gradient_sync
 from rm.distributed.torch_private import FakeTensorMode, FSDPMemTracker, MemTracker, TorchDispatchMode
 from rm.hf.weights import MAX_SHARD_BYTES
 from rm.model import lora
@@ -74,11 +74,12 @@ class Footprint:
     weights: int  # its shards
     gradients: int  # of its shards, at the peak
     optimizer: int  # Adam's two moments of the parameters that train
-    activations: int  # of forward and backward, with the loss
+    activations: int  # of forward and backward, with the loss; in bfloat16 also gradients that wait to be reduced
     gathered: int  # full parameters and gradients of the layers being computed, and communication buffers
     end: int  # at the end of the run, when the model is exported and scored without the optimizer
     host: int  # host memory: the snapshot of a checkpoint, and at the end a file of weights or their float32 shards
-    gather_traffic: int  # sent and received in a step within a shard group: parameters, gradients
+    gather_traffic: int  # sent and received in a step within a shard group: parameters
+    reduce_traffic: int  # the same: gradients
     replica_traffic: int  # sent and received in a step between shard groups: gradients
 
     @property
@@ -86,6 +87,11 @@ class Footprint:
         """The most that is held at a time, in a step or at the end."""
         step = self.weights + self.gradients + self.optimizer + self.activations + self.gathered
         return max(step, self.end)
+
+    @property
+    def group_traffic(self) -> int:
+        """Sent and received in a step within a shard group."""
+        return self.gather_traffic + self.reduce_traffic
 
 
 def of_step(model: nn.Module, batches: StepBatches, all_moments: bool = False) -> Footprint:
@@ -113,7 +119,7 @@ def simulate(model: nn.Module, batches: StepBatches, all_moments: bool = False) 
         with tracker, CountWork() as counter, _Traffic() as traffic:
             last = len(batches.micro_batches)
             for n, batch in enumerate(batches.micro_batches, start=1):
-                set_requires_all_reduce(model, n == last)  # as `train_step` does
+                set_gradient_sync(model, n == last)  # as `train_step` does
                 tracker.reset_mod_stats()  # or the tracker refuses a second forward
                 (model(batch)["loss"] / model.count(batches)).backward()
         (peak,) = tracker.get_tracker_snapshot("peak").values()
@@ -131,6 +137,7 @@ def simulate(model: nn.Module, batches: StepBatches, all_moments: bool = False) 
         end=_end(model, sizes["weights"]),
         host=_host(model, trained),
         gather_traffic=traffic.gathered,
+        reduce_traffic=traffic.reduced,
         replica_traffic=traffic.replicated,
     )
     return footprint, counter.work
@@ -189,12 +196,14 @@ class _PlainMemTracker(MemTracker):
 class _Traffic(TorchDispatchMode):
     """Counts the bytes of collectives."""
 
-    gathered = replicated = 0
+    gathered = reduced = replicated = 0
 
     def __torch_dispatch__(self, op, types, args=(), kwargs=None):
         c10d = torch.ops.c10d
-        if op in (c10d._allgather_base_.default, c10d._reduce_scatter_base_.default):
-            self.gathered += abs(args[0].nbytes - args[1].nbytes)  # all but this rank's own part
+        if op is c10d._allgather_base_.default:
+            self.gathered += args[0].nbytes - args[1].nbytes  # all but this rank's own part
+        elif op is c10d._reduce_scatter_base_.default:
+            self.reduced += args[1].nbytes - args[0].nbytes
         elif op is c10d.allreduce_.default:
             self.replicated += 2 * sum(x.nbytes for x in args[0])  # a ring all-reduce sends nearly everything twice
         return op(*args, **(kwargs or {}))

@@ -158,9 +158,13 @@ class Plan:
         model = self._model(settings, longest.step)
         keeps_moments = settings.lisa.use_lisa and settings.lisa.lisa_state == "keep"
         footprint, work = memory.simulate(model, batches, keeps_moments)
-        # Measured over these micro-batches; a step has `mean_count` of them. Between groups their number is irrelevant.
-        gather_traffic = footprint.gather_traffic * longest.mean_count / len(batches.micro_batches)
-        footprint = replace(footprint, gather_traffic=gather_traffic)
+        # Measured over these micro-batches; a step has `mean_count` of them. What is exchanged once a step stays.
+        scale = longest.mean_count / len(batches.micro_batches)
+        footprint = replace(
+            footprint,
+            gather_traffic=footprint.gather_traffic * scale,
+            reduce_traffic=footprint.reduce_traffic * (scale if settings.parallel.sync_each_batch else 1),
+        )
         tokens = sum(int(loader.lengths[indices].sum()) for indices in longest.assigned[-2:])
         simulated = (tokens, len(batches.micro_batches))
         return Heaviest(longest.tokens, longest.mean_count, footprint, work, simulated)
@@ -259,25 +263,35 @@ class Plan:
     def _time_lines(self) -> Iterator[str]:
         plan, loader, footprint = self.plan_settings, self.loader, self.heaviest.footprint
         flops = step_flops(self.model, loader, self.settings.memory.gradient_checkpointing)
-        seconds = flops / (dist.world_size() * plan.device_tflops * 1e12 * plan.device_utilization)
         yield _line("computation", f"{flops:.2e} operations a step, {flops * loader.steps:.2e} in all")
-        rate = f"{plan.device_utilization:.0%} of {plan.device_tflops:g} TFLOP/s"
-        yield _line("time", f"{seconds:.2f} s a step, {seconds * loader.steps / 3600:.2f} hours in all, at {rate}")
-        traffic = {"within a group": footprint.gather_traffic, "between groups": footprint.replica_traffic}
+        traffic = {"within a group": footprint.group_traffic, "between groups": footprint.replica_traffic}
         for where, size in traffic.items():
             if size:
-                hidden = f"hidden behind the computation above {size / seconds / 1e9:.1f} GB/s"
-                yield _line("communication", f"{size / GIB:.1f} GiB per step and process {where}; {hidden}")
-        if self.model.compute_dtype == torch.bfloat16:
+                yield _line("communication", f"{size / GIB:.1f} GiB per step and process {where}")
+        if plan.device_tflops is not None:
+            seconds = flops / (dist.world_size() * plan.device_tflops * 1e12 * plan.device_utilization)
+            rate = f"at {plan.device_utilization:.0%} of {plan.device_tflops:g} TFLOP/s"
+            yield _line("time", f"{self._duration(seconds)}, {rate}{self._hidden(seconds)}")
+        elif self.model.compute_dtype == torch.bfloat16:
             yield from self._lines_on_paper()
+        else:
+            yield _line("time", "in float32 only with --device_tflops and --device_utilization")
+
+    def _duration(self, seconds: float) -> str:
+        return f"{seconds:.2f} s a step, {seconds * self.loader.steps / 3600:.2f} hours in all"
+
+    def _hidden(self, seconds: float) -> str:
+        """The bandwidth at which the communication within a group takes no longer than the computation."""
+        traffic = self.heaviest.footprint.group_traffic
+        return f", communication hidden above {traffic / seconds / 1e9:.1f} GB/s" if traffic else ""
 
     def _lines_on_paper(self) -> Iterator[str]:
         kernels = self.heaviest.work.count / self.heaviest.simulated[1]
-        yield _line("on paper", f"about {kernels:,.0f} kernels a micro-batch; with all processes on one machine:")
+        yield _line("time on paper", f"about {kernels:,.0f} kernels a micro-batch; with all processes on one machine:")
         for gpu in roofline.GPUS:
             step, tokens_per_second, utilization = self.on_paper(gpu)
-            speed = f"{step.total:.2f} s a step, {tokens_per_second:,.0f} tokens/s each, MFU {utilization:.0%}"
-            yield _line("", f"{gpu}: {speed}, limited by {step.limit}")
+            speed = f"{tokens_per_second:,.0f} tokens/s each, MFU {utilization:.0%}, limited by {step.limit}"
+            yield _line("", f"{gpu}: {self._duration(step.total)}, {speed}{self._hidden(step.device)}")
 
     def on_paper(self, gpu: str) -> tuple[roofline.Step, float, float]:
         """A mean step on a GPU of `roofline.GPUS`: its parts, tokens per second of one GPU, and MFU."""
@@ -291,7 +305,7 @@ class Plan:
             launches=heaviest.work.count * heaviest.micro_batches / simulated_count,
             attention=attention_flops(self.model, loader, recompute) / dist.world_size(),
             trained=heaviest.footprint.optimizer // 8,
-            traffic=heaviest.footprint.gather_traffic,
+            traffic=heaviest.footprint.group_traffic,
         )
         flops = step_flops(self.model, loader) / dist.world_size()
         return step, tokens / step.total, flops / step.total / (PEAKS[gpu] * 1e12)

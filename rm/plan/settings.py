@@ -23,11 +23,16 @@ class PlanSettings(SettingsGroup):
         None, "processes to plan for, one for each GPU; none: as many as were started", may_change=True
     )
     device_memory_gb: float = setting(80.0, "memory of a GPU in GiB", may_change=True)
-    device_tflops: float = setting(
-        312.0, "peak bfloat16 throughput of a GPU in 10^12 operations per second: A100 312, H100 989", may_change=True
+    device_tflops: float | None = setting(
+        None,
+        "peak throughput of a GPU in 10^12 operations per second (A100 312, H100 989 in bfloat16), for a time by "
+        "--device_utilization; none: in bfloat16 times of six GPUs on paper (docs/scale.md), in float32 none",
+        may_change=True,
     )
-    device_utilization: float = setting(
-        0.4, "expected MFU: the share of that peak which training reaches", may_change=True
+    device_utilization: float | None = setting(
+        None,
+        "MFU that you expect or have measured: the share of --device_tflops which training reaches",
+        may_change=True,
     )
 
     def check(self) -> None:
@@ -37,7 +42,9 @@ class PlanSettings(SettingsGroup):
             device_utilization=self.device_utilization,
             world_size=self.world_size,
         )
-        if self.device_utilization > 1:
+        if (self.device_tflops is None) != (self.device_utilization is None):
+            raise ValueError("--device_tflops and --device_utilization give a time together: give both, or none")
+        if self.device_utilization is not None and self.device_utilization > 1:
             raise ValueError(f"--device_utilization is a share, at most 1, got {self.device_utilization}")
 
 

@@ -23,10 +23,15 @@ def failing_step(*args):
     return train_step(*args)
 
 
-if __name__ == "__main__":
+def run_train_rm() -> None:
+    """What train_rm.py does as a program."""
     sys.argv[0] = os.path.join(os.path.dirname(train_rm.__file__), "train_rm.py")
-    train_rm.train_step = failing_step
     with cli.one_line_errors():
         settings = parse(train_rm.Settings, train_rm.__doc__)
         with dist.session(settings.run.seed):
             train_rm.main(settings)
+
+
+if __name__ == "__main__":
+    train_rm.train_step = failing_step
+    run_train_rm()

@@ -51,8 +51,16 @@ def command(out: Path, *more: str, n: int | None = None, script: str = "train_rm
     return [sys.executable, *torchrun, script, *words, *more]
 
 
-def run(words: list[str], **options) -> subprocess.CompletedProcess:
-    done = subprocess.run(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options)
+def options() -> dict:
+    """Of a process that runs a command; scripts in tests/acceptance/ import from ROOT."""
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    return dict(
+        cwd=ROOT, env=os.environ | {"PYTHONPATH": path}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def run(words: list[str]) -> subprocess.CompletedProcess:
+    done = subprocess.run(words, **options())
     if done.returncode:
         raise RuntimeError(f"{' '.join(words)} ended with {done.returncode}:\n{done.stdout[-3000:]}")
     return done
@@ -94,6 +102,11 @@ def ranks(report: Report) -> None:
 
 def interruption(report: Report) -> None:
     """a run that is stopped and goes on is the run that was not; a process that fails is heard and ends all"""
+    _resumes(report)
+    _fails(report)
+
+
+def _resumes(report: Report) -> None:
     n, out = processes(), Path(_temporary().name) / "interrupted"
     expected = one_process()
     with subprocess.Popen(
@@ -104,18 +117,14 @@ def interruption(report: Report) -> None:
         interrupted.wait(timeout=GONE_WITHIN)
     steps = len(losses(out))
     report.check("steps at the interruption", steps, f"fewer than {STEPS}", steps < STEPS)
-    run(command(out, n=n))
-    if report.has_fault():
-        expected = expected + 1
+    run(command(out, n=n, script="tests/acceptance/forgetful.py" if report.has_fault() else "train_rm.py"))
     _difference(report, "resumed", out, expected, 1e-4)
 
-    out = Path(_temporary().name) / "failed"
-    words = command(out, n=max(2, n) if not torch.cuda.is_available() else n, script="tests/acceptance/failing.py")
+
+def _fails(report: Report) -> None:
+    words = command(Path(_temporary().name) / "failed", n=processes(), script="tests/acceptance/failing.py")
     started = time.monotonic()
-    with subprocess.Popen(
-        words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])},
-    ) as failing:  # fmt: skip
+    with subprocess.Popen(words, **options()) as failing:
         failed = heard = None
         for line in failing.stdout:
             now = time.monotonic()

@@ -4,6 +4,7 @@
     python -m tests.benchmarks.scale sizes          7B, 13B and 70B on 8 to 512 GPUs
     python -m tests.benchmarks.scale measured       the roofline beside what one H200 reached
     python -m tests.benchmarks.scale methods        the roofline of 8B, for each method and GPU
+    python -m tests.benchmarks.scale sync           the roofline of --sync_each_batch
 
 Neither weights nor a GPU are needed. Lengths are drawn from log-normal distributions like those of HH-RLHF: prompts of
 125 tokens on average, replies of 45.
@@ -84,10 +85,10 @@ def row(name: str, kind: str, processes: int, **changes) -> None:
             planned = plan.Plan(cls, settings, settings.plan, examples, VarlenAttention, loss)
             heaviest, recompute = planned.heaviest, settings.memory.gradient_checkpointing
             flops = plan.step_flops(planned.model, planned.loader, recompute)
-    device, parts = settings.plan, heaviest.footprint
-    seconds = flops / (processes * device.device_tflops * 1e12 * device.device_utilization)
+    parts = heaviest.footprint
+    seconds = flops / (processes * 0.4 * 312e12)  # of an A100
     gib = [x / GIB for x in (parts.weights, parts.gradients, parts.optimizer, parts.activations, parts.gathered)]
-    traffic = [x / GIB for x in (parts.gather_traffic, parts.replica_traffic)]
+    traffic = [x / GIB for x in (parts.group_traffic, parts.replica_traffic)]
     cells = [name, kind, processes, settings.parallel.shard_group_size or processes, recompute,
              f"{heaviest.tokens:,}", *(f"{x:.1f}" for x in gib), f"{heaviest.reserved / GIB:.0f}", f"{seconds:.2f}",
              *(f"{x:.1f}" for x in traffic)]  # fmt: skip
@@ -141,6 +142,19 @@ def methods() -> None:
                           step.limit)  # fmt: skip
 
 
+def sync() -> None:
+    """A reward model on eight GPUs, all weights in training: gradients reduced in each micro-batch, or once a step."""
+    print_row("sync_each_batch", "GiB reserved", "gathered", "reduced", "H100", "A100", "RTX 4090", header=True)
+    for each in (True, False):
+        size = {"global_batch_size": 384, "max_tokens": 8192, "sync_each_batch": each}
+        with planned(LLAMA_8B, "rm", lengths(1920, True), 8, **size) as plan_of_run:
+            heaviest = plan_of_run.heaviest
+            traffic = heaviest.footprint.gather_traffic / GIB, heaviest.footprint.reduce_traffic / GIB
+            steps = [plan_of_run.on_paper(gpu)[0] for gpu in ("H100", "A100", "RTX 4090")]
+            print_row(each, f"{heaviest.reserved / GIB:.0f}", *(f"{x:.1f}" for x in traffic),
+                      *(f"{step.total:.2f}, {step.communication:.2f}" for step in steps))  # fmt: skip
+
+
 @contextlib.contextmanager
 def planned(config: dict, kind: str, examples: Examples, processes: int, **changes) -> Iterator[plan.Plan]:
     script, cls = (train_sft, LanguageModel) if kind == "sft" else (train_rm, RewardModel)
@@ -167,10 +181,10 @@ HEADER = (
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("table", choices=("recipes", "sizes", "measured", "methods"))
+    parser.add_argument("table", choices=("recipes", "sizes", "measured", "methods", "sync"))
     table = parser.parse_args().table
-    if table in ("measured", "methods"):
-        return {"measured": measured, "methods": methods}[table]()
+    if table in (paper := {"measured": measured, "methods": methods, "sync": sync}):
+        return paper[table]()
     print("| " + " | ".join(HEADER) + " |\n" + "|---" * len(HEADER) + "|")
     if table == "recipes":
         for name in (name for name in MODELS if Path(f"launch/recipes/{name}.sft.json").exists()):

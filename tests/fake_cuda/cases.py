@@ -61,6 +61,7 @@ _METHODS = {
 STEPS = {
     **{f"RM, {name}": case for name, case in _METHODS.items()},
     **{f"SFT, {name}": replace(case, script="train_sft") for name, case in _METHODS.items()},
+    "RM, gradients wait": replace(_METHODS["HSDP"], settings=dict(shard_group_size=2, sync_each_batch=False)),
     "RM, rankings": Case(rankings=True, settings=dict(loss="plackett_luce")),
     "RM, GPT-2": Case(model="gpt2"),
     "RM, Gemma 3": Case(model="gemma3"),

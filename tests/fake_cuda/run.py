@@ -55,6 +55,7 @@ class Settings(training_runs.Settings):
 class Found:
     """What a case did."""
 
+    build: str = "CPU" if torch.version.cuda is None else "CUDA"  # of torch
     error: str = ""  # the traceback
     kernel: str = ""  # the attention kernel
     waits: Counter = field(default_factory=Counter)  # of all steps, as in Watch

@@ -17,10 +17,13 @@ from tests.fake_cuda.cases import STEPS
 
 ROOT = Path(__file__).parents[2]
 
-# Kernels of a layer's forward and backward in a micro-batch of 24 pairs or texts, with FSDP2's own: the ops that torch
-# 2.13's build for CPUs gives the device, without views and allocations. It takes apart a few for which a GPU has one
-# kernel (RMSNorm, the backward of SiLU), so the numbers are higher than a profile's.
-KERNELS = {"RM, full": 154, "RM, LoRA": 229, "RM, selective recomputation": 181, "SFT, full": 146}
+# Kernels of a layer's forward and backward in a micro-batch of 24 pairs or texts, with FSDP2's own: the ops that builds
+# of torch for CPUs and for CUDA give the device, without views and allocations. The former take apart a few for which a
+# GPU has one kernel (RMSNorm, the backward of SiLU), so their numbers are higher.
+KERNELS = {
+    "CPU": {"RM, full": 154, "RM, LoRA": 229, "RM, selective recomputation": 181, "SFT, full": 146},
+    "CUDA": {"RM, full": 103, "RM, LoRA": 188, "RM, selective recomputation": 116, "SFT, full": 95},
+}
 MARGIN = 1.3  # torch releases differ a little
 
 
@@ -70,12 +73,17 @@ def per_layer(found: dict[str, dict], name: str) -> Counter:
     return costs
 
 
-@pytest.mark.parametrize("name", KERNELS)
+def budget(found: dict[str, dict], name: str) -> float:
+    """The kernels that a layer may start."""
+    return MARGIN * KERNELS[found[f"{name}, 1 layers"]["build"]][name]
+
+
+@pytest.mark.parametrize("name", KERNELS["CPU"])
 def test_a_layer_starts_about_as_many_kernels_as_measured(found, name):
-    assert per_layer(found, name)["kernels"] <= MARGIN * KERNELS[name]
+    assert per_layer(found, name)["kernels"] <= budget(found, name)
 
 
-@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize("name", KERNELS["CPU"])
 def test_a_layer_is_gathered_twice_and_its_gradient_reduced_once(found, name):
     costs = per_layer(found, name)
     assert costs["all-gather"] <= 2  # forward, backward
@@ -84,6 +92,12 @@ def test_a_layer_is_gathered_twice_and_its_gradient_reduced_once(found, name):
 
 
 UNITS = {"RM": 4, "SFT": 3}  # of FSDP2: two layers, the rest of the model, and a reward model's score head
+
+
+def test_gradients_are_reduced_once_a_step_where_they_wait_for_the_last_micro_batch(found):
+    assert found["RM, HSDP"]["collectives"]["reduce-scatter"] == 2 * UNITS["RM"]  # the default: in two micro-batches
+    waiting = found["RM, gradients wait"]["collectives"]
+    assert waiting["reduce-scatter"] == UNITS["RM"] and waiting["all-reduce"] <= UNITS["RM"] + 1
 
 
 @pytest.mark.parametrize("task", UNITS)
@@ -123,7 +137,8 @@ def test_waits_are_reported_with_their_lines(found):
 
 
 def test_tensors_on_two_devices_are_an_error(found):
-    assert "found at least two devices, cuda:0 and cpu" in found["fault: mixed_devices"]["error"]
+    error = found["fault: mixed_devices"]["error"]
+    assert re.search(r"found (at least two|two different) devices,? cuda:0(,| and) cpu", error)
 
 
 def test_an_optimizer_state_on_the_cpu_is_reported(found):
@@ -136,7 +151,7 @@ def test_another_attention_kernel_is_reported(found):
 
 def test_work_that_is_done_twice_exceeds_every_budget(found):
     costs = per_layer(found, "fault: twice")
-    assert costs["kernels"] > MARGIN * KERNELS["RM, full"]
+    assert costs["kernels"] > budget(found, "RM, full")
     assert costs["all-gather"] > 2 and costs["reduce-scatter"] > 1
 
 

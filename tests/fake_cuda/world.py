@@ -60,6 +60,7 @@ def _torch_cuda(watch: Watch) -> dict:
 
     class Stream:
         device = torch.device("cuda", 0)
+        stream_id, device_index, device_type = 0, 0, 1
 
         def __init__(self, *args, **kwargs): ...
 

@@ -90,18 +90,20 @@ def _peak_of(call) -> int:
 
 
 @pytest.mark.parametrize(
-    ("cls", "method", "recompute", "dtype", "world"),
+    ("cls", "method", "recompute", "dtype", "world", "sync_each_batch"),
     [
-        (RewardModel, "full", "none", "float32", 1),  # not sharded
-        (RewardModel, "lora", "none", "float32", 1),
-        (LanguageModel, "lisa", "none", "float32", 1),
-        (LanguageModel, "full", "none", "float32", 2),
-        (LanguageModel, "lora", "selective", "bfloat16", 2),
-        (RewardModel, "lisa", "none", "bfloat16", 2),
+        (RewardModel, "full", "none", "float32", 1, True),  # not sharded
+        (RewardModel, "lora", "none", "float32", 1, True),
+        (LanguageModel, "lisa", "none", "float32", 1, True),
+        (LanguageModel, "full", "none", "float32", 2, True),
+        (LanguageModel, "lora", "selective", "bfloat16", 2, True),
+        (RewardModel, "lisa", "none", "bfloat16", 2, False),
     ],
 )
-def test_the_simulated_peak_is_within_five_percent_of_the_allocators(cls, method, recompute, dtype, world):
-    settings = ParallelSettings(dtype=dtype)
+def test_the_simulated_peak_is_within_five_percent_of_the_allocators(
+    cls, method, recompute, dtype, world, sync_each_batch
+):
+    settings = ParallelSettings(dtype=dtype, sync_each_batch=sync_each_batch)
     real = run_ranks(world, measured_peak, cls, settings, method, recompute, timeout=240)[0]  # bfloat16 is slow on CPUs
     kernel = PlannedSplitAttention if dtype == "float32" else SplitAttention
     with dist.fake_process_group(world):
@@ -120,7 +122,7 @@ def test_weights_and_moments_are_a_ranks_share_and_traffic_is_what_fsdp_moves():
     # gradient in float32; all but a rank's own quarter is sent.
     layers = sum(p.numel() for name, p in model.named_parameters() if name.startswith("layers."))
     moved = 2 * (2 * 2 * layers + 2 * (size - layers) + 4 * size) * 3 / 4
-    assert simulated.gather_traffic == pytest.approx(moved, rel=2e-3) and simulated.replica_traffic == 0
+    assert simulated.group_traffic == pytest.approx(moved, rel=2e-3) and simulated.replica_traffic == 0
 
 
 def test_the_end_of_a_run_holds_the_weights_or_layers_in_float32():
@@ -151,6 +153,19 @@ def test_layers_that_stay_gathered_save_a_third_of_the_traffic_and_take_memory()
         2 * 2 * layers * 3 / 4, rel=2e-2
     )  # bfloat16, two micro-batches
     assert freed.gathered < kept.gathered
+
+
+def test_gradients_that_wait_for_the_last_micro_batch_are_reduced_once_and_take_memory():
+    found = []
+    with dist.fake_process_group(4):
+        for sync in (True, False):
+            model = build(RewardModel, ParallelSettings(dtype="bfloat16", sync_each_batch=sync))
+            found.append(memory.of_step(model, batches_of(RewardModel)))
+    each, once = found
+    size = sum(p.numel() for p in model.parameters())
+    assert each.reduce_traffic == pytest.approx(2 * 4 * size * 3 / 4, rel=2e-3)  # two micro-batches, in float32
+    assert once.reduce_traffic == each.reduce_traffic / 2 and once.gather_traffic == each.gather_traffic
+    assert once.peak - each.peak == pytest.approx(4 * size * 3 / 4, rel=2e-3)  # full gradients in place of a quarter
 
 
 def test_only_gradients_are_exchanged_between_shard_groups_and_once_a_step():
