@@ -23,10 +23,11 @@ from rm.data.batch import EvalBatches, PackingSettings
 from rm.data.dataset import DataSettings, read_cached, say_report
 from rm.data.encode import Task
 from rm.data.reader import KeySettings
+from rm.data.sets import named_sets
 from rm.distributed import process_group as dist
 from rm.distributed import sharding
 from rm.distributed.sharding import ParallelSettings
-from rm.evaluation.results import Result, ensemble, evaluation_report, named_sets
+from rm.evaluation.results import Result, ensemble, evaluation_report
 from rm.hf import build, hub
 from rm.model.heads import RewardModel
 from rm.report.evaluation import evaluation_page, terminal_table

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from rm import cli
 from rm.config import defaults, parse
 from rm.data import dataset, show, special_tokens
-from rm.data.batch import EvalBatches, Loader, StepBatches
+from rm.data.batch import Loader, StepBatches
 from rm.data.encode import Task
 from rm.distributed import process_group as dist
 from rm.distributed.sharding import full_tensor, set_gradient_sync
@@ -33,7 +33,7 @@ from rm.scoring import contract, reward_set
 from rm.scoring.reward_set import RewardSetSettings
 from rm.training import flops, optim, resume
 from rm.training.checkpointer import Checkpointer
-from rm.training.evaluate import add_sums, evaluate
+from rm.training.evaluate import add_sums, evaluate, evaluation_sets
 from rm.training.optim import OptimSettings
 from rm.training.run_log import RunLog, say_what_runs
 from rm.training.settings import TrainingSettings
@@ -90,8 +90,8 @@ def main(settings: Settings) -> None:
     data = dataset.load(
         Task.PREFERENCE, settings.data, settings.text, settings.mixture, settings.split, tokenizer, seed, settings.keys
     )
-    losses.check_fits(data.train, settings.loss)
-    losses.check_fits(data.held_out, settings.loss)
+    for examples in (data.train, *data.held_out.values()):
+        losses.check_fits(examples, settings.loss)
     if settings.plan.plan:
         from rm.plan import plan
 
@@ -113,14 +113,14 @@ def main(settings: Settings) -> None:
         max_length=max_length,
         reward_label=settings.model.reward_label,
     )
-    build.check_data(model, max_length, data.train, data.held_out)
+    build.check_data(model, max_length, data.train, *data.held_out.values())
     build.load(model, base, seed, tokenizer.new_ids)
     say_what_runs(model)
     optimizer = optim.adamw(model, settings.optim)
 
     # examples -> the micro-batches of every step
     loader = Loader(data.train, settings.batch, settings.packing, seed, model.config.attention_cost)
-    held_out = EvalBatches(data.held_out, settings.packing)
+    held_out = evaluation_sets(model, data.held_out, settings.packing, settings.run, settings.best)
 
     # the step to begin with: 0, or where this run was stopped
     start = resume.restore(model, optimizer, out, settings.checkpoint, settings, base, data.facts)
@@ -129,13 +129,16 @@ def main(settings: Settings) -> None:
     facts = {"data": data.facts}
     mfu = partial(flops.utilization, model, loader)
     with (
-        RunLog(settings.run, settings, loader.steps, loader.steps_per_epoch, facts, start, mfu) as run,
+        RunLog(settings.run, settings, loader.steps, loader.steps_per_epoch, facts, start, mfu, settings.best) as run,
         Checkpointer(model, optimizer, run, settings.checkpoint) as checkpointer,
     ):
         if held_out and run.evaluation_due(start.step):
             run.log_evaluation(start.step, evaluate(model, held_out, checkpointer.poll))
+            checkpointer.after_evaluation()
         # ------------------------------------------------------------------ the loop: change me
         for step in range(start.step, loader.steps):
+            if run.stops_early:
+                break
             lisa.activate_layers(model, optimizer, step, settings.lisa, seed)
             rate = optim.learning_rate(step, loader.steps, settings.optim)
             optim.set_learning_rate(optimizer, rate)
@@ -145,10 +148,12 @@ def main(settings: Settings) -> None:
             checkpointer.after_step(step + 1)
             if held_out and run.evaluation_due(step + 1):
                 run.log_evaluation(step + 1, evaluate(model, held_out, checkpointer.poll))
+                checkpointer.after_evaluation()
         # ------------------------------------------------------------------ the loop ends
         optimizer.state.clear()  # the end needs memory
+        checkpointer.load_best()
         build.save(model, run.folder, base, settings.lora, data.train, texts)
-        contract.write_all(model, run.folder, reward_examples, settings.text, settings.packing)
+        contract.write_all(model, run.folder, reward_examples, settings.text, settings.packing, run.model_step)
     compare_with_plan(settings)
     write_report(out)
 

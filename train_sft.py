@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from rm import cli
 from rm.config import defaults, parse
 from rm.data import dataset, show, special_tokens
-from rm.data.batch import EvalBatches, Loader, StepBatches
+from rm.data.batch import Loader, StepBatches
 from rm.data.dataset import ReplySettings
 from rm.data.encode import Task
 from rm.distributed import process_group as dist
@@ -31,7 +31,7 @@ from rm.plan.settings import PlanSettings, compare_with_plan
 from rm.report.training import write_report
 from rm.training import flops, optim, resume
 from rm.training.checkpointer import Checkpointer
-from rm.training.evaluate import add_sums, evaluate
+from rm.training.evaluate import add_sums, evaluate, evaluation_sets
 from rm.training.optim import OptimSettings
 from rm.training.run_log import RunLog, say_what_runs
 from rm.training.settings import TrainingSettings
@@ -104,14 +104,14 @@ def main(settings: Settings) -> None:
         max_length=max_length,
         reward_label=settings.model.reward_label,
     )
-    build.check_data(model, max_length, data.train, data.held_out)
+    build.check_data(model, max_length, data.train, *data.held_out.values())
     build.load(model, base, seed, tokenizer.new_ids)
     say_what_runs(model)
     optimizer = optim.adamw(model, settings.optim)
 
     # examples -> the micro-batches of every step
     loader = Loader(data.train, settings.batch, settings.packing, seed, model.config.attention_cost)
-    held_out = EvalBatches(data.held_out, settings.packing)
+    held_out = evaluation_sets(model, data.held_out, settings.packing, settings.run, settings.best)
 
     # the step to begin with: 0, or where this run was stopped
     start = resume.restore(model, optimizer, out, settings.checkpoint, settings, base, data.facts)
@@ -120,13 +120,16 @@ def main(settings: Settings) -> None:
     facts = {"data": data.facts}
     mfu = partial(flops.utilization, model, loader)
     with (
-        RunLog(settings.run, settings, loader.steps, loader.steps_per_epoch, facts, start, mfu) as run,
+        RunLog(settings.run, settings, loader.steps, loader.steps_per_epoch, facts, start, mfu, settings.best) as run,
         Checkpointer(model, optimizer, run, settings.checkpoint) as checkpointer,
     ):
         if held_out and run.evaluation_due(start.step):
             run.log_evaluation(start.step, evaluate(model, held_out, checkpointer.poll))
+            checkpointer.after_evaluation()
         # ------------------------------------------------------------------ the loop: change me
         for step in range(start.step, loader.steps):
+            if run.stops_early:
+                break
             lisa.activate_layers(model, optimizer, step, settings.lisa, seed)
             rate = optim.learning_rate(step, loader.steps, settings.optim)
             optim.set_learning_rate(optimizer, rate)
@@ -136,8 +139,10 @@ def main(settings: Settings) -> None:
             checkpointer.after_step(step + 1)
             if held_out and run.evaluation_due(step + 1):
                 run.log_evaluation(step + 1, evaluate(model, held_out, checkpointer.poll))
+                checkpointer.after_evaluation()
         # ------------------------------------------------------------------ the loop ends
         optimizer.state.clear()  # the end needs memory
+        checkpointer.load_best()
         build.save(model, run.folder, base, settings.lora, data.train, texts)
     compare_with_plan(settings)
     write_report(out)

@@ -16,6 +16,7 @@ import train_sft
 from rm.config import compose, updated
 from rm.data import batch
 from rm.data.batch import EvalBatches, Loader
+from rm.data.sets import UNNAMED
 from rm.distributed import process_group as dist
 from rm.distributed import sharding
 from rm.model import lisa
@@ -332,7 +333,7 @@ def evaluated(examples):
     model = sharded(made.model(RewardModel))
     batches = EvalBatches(examples, SETTINGS.packing)
     scores = score.all_rewards(model, batches)  # first: nothing that an evaluation gathered may be needed
-    return evaluate(model, batches), scores
+    return evaluate(model, {UNNAMED: batches})[UNNAMED], scores
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 4])
@@ -368,7 +369,7 @@ def swapped_around_an_evaluation(settings: Settings) -> tuple[list[float], torch
         own = [shard.clone() for shard in shards]
         for shard, averaged in zip(shards, average, strict=True):
             shard.copy_(averaged)
-        losses.append(evaluate(model, held_out)["loss"])
+        losses.append(evaluate(model, {UNNAMED: held_out})[UNNAMED]["loss"])
         rewards = score.all_rewards(model, held_out)
         for shard, before in zip(shards, own, strict=True):
             shard.copy_(before)

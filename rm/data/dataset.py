@@ -16,6 +16,7 @@ from rm.data.examples import Examples
 from rm.data.messages import Text
 from rm.data.reader import KeySettings, SampleReader
 from rm.data.sample import Sample
+from rm.data.sets import UNNAMED, held_out_sets
 from rm.data.split import SplitSettings, leak, split
 from rm.data.tokenizer import Tokenizer
 from rm.distributed import process_group as dist
@@ -157,7 +158,7 @@ class TrainingData:
     """What a training script reads from its files."""
 
     train: Examples
-    held_out: Examples  # empty where nothing is held out
+    held_out: dict[str, Examples]  # name -> examples, see `rm.data.sets`; empty where nothing is held out
     facts: dict  # for run.json, and to tell whether a checkpoint is of the same data
 
 
@@ -180,17 +181,20 @@ def load(
     train, report = read_cached(task, data.dataset_path, text, tokenizer, data.cache_dir, **how)
     say_report("data", report)
     facts = {"tokenizer": tokenizer.fingerprint, "train": asdict(report) | {"sha256": train.hash}}
-    if held.eval_dataset_path:
-        held_out, eval_report = read_cached(task, held.eval_dataset_path, text, tokenizer, data.cache_dir, **how)
-        say_report("held out", eval_report)
-    else:
-        train, held_out = split(train, held.validation_split_percentage, held.validation_split_by)
+    held_out = {}
+    for name, paths in held_out_sets(held.eval_dataset_path).items():
+        held_out[name], eval_report = read_cached(task, paths, text, tokenizer, data.cache_dir, **how)
+        say_report(f"held out, {name}" if name else "held out", eval_report)
+    if held.validation_split_percentage:
+        train, held_out[UNNAMED] = split(train, held.validation_split_percentage, held.validation_split_by)
     if weights := mixture.dataset_weights:
         train = train.select(weighted(train.record, report.files, weights, seed))
         dist.say(f"weights {' '.join(f'{weight:g}' for weight in weights)}: {len(train):,} examples")
-    if warning := leak(train, held_out):
-        dist.say(f"warning: {warning}")
-    facts["held_out"] = {"kept": len(held_out), "sha256": held_out.hash}
+    facts["held_out"] = {"kept": sum(map(len, held_out.values())), "sets": {}}
+    for name, examples in held_out.items():
+        if warning := leak(train, examples):
+            dist.say(f"warning: {f'{name}: ' if name else ''}{warning}")
+        facts["held_out"]["sets"][name or "all"] = {"kept": len(examples), "sha256": examples.hash}
     return TrainingData(train, held_out, facts)
 
 

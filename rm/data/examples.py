@@ -121,6 +121,16 @@ class Examples(Sequence[Example]):
             conversation=int(self.conversation[i]),
         )
 
+    @classmethod
+    def concatenate(cls, sets: "Sequence[Examples]") -> "Examples":
+        """Several sets in one, a copy of them all."""
+        sets = [examples._compact() for examples in sets]
+        arrays = {field.name: np.concatenate([getattr(one, field.name) for one in sets]) for field in fields(cls)}
+        replies = np.concatenate([np.diff(one.reply_offsets) for one in sets])
+        arrays["reply_offsets"] = np.append(0, np.cumsum(replies))
+        arrays["starts"] = np.append(0, np.cumsum(np.concatenate([one.lengths for one in sets])))[:-1]
+        return cls(**arrays)
+
     def select(self, indices: np.ndarray) -> "Examples":
         """A view of the examples with these indices, which must be in ascending order and may repeat."""
         assert (np.diff(indices) >= 0).all()

@@ -11,6 +11,7 @@ import numpy as np
 
 from rm.config import SettingsGroup, setting
 from rm.data.examples import Examples
+from rm.data.sets import held_out_sets
 
 SPLITS = ("conversation", "order")
 
@@ -20,7 +21,10 @@ class SplitSettings(SettingsGroup):
     """Held-out data"""
 
     eval_dataset_path: tuple[str, ...] = setting(
-        (), "held-out files to evaluate on, in the same format", may_change=True, hub="data"
+        (),
+        "held-out files to evaluate on, in the same format; as NAME=FILE, sets that are also evaluated by themselves",
+        may_change=True,
+        hub="data",
     )
     validation_split_percentage: float = setting(0.0, "or hold out this percentage of the training data")
     validation_split_by: str = setting(
@@ -30,6 +34,12 @@ class SplitSettings(SettingsGroup):
     def check(self) -> None:
         if self.eval_dataset_path and self.validation_split_percentage:
             raise ValueError("--eval_dataset_path and --validation_split_percentage exclude each other: give only one")
+        held_out_sets(self.eval_dataset_path)  # raises where the names of sets make no sense
+
+    @property
+    def holds_out(self) -> bool:
+        """Whether there is anything to evaluate on."""
+        return bool(self.eval_dataset_path or self.validation_split_percentage)
 
 
 def split(examples: Examples, percentage: float, by: str) -> tuple[Examples, Examples]:

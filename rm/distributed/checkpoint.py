@@ -167,11 +167,19 @@ def verify(checkpoint: Path, state: dict) -> None:
 
 
 @torch.no_grad()
-def load(saved: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer, checkpoint: Path, state: dict) -> None:
-    """Fill parameters and optimizer from a checkpoint of any number of ranks: each reads what overlaps its shards."""
+def load(
+    saved: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer | None, checkpoint: Path, state: dict
+) -> None:
+    """Fill parameters and optimizer from a checkpoint of any number of ranks: each reads what overlaps its shards.
+
+    Args:
+        optimizer: None to fill the parameters only.
+    """
     arrays = {}  # "parameter/NAME" ... -> (tensor to fill, NAME)
     for name, parameter in saved.items():
         arrays[f"parameter/{name}"] = parameter, name
+        if optimizer is None:
+            continue
         stored = state["parameters"][name]
         values = {kind: torch.zeros_like(parameter) for kind in stored["arrays"] if kind != "parameter"}
         arrays |= {f"{kind}/{name}": (value, name) for kind, value in values.items()}

@@ -9,7 +9,6 @@ Shapes: N prompts, R replies, M models of an ensemble.
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 
@@ -175,28 +174,6 @@ def ensemble(results: Sequence[Result], scales: Sequence[tuple[float, float] | N
         examples = result.examples.select(kept) if examples is None else examples
     members = np.stack(members)
     return replace(results[0], examples=examples, rewards=members.mean(0), members=members)
-
-
-def named_sets(paths: Sequence[str]) -> dict[str, list[str]]:
-    """Group files into named sets.
-
-    Args:
-        paths: "NAME=FILE" or "FILE" each. A file without a name forms a set that has the file's name up to its first
-            dot, or its whole path if several files have that name.
-
-    Returns:
-        {name: files}
-    """
-    stems = [Path(path).name.split(".")[0] for path in paths]
-    sets: dict[str, list[str]] = {}
-    for path, stem in zip(paths, stems, strict=True):
-        name, sign, file = path.partition("=")
-        # An existing file may have "=" in its own name.
-        if not sign or Path(path).exists():
-            name = stem if stems.count(stem) == 1 else path
-            file = path
-        sets.setdefault(name, []).append(file)
-    return sets
 
 
 def _record_info(located: Located) -> RecordInfo:

@@ -21,6 +21,7 @@ class LanguageModel(Transformer):
     """Next-token prediction; the head is the embedding where the model ties them."""
 
     head = "lm"
+    evaluated = ("loss", "perplexity", "token_accuracy")  # what an evaluation can be the best in
 
     def __init__(self, config: ModelConfig, kernel: type):
         super().__init__(config, kernel)
@@ -33,9 +34,15 @@ class LanguageModel(Transformer):
         return self.embed.weight if self.config.tie_embeddings else self.lm_head.weight
 
     def forward(self, batch: MicroBatch) -> Sums:
-        """`loss`: summed cross entropy of the labelled tokens, () fp32; `count`: their number."""
+        """`loss`: summed cross entropy of the labelled tokens, () fp32; `count`: their number.
+
+        In an evaluation also `token_accuracy`: to how many of them the model gives the highest probability.
+        """
         hidden = self.hidden(batch.tokens, batch.position, batch.segments, batch.label_positions)  # (L, D)
         scale, softcap = self.config.logit_scale, self.config.logit_softcap
+        if not self.training:
+            loss, hits = losses.cross_entropy_and_hits(hidden, self.head_weight, batch.targets, scale, softcap)
+            return {"loss": loss, "token_accuracy": hits, "count": loss.new_full((), len(batch.targets))}
         loss = losses.linear_cross_entropy(hidden, self.head_weight, batch.targets, scale, softcap)
         return {"loss": loss + _zero_with_grad(hidden), "count": loss.new_full((), len(batch.targets))}
 
@@ -64,6 +71,7 @@ class RewardModel(Transformer):
     """
 
     head = "reward"
+    evaluated = ("loss", "accuracy", "margin")  # what an evaluation can be the best in
     fp32_modules = ("score",)
     forward_methods = ("rewards",)
 
@@ -78,17 +86,25 @@ class RewardModel(Transformer):
         return self._rewards_and_hidden(batch)[0]
 
     def forward(self, batch: MicroBatch) -> Sums:
-        """Summed over prompts, all () fp32: `loss`, `accuracy` and `margin` as in `losses.agreement`, `count`."""
+        """Summed over prompts, all () fp32: `loss`, `accuracy` and `margin` as in `losses.agreement`, `count`.
+
+        In an evaluation also `reward_chosen` and `reward_rejected`.
+        """
         rewards, hidden = self._rewards_and_hidden(batch)
         table = rewards[batch.reply_table]  # (N, K)
         loss = losses.preference_loss(table, batch.grade, batch.label, batch.margin, self.loss)
-        accuracy, margin = losses.agreement(losses.pairs_of(table, batch.grade, batch.label))
-        return {
+        pairs = losses.pairs_of(table, batch.grade, batch.label)
+        accuracy, margin = losses.agreement(pairs)
+        sums = {
             "loss": loss.sum() + _zero_with_grad(hidden),
             "accuracy": accuracy.sum(),
             "margin": margin.sum(),
             "count": loss.new_full((), len(loss)),
         }
+        if not self.training:
+            chosen, rejected = losses.rewards_of_sides(pairs)
+            sums |= {"reward_chosen": chosen.sum(), "reward_rejected": rejected.sum()}
+        return sums
 
     def _rewards_and_hidden(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
         hidden = self.hidden(batch.tokens, batch.position, batch.segments, batch.reply_end)  # (R, D)

@@ -172,6 +172,42 @@ def agreement(pairs: Pairs) -> tuple[Tensor, Tensor]:
     return accuracy, (difference * decided).sum(1) / count.clamp(min=1)
 
 
+@torch.no_grad()
+def rewards_of_sides(pairs: Pairs) -> tuple[Tensor, Tensor]:
+    """Each prompt's mean reward of the (chosen, rejected) replies of its pairs that are no ties: two (N,) fp32.
+
+    Their difference is the margin of `agreement`. Where all pairs are ties, both are the mean of the two sides.
+    """
+    tie, swap = pairs.label == 0.5, pairs.label < 0.5
+    middle = (pairs.better + pairs.worse) / 2
+    chosen = torch.where(tie, middle, torch.where(swap, pairs.worse, pairs.better))
+    rejected = torch.where(tie, middle, torch.where(swap, pairs.better, pairs.worse))
+    decided = pairs.weight * ~tie
+    weight = torch.where(decided.sum(1, keepdim=True) > 0, decided, pairs.weight)
+    weight = weight / weight.sum(1, keepdim=True).clamp(min=torch.finfo(weight.dtype).tiny)
+    return (chosen * weight).sum(1), (rejected * weight).sum(1)
+
+
+@torch.no_grad()
+def cross_entropy_and_hits(
+    hidden: Tensor, weight: Tensor, targets: Tensor, scale: float = 1.0, softcap: float = 0.0
+) -> tuple[Tensor, Tensor]:
+    """(the sum of cross entropies, the number of tokens to which the model gives the highest logit), both () fp32.
+
+    As `linear_cross_entropy`, whose arguments these are, it never holds the (L, V) logits; it has no gradient.
+    """
+    loss, hits = hidden.new_zeros((), dtype=torch.float32), hidden.new_zeros((), dtype=torch.float32)
+    chunk = max(1, LOGITS_AT_ONCE[hidden.device.type] // len(weight))
+    for start in range(0, len(hidden), chunk):
+        part = slice(start, start + chunk)
+        logits = (hidden[part] @ weight.T).float() * scale  # (chunk, V)
+        if softcap:
+            logits = logits.div_(softcap).tanh_().mul_(softcap)
+        loss += F.cross_entropy(logits, targets[part], reduction="sum")
+        hits += (logits.argmax(-1) == targets[part]).sum()
+    return loss, hits
+
+
 def linear_cross_entropy(
     hidden: Tensor, weight: Tensor, targets: Tensor, scale: float = 1.0, softcap: float = 0.0
 ) -> Tensor:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-BLUE, RED, GREY = "#2563a8", "#c2452d", "#8a8f98"
+BLUE, RED, GREY, GREEN, VIOLET = "#2563a8", "#c2452d", "#8a8f98", "#3b8a4b", "#7d4fa3"
 STYLE = {
     "font.size": 9,
     "axes.spines.top": False,
@@ -124,7 +124,7 @@ def curves(title: str, y_label: str, lines: dict[str, tuple[list, list]]) -> str
     """Line plot over steps: {label: (steps, values)}. Short curves have markers, so that a single point is visible."""
 
     def draw(axes):
-        colours = itertools.cycle([BLUE, RED, GREY])
+        colours = itertools.cycle([BLUE, RED, GREY, GREEN, VIOLET])
         for (label, (steps, values)), colour in zip(lines.items(), colours, strict=False):
             marker = "." if len(steps) < 30 else None
             axes.plot(steps, values, color=colour, label=label, linewidth=1.3, marker=marker)

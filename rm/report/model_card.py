@@ -187,13 +187,16 @@ def _listed(settings: dict, titles: dict[str, str]) -> str:
 
 
 def _held_out(description: dict, lines: list[dict]) -> str:
-    """The last evaluation of the training."""
-    last = next((line for line in reversed(lines) if "eval_accuracy" in line), None)
+    """The evaluation of the step whose weights were saved: the last one, or the best (--load_best_model_at_end)."""
+    step = description.get("model_step")
+    evaluations = [line for line in lines if "eval_accuracy" in line and step in (None, line["step"])]
+    last = evaluations[-1] if evaluations else None
     if last is None:
         return "Nothing was held out from the training."
     data = description.get("data", {})
     n, formats = data.get("held_out", {}).get("kept", 0), data.get("train", {}).get("formats", {})
-    text = f"At the end of the training, on {n:,} held-out records: accuracy {format_value(last['eval_accuracy'])}"
+    when = "At the end of the training" if last["step"] == lines[-1]["step"] else f"After {step:,} steps, the best"
+    text = f"{when}, on {n:,} held-out records: accuracy {format_value(last['eval_accuracy'])}"
     # An accuracy of rankings is a mean of shares, which Wilson's interval is not for.
     if n and not any("responses" in name for name in formats):
         text += f" (95 % interval {format_value(wilson_interval(last['eval_accuracy'], n))})"

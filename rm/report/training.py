@@ -17,6 +17,10 @@ CURVES = [  # (title, label of the y axis, name in metrics.jsonl, which has the 
     ("Loss", "loss", "loss"),
     ("Accuracy", "accuracy", "accuracy"),
     ("Margin", "reward margin", "margin"),
+    ("Reward of chosen replies", "mean reward", "reward_chosen"),
+    ("Reward of rejected replies", "mean reward", "reward_rejected"),
+    ("Perplexity", "perplexity", "perplexity"),
+    ("Token accuracy", "share of tokens", "token_accuracy"),
     ("Learning rate", "learning rate", "learning_rate"),
     ("Gradient norm before clipping", "gradient norm", "grad_norm"),
     ("Throughput", "tokens per second", "tokens_per_second"),
@@ -76,9 +80,11 @@ def training_page(name: str, lines: list[dict], run: dict) -> str:
         lines: the content of metrics.jsonl.
         run: the content of run.json.
     """
+    held_out_sets = run.get("data", {}).get("held_out", {}).get("sets", {})  # by name; "all" has none
     curves = []
     for title, y_label, metric in CURVES:
         points = {"training": _points(lines, metric), "held-out": _points(lines, f"eval_{metric}")}
+        points |= {name: _points(lines, f"eval_{name}_{metric}") for name in held_out_sets}
         points = {label: values for label, values in points.items() if values}
         if points:
             curves.append(partial(figures.curves, title, y_label, points))

@@ -78,6 +78,7 @@ class Contract:
     reward_mean: float | None = None  # over the best replies of `reward_set`: minus it, their mean reward is 0
     reward_std: float | None = None
     reward_set: str | None = None
+    step: int | None = None  # of the training: the last one, or that of the best evaluation
     scored_token: str = SCORED
     version: int = VERSION
 
@@ -107,6 +108,7 @@ KEYS = {
     "reward_mean": Key(float),
     "reward_std": Key(float, minimum=0),
     "reward_set": Key(str),
+    "step": Key(int, minimum=0),
 }
 
 
@@ -336,7 +338,7 @@ def last_file(use_lora: bool) -> str:
 
 
 def write_all(
-    model: nn.Module, folder: Path, reward_set: RewardSet, text: TextSettings, packing: PackingSettings
+    model: nn.Module, folder: Path, reward_set: RewardSet, text: TextSettings, packing: PackingSettings, step: int
 ) -> None:
     """At the end of a training: the contract of `folder/model`, and of `folder/adapter` where LoRA left one.
 
@@ -345,7 +347,7 @@ def write_all(
     """
     statistics = reward_statistics(model, EvalBatches(reward_set.examples, packing))
     sharding.release(model)
-    statistics["reward_set"] = reward_set.name
+    statistics |= {"reward_set": reward_set.name, "step": step}
     forms = [folder / "model"]
     if dist.any_rank((folder / "adapter").is_dir()):
         forms.append(folder / "adapter")

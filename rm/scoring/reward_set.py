@@ -45,12 +45,13 @@ def choose(
     cache_dir: str | None,
     keys: KeySettings | None = None,
 ) -> RewardSet:
-    """The given set; else held-out examples where there are any, else examples that were trained on."""
+    """The given set; else held-out examples where there are any, of all sets alike, else examples trained on."""
     if settings.reward_set_path:
         examples, _ = read_cached(
             Task.SCORED_DEMONSTRATIONS, settings.reward_set_path, text, tokenizer, cache_dir, keys=keys
         )
         return RewardSet(examples, f"{len(examples)} demonstrations of {' '.join(settings.reward_set_path)}")
     kind = "held out" if data.held_out else "trained on"
-    examples = (data.held_out or data.train)[:ENOUGH]
+    sets = list(data.held_out.values()) or [data.train]
+    examples = Examples.concatenate([examples[: max(1, ENOUGH // len(sets))] for examples in sets])
     return RewardSet(examples, f"{len(examples)} examples {kind}")

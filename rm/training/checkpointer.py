@@ -14,8 +14,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from rm.distributed import checkpoint
+from rm.distributed import checkpoint, sharding
 from rm.distributed import process_group as dist
+from rm.files import read_json
 from rm.model import lora
 from rm.training.resume import CheckpointSettings
 from rm.training.run_log import RunLog
@@ -68,6 +69,62 @@ class Checkpointer:
         if step == self.run.steps:
             self._finish_write()
 
+    def after_evaluation(self) -> None:
+        """To be called when an evaluation is logged: the step is saved where it is the best so far and may be wanted at
+        the end, and where it ends the training."""
+        run = self.run
+        is_wanted = run.best.settings.load_best_model_at_end and run.best.step == run.step < run.steps
+        if (is_wanted or run.stops_early) and not self._is_saved(run.step):
+            self._begin_write()
+        if run.stops_early:
+            dist.say(f"stopping early at step {run.step} of {run.steps}; the best evaluation was {run.best}")
+            self.watchdog.heartbeat(LAST_SAVE)
+            self._finish_write()
+
+    def _is_saved(self, step: int) -> bool:
+        """Whether there is a checkpoint of this step, or one is being written. All ranks call it."""
+        if self.pending is not None and self.pending.state["step"] == step:
+            return True
+        return dist.any_rank(dist.is_main() and (self.folder / f"step_{step}").is_dir())
+
+    def load_best(self) -> None:
+        """At the end: with --load_best_model_at_end fill the model with the weights of the best step, else say which
+        step that is. The optimizer is left alone.
+
+        Raises:
+            ValueError: the checkpoint of that step is gone or corrupt.
+        """
+        self.watchdog.heartbeat(LAST_SAVE)
+        self._finish_write()
+        best, step = self.run.best, self.run.step
+        if best.step is not None and best.settings.load_best_model_at_end and best.step != step:
+            self._load_weights(self.folder / f"step_{best.step}")
+            step = best.step
+            dist.say(f"the model is that of {best}, the best evaluation")
+        elif best.step == step:
+            dist.say(f"the last evaluation was the best: {best}")
+        elif best.step is not None:
+            dist.say(
+                f"the best evaluation was {best}, and the model is that of step {step}: to get the best one, train "
+                f"into another --output_dir with --load_best_model_at_end true"
+            )
+        self.run.note_model(step)
+
+    def _load_weights(self, folder: Path) -> None:
+        damage, state = None, {}
+        try:
+            state = checkpoint.read(folder)
+            checkpoint.verify(folder, state)
+        except checkpoint.CorruptCheckpoint as error:
+            damage = error
+        if dist.any_rank(damage is not None):
+            raise ValueError(
+                f"the best checkpoint cannot be loaded ({damage or 'another process says why'}): delete it and those "
+                f"of later steps, and the same command trains these steps again"
+            )
+        sharding.reshard(self.model)
+        checkpoint.load(lora.checkpointed(self.model), None, folder, state)
+
     def poll(self) -> None:
         """Act on the flags of all ranks. Raises Stopped if one of them received a stop signal."""
         if self.run.step == self.run.steps:
@@ -101,7 +158,12 @@ class Checkpointer:
         began = time.perf_counter()
         self._finish_write()
         unlogged_sums = self.run.collect()  # raises if a step was not finite: nothing is saved after it
-        state = {"step": self.run.step, "unlogged_sums": list(unlogged_sums), "identity": self.run.start.identity}
+        state = {
+            "step": self.run.step,
+            "unlogged_sums": list(unlogged_sums),
+            "identity": self.run.start.identity,
+            "best": self.run.best.state,
+        }
         folder = self.folder / f".step_{self.run.step}.{self.attempt}"
         snapshot = checkpoint.snapshot(lora.checkpointed(self.model), self.optimizer, self.pinned)
         self.pending = _PendingWrite(folder, state, snapshot)
@@ -137,8 +199,13 @@ class Checkpointer:
         checkpoints = checkpoint.list_checkpoints(self.folder)
         n = checkpoints.index(newest) + 1
         limit = self.settings.save_total_limit or len(checkpoints)
-        for old in checkpoints[: max(0, n - limit)] + checkpoints[n:]:
-            checkpoint.remove(old)
+        old, kept = checkpoints[: max(0, n - limit)], checkpoints[max(0, n - limit) : n]
+        if self.run.best.settings.load_best_model_at_end and old:
+            # Whichever of those kept a run resumes from, the best one by then has to be there.
+            best = {_best_step(folder) for folder in kept}
+            old = [folder for folder in old if checkpoint.step_of(folder) not in best]
+        for folder in old + checkpoints[n:]:
+            checkpoint.remove(folder)
 
     def _give_up(self) -> None:
         """A checkpoint could not be written: older ones stay, training goes on, and the next one is tried."""
@@ -155,6 +222,12 @@ class Checkpointer:
         if dist.is_main():
             shutil.rmtree(pending.folder, ignore_errors=True)
         self.failures += 1
+        best = self.run.best
+        if best.settings.load_best_model_at_end and best.step == pending.state["step"] < self.run.step:
+            raise ValueError(
+                f"the best checkpoint so far, of {best}, could not be written; the same command resumes from step "
+                f"{self.saved_step}"
+            )
 
     def _save_and_leave(self) -> None:
         self.watchdog.heartbeat(LAST_SAVE)
@@ -165,6 +238,14 @@ class Checkpointer:
         if self.run.step > self.saved_step:
             raise ValueError(f"stopped, but step {self.run.step} could not be saved; the newest is {self.saved_step}")
         dist.say(f"stopped at step {self.run.step} of {self.run.steps}; the same command resumes from there")
+
+
+def _best_step(folder: Path) -> int | None:
+    """The step of the best evaluation when a checkpoint was written; None if there was none, or for a corrupt one."""
+    try:
+        return read_json(folder / "state.json")["best"]["step"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 class _PendingWrite:

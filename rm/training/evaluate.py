@@ -1,34 +1,75 @@
-"""Means of a model's metrics over held-out examples."""
+"""Means of a model's metrics over held-out examples, set by set and over all of them.
 
+Of a reward model: `loss`, `accuracy` with the bounds of its 95 % interval, `margin`, and the mean rewards of chosen and
+rejected replies. Of a language model: `loss`, `perplexity` and `token_accuracy`.
+"""
+
+import math
 from collections.abc import Callable
 
 import torch
 from torch import nn
 
-from rm.data.batch import EvalBatches
+from rm.data.batch import EvalBatches, PackingSettings
+from rm.data.examples import Examples
+from rm.data.sets import UNNAMED
 from rm.distributed import process_group as dist
 from rm.distributed import sharding
-from rm.model.heads import Sums
+from rm.evaluation.stats import wilson_interval
+from rm.model.heads import Model, Sums
+from rm.training.best import BestSettings
+from rm.training.run_log import RunSettings
+
+MAX_EXPONENT = 700  # exp of more is no float64
+
+
+def evaluation_sets(
+    model: Model, held_out: dict[str, Examples], packing: PackingSettings, run: RunSettings, best: BestSettings
+) -> dict[str, EvalBatches]:
+    """The micro-batches of every set of held-out data. Says so where there is none to evaluate on.
+
+    Raises:
+        ValueError: an evaluation of this model on these sets has no --metric_for_best_model.
+    """
+    allowed = [f"eval_{name}" for name in model.evaluated]
+    allowed += [f"eval_{set_name}_{name}" for set_name in held_out if set_name != UNNAMED for name in model.evaluated]
+    if best.metric not in allowed:
+        raise ValueError(f"--metric_for_best_model {best.metric_for_best_model} must be one of {', '.join(allowed)}")
+    if run.eval_steps is not None and not held_out:
+        dist.say(
+            f"--eval_steps {run.eval_steps} has no effect: nothing is held out; --eval_dataset_path or "
+            f"--validation_split_percentage would"
+        )
+    return {name: EvalBatches(examples, packing) for name, examples in held_out.items()}
 
 
 @torch.no_grad()
 def evaluate(
-    model: nn.Module, batches: EvalBatches, between_batches: Callable[[], None] = lambda: None
-) -> dict[str, float]:
+    model: nn.Module, sets: dict[str, EvalBatches], between_batches: Callable[[], None] = lambda: None
+) -> dict[str, dict[str, float]]:
     """Means over all examples, exact whatever the number of ranks.
 
     Args:
+        sets: {name: micro-batches}, see `rm.data.sets`.
         between_batches: called before every micro-batch; may leave by raising.
+
+    Returns:
+        {name: {metric: mean}} of every set; UNNAMED is all of them together.
     """
     model.eval()
-    total: Sums = {}
-    for batch in batches:
-        between_batches()
-        add_sums(total, model(batch.to(dist.device())))
+    totals: list[Sums] = []
+    for batches in sets.values():
+        totals.append({})
+        for batch in batches:
+            between_batches()
+            add_sums(totals[-1], model(batch.to(dist.device())))
     model.train()
-    summed = dist.sum_over_ranks(torch.stack([value.double() for value in total.values()]))
+    names = list(totals[0])
+    table = torch.stack([torch.stack([total[name].double() for name in names]) for total in totals])
+    table = dist.sum_over_ranks(table)  # (sets, metrics)
     sharding.reshard(model)
-    return means(dict(zip(total, summed.tolist(), strict=True)))
+    sums = {UNNAMED: table.sum(0)} | {name: row for name, row in zip(sets, table, strict=True) if name != UNNAMED}
+    return {name: means(dict(zip(names, row.tolist(), strict=True))) for name, row in sums.items()}
 
 
 def add_sums(total: Sums, sums: Sums) -> None:
@@ -38,5 +79,15 @@ def add_sums(total: Sums, sums: Sums) -> None:
 
 
 def means(sums: dict[str, float]) -> dict[str, float]:
-    """Divide summed metrics by the global count."""
-    return {name: value / sums["count"] for name, value in sums.items() if name != "count"}
+    """Divide summed metrics by the global count, and add what follows from them."""
+    count = sums["count"]
+    values = {}
+    for name, value in sums.items():
+        if name != "count":
+            values[name] = value / count
+        if name == "accuracy":
+            # Wilson's takes prompts as independent; eval_rm.py also gives an interval that does not.
+            values["accuracy_ci95_low"], values["accuracy_ci95_high"] = wilson_interval(value / count, round(count))
+    if "token_accuracy" in values:
+        values["perplexity"] = math.exp(min(values["loss"], MAX_EXPONENT))
+    return values

@@ -20,9 +20,11 @@ class MetricsFile:
             if line_step is not None and line_step <= step:
                 self.kept.append(line)
 
-    def has(self, step: int, prefix: str) -> bool:
-        """Whether a kept line of this step has a name with this prefix."""
-        return any(_step(line) == step and f'"{prefix}' in line for line in self.kept)
+    def evaluation(self, step: int) -> dict | None:
+        """The kept line of the last evaluation of this step."""
+        lines = [json.loads(line) for line in self.kept if _step(line) == step]
+        found = [line for line in lines if any(name.startswith("eval_") for name in line)]
+        return found[-1] if found else None
 
     def begin(self) -> None:
         """Truncate the file to the kept lines."""

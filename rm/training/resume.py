@@ -114,7 +114,9 @@ def restore(
         if state:
             checkpoint.load(lora.checkpointed(model), optimizer, folder, state)
             dist.say(f"resuming from {folder}{_world_size_note(state)}")
-            return run_log.Start(state["step"], tuple(state["unlogged_sums"]), identity)
+            # Of another run's checkpoint, the best one is not here.
+            best = state.get("best") if folder.parent == Path(output_dir) / "checkpoints" else None
+            return run_log.Start(state["step"], tuple(state["unlogged_sums"]), identity, best)
     if candidates:
         raise ValueError(
             f"all checkpoints in {candidates[0].parent} are corrupt: delete them to start anew, or name another "

@@ -24,11 +24,13 @@ from tqdm import tqdm
 
 from rm.config import REQUIRED, SettingsGroup, flatten, require_positive, setting
 from rm.data.batch import StepBatches
+from rm.data.sets import UNNAMED
 from rm.distributed import process_group as dist
 from rm.distributed.sharding import dtype_name
 from rm.files import read_json, write_atomically
 from rm.model.transformer import Transformer
 from rm.training import trackers
+from rm.training.best import Best, BestSettings
 from rm.training.metrics_file import MetricsFile
 
 
@@ -44,6 +46,7 @@ class RunSettings(SettingsGroup):
     seed: int = setting(0, "seed of the data order, of dropout and of new weights")
     logging_steps: int = setting(10, "write a line of metrics every this many steps", may_change=True)
     eval_steps: int | None = setting(None, "evaluate every this many steps, as well as at the end", may_change=True)
+    eval_on_start: bool = setting(False, "also evaluate before the first step", may_change=True)
     report_to: str = setting(
         "none", "also send metrics to this tool, besides metrics.jsonl and metrics.csv", trackers.TOOLS, may_change=True
     )
@@ -77,6 +80,7 @@ class Start:
     step: int = 0
     unlogged_sums: tuple[dict, ...] = ()  # sums over all ranks of each step since the last line of metrics
     identity: dict = field(default_factory=dict)  # what a checkpoint to resume from has to agree in
+    best: dict | None = None  # the checkpoint's `rm.training.best.Best.state`
 
 
 class RunLog:
@@ -95,6 +99,7 @@ class RunLog:
         facts: dict,
         start: Start = Start(),  # noqa: B008
         utilization: Callable[[float], float | None] = lambda tokens_per_second: None,
+        best: BestSettings = BestSettings(),  # noqa: B008
     ):
         """
         Args:
@@ -109,8 +114,13 @@ class RunLog:
         self.unlogged_sums = list(start.unlogged_sums)
         self.extra: dict[str, float] = {}  # values for the next line
         self.metrics = MetricsFile(self.folder / "metrics.jsonl", start.step)
-        # A run that was stopped before its evaluation was done resumes with it.
-        self.start_is_evaluated = self.metrics.has(start.step, "eval_")
+        # A run that was stopped before its evaluation was done resumes with it. An evaluation comes after its step's
+        # checkpoint, which does not know of it.
+        evaluation = self.metrics.evaluation(start.step)
+        self.start_is_evaluated = evaluation is not None
+        self.best = Best(best, facts.get("data", {}).get("held_out"), start.best)
+        if self.start_is_evaluated and self.best.is_restored:
+            self.best.take(start.step, evaluation)
         if dist.is_main():
             self.folder.mkdir(parents=True, exist_ok=True)
             (self.folder / "exit.json").unlink(missing_ok=True)
@@ -141,6 +151,8 @@ class RunLog:
             if dist.is_lost_process(error):
                 return
             reason = str(error or "all steps are done")
+            if kind is None and self.stops_early:
+                reason = f"stopped early: {self.best.settings.metric} was best at step {self.best.step}"
             with contextlib.suppress(OSError):  # a full disk: the error that ended the run is the one to report
                 mark_end(self.folder, status=status, step=self.step, steps=self.steps, reason=reason)
                 trackers.write_csv(self.metrics.file)
@@ -180,7 +192,13 @@ class RunLog:
         line["peak_memory_gib"] = round(dist.peak_memory() / 2**30, 3)
         if dist.device().type == "cuda":  # with what the allocator holds and cannot use
             line["reserved_memory_gib"] = round(torch.cuda.max_memory_reserved() / 2**30, 3)
-        self._write(line | self.extra, seconds_left=seconds / steps * (self.steps - step))
+        line |= self.extra
+        self._record(line)
+        text = "  ".join(f"{name} {_short(value)}" for name, value in line.items() if name not in ("step", "epoch"))
+        if self.bar.disable:
+            self._print(step, f"{text}  {tqdm.format_interval(seconds / steps * (self.steps - step))} left")
+        else:
+            self.bar.set_postfix_str(text)
         self.unlogged_sums = []
         self._begin_line()
 
@@ -191,15 +209,44 @@ class RunLog:
 
     def evaluation_due(self, step: int) -> bool:
         """Whether to evaluate after `step`: every --eval_steps, and at the end, unless it has been done already."""
-        is_last = step == self.steps
-        is_regular = self.settings.eval_steps is not None and step % self.settings.eval_steps == 0
-        is_done = step == self.start.step and self.start_is_evaluated
-        return step > 0 and (is_last or is_regular) and not is_done
+        if step == self.start.step and self.start_is_evaluated:
+            return False
+        if step == 0:
+            return self.settings.eval_on_start
+        return step == self.steps or (self.settings.eval_steps is not None and step % self.settings.eval_steps == 0)
 
-    def log_evaluation(self, step: int, means: dict[str, float]) -> None:
-        """Write the means of an evaluation; its time does not count as training time."""
-        self._write(self._position(step) | {f"eval_{name}": value for name, value in means.items()})
+    def log_evaluation(self, step: int, means: dict[str, dict[str, float]]) -> None:
+        """Write the means of an evaluation; its time does not count as training time.
+
+        Args:
+            means: {name of the set: {metric: mean}}; UNNAMED is all sets together.
+        """
+        line = self._position(step)
+        for set_name, values in means.items():
+            prefix = "eval_" if set_name == UNNAMED else f"eval_{set_name}_"
+            line |= {f"{prefix}{name}": value for name, value in values.items()}
+        self._record(line)
+        self.best.take(step, line)
+        for set_name, values in means.items():
+            if set_name != UNNAMED:
+                self._print(step, f"{set_name}: {_evaluation_text(values)}")
+                continue
+            so_far = "" if self.best.step is None else f"  (best so far: {self.best})"
+            self._print(step, _evaluation_text(values, "eval_") + so_far)
         self.line_began = time.perf_counter()
+
+    @property
+    def stops_early(self) -> bool:
+        """Whether the last evaluation ends the training (--early_stopping_patience)."""
+        return self.best.stops and self.step < self.steps
+
+    def note_model(self, step: int) -> None:
+        """Write to run.json of which step the saved model is, and which evaluation was the best."""
+        self.model_step = step
+        if dist.is_main():
+            best = {"metric": self.best.settings.metric, "step": self.best.step, "value": self.best.value}
+            description = read_json(self.folder / "run.json") | {"model_step": step, "best_evaluation": best}
+            write_atomically(self.folder / "run.json", json.dumps(description, indent=2) + "\n")
 
     def collect(self) -> list[dict]:
         """The sums over all ranks of each step since the last line.
@@ -234,17 +281,15 @@ class RunLog:
     def _position(self, step: int) -> dict:
         return {"step": step, "epoch": round(step / self.steps_per_epoch, 4)}
 
-    def _write(self, line: dict, seconds_left: float | None = None) -> None:
-        if not dist.is_main():
-            return
-        self.metrics.write(line)
-        self.tracker.write(line)
-        text = "  ".join(f"{name} {_short(value)}" for name, value in line.items() if name not in ("step", "epoch"))
-        if self.bar.disable or seconds_left is None:
-            remaining = "" if seconds_left is None else f"  {tqdm.format_interval(seconds_left)} left"
-            tqdm.write(f"step {line['step']}/{self.steps}  {text}{remaining}")
-        else:
-            self.bar.set_postfix_str(text)
+    def _record(self, line: dict) -> None:
+        """Write a line to metrics.jsonl and to the tracker."""
+        if dist.is_main():
+            self.metrics.write(line)
+            self.tracker.write(line)
+
+    def _print(self, step: int, text: str) -> None:
+        if dist.is_main():
+            tqdm.write(f"step {step}/{self.steps}  {text}")
 
     def _history(self) -> dict:
         """For run.json: each start of this run, and the step from which it went on."""
@@ -315,6 +360,17 @@ def provenance(settings: SettingsGroup) -> dict:
 
 def _now() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S%z")
+
+
+def _evaluation_text(means: dict[str, float], prefix: str = "") -> str:
+    """An evaluation as it is printed; an interval stands behind its mean."""
+    parts = []
+    for name, value in means.items():
+        if name.endswith("_ci95_low"):
+            parts[-1] += f" ({_short(value)} to {_short(means[name.replace('_low', '_high')])})"
+        elif not name.endswith("_ci95_high"):
+            parts.append(f"{prefix}{name} {_short(value)}")
+    return "  ".join(parts)
 
 
 def _short(value: float) -> str:

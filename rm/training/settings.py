@@ -12,6 +12,7 @@ from rm.distributed.sharding import MemorySettings, ParallelSettings, check_comp
 from rm.hf.build import ModelSettings
 from rm.model.lisa import LisaSettings
 from rm.model.lora import LoraSettings
+from rm.training.best import BestSettings
 from rm.training.optim import OptimSettings
 from rm.training.resume import CheckpointSettings
 from rm.training.run_log import RunSettings
@@ -37,10 +38,12 @@ class TrainingSettings(SettingsGroup):
     parallel: ParallelSettings
     memory: MemorySettings
     checkpoint: CheckpointSettings
+    best: BestSettings
 
     def check(self) -> None:
         check_mixture(self.data, self.mixture)
         check_compile(self.parallel, self.memory)
+        self._check_evaluation()
         if self.lisa.use_lisa and self.lora.use_lora:
             raise ValueError("--use_lora and --use_lisa exclude each other: LoRA trains in every layer; give one")
         if self.lora.use_lora and self.model.reward_label is not None:
@@ -54,3 +57,17 @@ class TrainingSettings(SettingsGroup):
                 "--add_special_tokens needs --lisa_train_embeddings true and --lisa_train_head true: embedding and LM "
                 "head have new rows, which have to be trained"
             )
+
+    def _check_evaluation(self) -> None:
+        compares = {
+            "--load_best_model_at_end": self.best.load_best_model_at_end,
+            "--early_stopping_patience": self.best.early_stopping_patience is not None,
+        }
+        for name, is_set in compares.items():
+            if is_set and self.run.eval_steps is None:
+                raise ValueError(f"{name} compares evaluations, and there is only one, at the end: give --eval_steps")
+        for name, is_set in ({"--eval_on_start": self.run.eval_on_start} | compares).items():
+            if is_set and not self.split.holds_out:
+                raise ValueError(
+                    f"{name} needs held-out data: give --eval_dataset_path or --validation_split_percentage"
+                )

@@ -18,6 +18,7 @@ from rm.data.encode import Task
 from rm.data.examples import Example, Examples
 from rm.data.reader import KeySettings, SampleReader
 from rm.data.schemas import SFT
+from rm.data.sets import UNNAMED
 from rm.data.split import SplitSettings
 from rm.data.tokenizer import Tokenizer
 from rm.distributed import process_group as dist
@@ -504,7 +505,7 @@ def test_weights_apply_to_the_training_set_and_not_to_the_held_out_set(plain, fi
     monkeypatch.setattr(dist, "say", messages.append)
     with dist.session(0):
         loaded = dataset.load(Task.SFT, data, TextSettings(), mixture, held, plain, seed=0)
-    train, held_out = loaded.train, loaded.held_out
+    train, held_out = loaded.train, loaded.held_out[UNNAMED]
     assert len(np.unique(held_out.record)) == len(held_out) == 20 and not np.isin(held_out.record, train.record).any()
     assert np.unique(train.record[train.record < 20], return_counts=True)[1].tolist() == [3] * (
         20 - (held_out.record < 20).sum()

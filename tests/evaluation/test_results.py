@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from rm.data.examples import Example, Examples
-from rm.evaluation.results import Result, ensemble, evaluation_report, named_sets
+from rm.evaluation.results import Result, ensemble, evaluation_report
 from rm.report import evaluation
 from tests.html_tags import Tags
 
@@ -39,18 +39,6 @@ def result(tmp_path, records: list[dict], rewards, record=None, name="a.jsonl", 
     kept = record or range(len(records))
     counts = [len(records[i]["responses"]) if "responses" in records[i] else 2 for i in kept]
     return Result([tmp_path / name], build_examples(counts, kept, **more), np.array(rewards, np.float32))
-
-
-def test_named_sets_are_named_after_their_files_if_unambiguous(tmp_path):
-    assert named_sets(["x/test.jsonl.gz", "online=y/b.json"]) == {"test": ["x/test.jsonl.gz"], "online": ["y/b.json"]}
-    assert named_sets(["x/test.jsonl", "y/test.jsonl"]) == {
-        "x/test.jsonl": ["x/test.jsonl"],
-        "y/test.jsonl": ["y/test.jsonl"],
-    }
-    assert named_sets(["all=a.jsonl", "all=b.jsonl"]) == {"all": ["a.jsonl", "b.jsonl"]}
-    file_with_equals_sign = tmp_path / "lr=3.jsonl"
-    file_with_equals_sign.write_text("")
-    assert named_sets([str(file_with_equals_sign)]) == {"lr=3": [str(file_with_equals_sign)]}
 
 
 def test_record_info_is_that_of_the_records_that_were_kept(tmp_path):

@@ -77,6 +77,21 @@ def test_sums_are_over_pairs():
     torch.testing.assert_close(sums["margin"], (rewards[:, 0] - rewards[:, 1]).sum())
 
 
+def test_an_evaluation_also_sums_the_rewards_of_chosen_and_rejected_replies():
+    model = made.model(RewardModel).eval()
+    pairs = made.token_pairs(4)
+    examples = made.pair_examples([*pairs, pairs[0]])
+    examples.label[:] = [1, 0.8, 0.2, 0.5, 1]  # the third is turned round, the fourth is a tie
+    batch = pack(examples, np.arange(5))
+    sums, rewards = model(batch), model.rewards(batch).view(-1, 2)
+    chosen = rewards[[0, 1, 4], 0].sum() + rewards[2, 1] + rewards[3].mean()
+    torch.testing.assert_close(sums["reward_chosen"], chosen)
+    torch.testing.assert_close(sums["reward_rejected"], rewards.sum() - chosen)
+    rankings, grades = made.token_rankings(6)
+    sums = model(pack(made.ranking_examples(rankings, grades), np.arange(6)))
+    torch.testing.assert_close(sums["reward_chosen"] - sums["reward_rejected"], sums["margin"])
+
+
 def test_a_tie_counts_half_in_the_accuracy():
     model = made.model(RewardModel)
     torch.nn.init.zeros_(model.score.weight)

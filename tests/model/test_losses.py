@@ -185,6 +185,17 @@ def test_chunked_cross_entropy_gives_the_loss_and_gradients_of_full_logits(
         torch.testing.assert_close(chunked, full, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("logits_at_once", [1, 40, 10**6])
+def test_chunked_cross_entropy_and_hits_are_those_of_full_logits(monkeypatch, logits_at_once):
+    monkeypatch.setitem(losses.LOGITS_AT_ONCE, "cpu", logits_at_once)
+    torch.manual_seed(0)
+    hidden, weight, targets = torch.randn(300, 6), torch.randn(19, 6), torch.randint(19, (300,))
+    loss, hits = losses.cross_entropy_and_hits(hidden, weight, targets)
+    torch.testing.assert_close(loss, cross_entropy_sum(hidden, weight, targets))
+    assert 0 < hits == ((hidden @ weight.T).argmax(1) == targets).sum()
+    assert losses.cross_entropy_and_hits(hidden[:0], weight, targets[:0]) == (0, 0)
+
+
 def test_cross_entropy_of_no_labels_is_zero_with_zero_gradients():
     h, w = torch.randn(0, 6, requires_grad=True), torch.randn(19, 6, requires_grad=True)
     loss = losses.linear_cross_entropy(h, w, torch.zeros(0, dtype=torch.long))

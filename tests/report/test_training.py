@@ -33,6 +33,14 @@ def test_training_report_shows_curves_latest_metrics_and_settings(run):
     assert html == training.write_training_report(run).read_text()  # deterministic, byte for byte
 
 
+def test_each_held_out_set_has_its_curve():
+    pytest.importorskip("matplotlib")
+    lines = [{"step": 1, "eval_loss": 0.6, "eval_calm_loss": 0.5, "eval_odd_loss": 0.7}]
+    run = {"data": {"held_out": {"sets": {"calm": {"kept": 3}, "odd": {"kept": 2}}}}}
+    page = Tags(training.training_page("run", lines, run))
+    assert all(label in page.text for label in ("held-out", "calm", "odd"))
+
+
 def test_curve_has_the_later_value_of_a_step_repeated_after_a_resume():
     lines = [{"step": 2, "loss": 3.0}, {"step": 4, "loss": 2.0}, {"step": 4, "loss": 1.0}, {"step": 6, "other": 1}]
     assert training._points(lines, "loss") == ([2, 4], [3.0, 1.0])

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from rm.data.dataset import TextSettings, TrainingData
+from rm.data.sets import UNNAMED
 from rm.scoring import reward_set
 from rm.scoring.reward_set import RewardSetSettings
 from rm.scoring.scorer import Scorer
@@ -21,9 +22,13 @@ def test_the_default_set_is_held_out_examples_else_training_examples():
         data = TrainingData(train, held_out, facts={})
         return reward_set.choose(RewardSetSettings(), data, TextSettings(), tokenizer=None, cache_dir=None)
 
-    chosen = choose(held_out)
+    chosen = choose({UNNAMED: held_out})
     assert (len(chosen.examples), chosen.name) == (5, "5 examples held out")
-    chosen = choose(held_out[:0])
+    chosen = choose({"a": held_out, "b": train})
+    assert (len(chosen.examples), chosen.name) == (133, "133 examples held out")
+    parts = (held_out, train[:128])
+    assert [e.replies[0].tolist() for e in chosen.examples] == [e.replies[0].tolist() for part in parts for e in part]
+    chosen = choose({})
     assert (len(chosen.examples), chosen.name) == (reward_set.ENOUGH, "256 examples trained on")
 
 

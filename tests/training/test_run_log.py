@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from rm.data.batch import StepBatches
+from rm.data.sets import UNNAMED
 from rm.distributed import process_group as dist
 from rm.model.heads import RewardModel
 from rm.training import run_log
@@ -29,7 +30,7 @@ def run(tmp_path, losses, norms=None, **settings):
         for step, (loss, norm) in enumerate(zip(losses, norms, strict=True), 1):
             log.log_step(step, sums(loss, 2 + 2 * dist.rank()), torch.tensor(norm), 1e-3, BATCHES, "pairs")
             if log.evaluation_due(step):
-                log.log_evaluation(step, {"loss": 0.5})
+                log.log_evaluation(step, {UNNAMED: {"loss": 0.5}})
     return [json.loads(line) for line in open(tmp_path / "run" / "metrics.jsonl")]
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from rm.data.batch import StepBatches
+from rm.data.sets import UNNAMED
 from rm.training import run_log
 from tests.ranks import run_ranks
 
@@ -20,7 +21,7 @@ def run(folder, start: int = 0, tool: str = "none", steps: int = 4) -> None:
         for step in range(start + 1, steps + 1):
             sums = {"loss": torch.tensor(2.0 * step), "count": torch.tensor(2.0)}
             log.log_step(step, sums, torch.tensor(1.0), 1e-3, BATCHES, "pairs")
-        log.log_evaluation(steps, {"loss": 0.5})
+        log.log_evaluation(steps, {UNNAMED: {"loss": 0.5}})
 
 
 def test_metrics_csv_has_every_line_and_every_name(tmp_path):
