@@ -23,6 +23,7 @@ from rm.data.batch import EvalBatches, PackingSettings
 from rm.data.dataset import DataSettings, read_cached, say_report
 from rm.data.encode import Task
 from rm.data.reader import KeySettings
+from rm.distributed import lease
 from rm.distributed import process_group as dist
 from rm.distributed import sharding
 from rm.distributed.sharding import ParallelSettings
@@ -172,5 +173,5 @@ def write_lines(file: Path, lines: Iterable[dict]) -> None:
 if __name__ == "__main__":
     with cli.one_line_errors():
         settings = parse(Settings, __doc__)
-        with dist.session(seed=0):
+        with dist.session(seed=0), lease.held(settings.evaluation.output_dir):
             main(settings)

@@ -20,6 +20,7 @@ from rm.config import defaults, parse
 from rm.data import dataset, show, special_tokens
 from rm.data.batch import EvalBatches, Loader, StepBatches
 from rm.data.encode import Task
+from rm.distributed import lease
 from rm.distributed import process_group as dist
 from rm.distributed.sharding import full_tensor, set_requires_all_reduce
 from rm.hf import build, hub, weights
@@ -156,5 +157,5 @@ def main(settings: Settings) -> None:
 if __name__ == "__main__":
     with cli.one_line_errors():
         settings = parse(Settings, __doc__)
-        with dist.session(settings.run.seed):
+        with dist.session(settings.run.seed), lease.held(None if settings.plan.plan else settings.run.output_dir):
             main(settings)

@@ -7,7 +7,6 @@ one thread, up to the last bits on a GPU (docs/numerics.md). With another number
 it sees the same batches and differs by rounding (and by dropout, which every process draws for itself).
 """
 
-import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from torch import nn
 from rm.config import SettingsGroup, changed_settings, fixed_settings, require_not_negative, setting
 from rm.distributed import checkpoint
 from rm.distributed import process_group as dist
+from rm.distributed.lease import check_writable
 from rm.distributed.sharding import dtype_name
 from rm.files import read_json
 from rm.hf import weights
@@ -73,20 +73,12 @@ def is_finished(
         _refuse(f"--output_dir {out} holds another run", changed_settings(all_settings, _settings_of(out)))
     else:
         run_log.check_unused(output_dir)
-    _check_writable(out)
+    check_writable(out)
     finished = dist.any_rank((out / last).exists())
     if finished and dist.is_main() and read_json(out / "exit.json").get("status") != "finished":
         # The last file was written, but not exit.json: a full disk, or a power failure.
         run_log.mark_end(out, status="finished", reason="found finished")
     return finished
-
-
-def _check_writable(out: Path) -> None:
-    existing = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
-    if not existing.is_dir():
-        raise ValueError(f"--output_dir {out} cannot be written: {existing} is a file")
-    if not os.access(existing, os.W_OK):
-        raise ValueError(f"--output_dir {out} cannot be written: {existing} is read-only")
 
 
 def restore(
