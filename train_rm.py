@@ -83,6 +83,7 @@ def main(settings: Settings) -> None:
     base, out, seed = settings.model.model_name_or_path, settings.run.output_dir, settings.run.seed
     last_file = contract.last_file(settings.lora.use_lora)
     if not settings.plan.plan and resume.is_finished(out, settings.checkpoint, settings, last_file):
+        write_report(out, if_missing=True)
         return dist.say(f"{out}: this run is finished; nothing to do")
 
     # text: files -> examples

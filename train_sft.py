@@ -79,6 +79,7 @@ def main(settings: Settings) -> None:
     settings = hub.fetched(settings, weights=not settings.plan.plan)
     base, out, seed = settings.model.model_name_or_path, settings.run.output_dir, settings.run.seed
     if not settings.plan.plan and resume.is_finished(out, settings.checkpoint, settings):
+        write_report(out, if_missing=True)
         return dist.say(f"{out}: this run is finished; nothing to do")
 
     # text: files -> examples

@@ -198,9 +198,9 @@ def _may_take_over(old: Holder | None, new: Holder, age: float) -> bool:
 def _in_use(file: Path, holder: Holder | None, age: float) -> str:
     who = f"a run whose {FILE} cannot be read" if holder is None else _name(holder)
     return (
-        f"--output_dir {file.parent} is in use by {who}, last seen {max(0, age):.0f} s ago. Wait until it ends, or name "
-        f"another folder. Of a run that died on another machine, the folder is free {RUNS_OUT_AFTER} s after it was "
-        f"last seen"
+        f"--output_dir {file.parent} is in use by {who}, last seen {max(0, age):.0f} s ago. Wait until it ends, or "
+        f"name another folder. Of a run that died on another machine, the folder is free {RUNS_OUT_AFTER} s after it "
+        f"was last seen"
     )
 
 

@@ -74,11 +74,39 @@ def is_finished(
     else:
         run_log.check_unused(output_dir)
     check_writable(out)
-    finished = dist.any_rank((out / last).exists())
-    if finished and dist.is_main() and read_json(out / "exit.json").get("status") != "finished":
-        # The last file was written, but not exit.json: a full disk, or a power failure.
-        run_log.mark_end(out, status="finished", reason="found finished")
-    return finished
+    if not dist.any_rank((out / last).exists()):
+        return False
+    damage = _damage(out) if dist.is_main() else None
+    if dist.any_rank(damage is not None):
+        _undo_end(out, last, damage)
+        return False
+    if dist.is_main():
+        run_log.complete(out)
+    return True
+
+
+def _damage(out: Path) -> str | None:
+    """What is wrong with the weights of a finished run, as far as sizes and headers tell; None if nothing is."""
+    for folder in (out / "model", out / "adapter"):
+        try:
+            if folder.name == "model" or folder.is_dir():
+                weights.check_whole(folder)
+        except ValueError as error:
+            return str(error)
+    return None
+
+
+def _undo_end(out: Path, last: str, damage: str | None) -> None:
+    """Have the end of a finished run, whose weights are damaged, be done again. All ranks call it."""
+    if not checkpoint.list_checkpoints(out / "checkpoints"):
+        raise ValueError(
+            f"{damage or out}: this run is finished, its weights are damaged, and it has no checkpoint to save them "
+            f"from again. Delete {out} to train anew"
+        )
+    dist.say(f"this run is finished, but {damage}: its end is done again")
+    if dist.is_main() and (out / last).is_file():
+        (out / last).unlink()  # what is killed from here on is not finished
+    dist.barrier()
 
 
 def restore(
