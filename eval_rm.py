@@ -11,23 +11,25 @@ defined in docs/evaluation.md), scores.jsonl (one line for each record, in file 
 replies) and report.html, a page with figures and the worst mistakes.
 """
 
+import contextlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
 from rm import cli
-from rm.config import REQUIRED, SettingsGroup, parse, setting
+from rm.config import REQUIRED, SettingsGroup, flatten, parse, setting
 from rm.data.batch import EvalBatches, PackingSettings
 from rm.data.dataset import DataSettings, read_cached, say_report
 from rm.data.encode import Task
 from rm.data.reader import KeySettings
 from rm.data.sets import named_sets
+from rm.distributed import lease, sharding
 from rm.distributed import process_group as dist
-from rm.distributed import sharding
 from rm.distributed.sharding import ParallelSettings
 from rm.evaluation.results import Result, ensemble, evaluation_report
+from rm.files import read_json, temporary_name, write_together
 from rm.hf import build, hub
 from rm.model.heads import RewardModel
 from rm.report.evaluation import evaluation_page, terminal_table
@@ -82,7 +84,7 @@ class Settings(SettingsGroup):
 def main(settings: Settings) -> None:
     settings = hub.fetched(settings, named=True)
     evaluation = settings.evaluation
-    check_unused(evaluation.output_dir, ("report.json", "run.json", "scores.jsonl"))
+    check_folder(settings)
     sets = named_sets(settings.data.dataset_path)
     scored = [score_sets(settings, path, sets) for path in settings.models.model_name_or_path]
     results = scored[0].results if len(scored) == 1 else averaged(scored)
@@ -146,32 +148,60 @@ def averaged(scored: list[Scored]) -> dict[str, Result]:
     return results
 
 
+def check_folder(settings: Settings) -> None:
+    """Raise ValueError where --output_dir holds anything but an evaluation by the same command, which is replaced."""
+    folder = Path(settings.evaluation.output_dir)
+    report = folder / "report.json"
+    earlier = read_json(report)
+    with contextlib.suppress(ValueError):  # killed while this was written: no file has its name yet
+        earlier = earlier or read_json(temporary_name(report))  # killed while the files got their names
+    check_unused(str(folder), ("run.json",) if earlier else ("run.json", "scores.jsonl"))
+    if not earlier:
+        return
+    before, now = earlier.get("settings"), json.loads(json.dumps(flatten(settings)))
+    before = before if isinstance(before, dict) else {}
+    changed = [name for name in now if before.get(name) != now[name] and name not in ("output_dir", "cache_dir")]
+    if changed:
+        listed = "; ".join(f"{name}: then {before.get(name)}, now {now[name]}" for name in changed)
+        raise ValueError(
+            f"--output_dir {folder} already holds another evaluation (report.json): {listed}. Name a new folder or "
+            f"delete that one"
+        )
+
+
 def write(settings: Settings, results: dict[str, Result], baseline: dict[str, Result], counts: dict) -> None:
-    """Write all files, and print the table. Only the main process calls it."""
+    """Write all files or none, and print the table. Only the main process calls it."""
     folder = Path(settings.evaluation.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    for file, of_model in (("scores.jsonl", results), ("baseline_scores.jsonl", baseline)):
-        if of_model:
-            write_lines(folder / file, ({"set": name} | line for name, r in of_model.items() for line in r.lines()))
+    files = {}
     if settings.evaluation.best_of_n:
-        write_lines(folder / "best.jsonl", ({"set": name} | line for name, r in results.items() for line in r.best()))
+        files[folder / "best.jsonl"] = as_lines({"set": n} | line for n, r in results.items() for line in r.best())
+    for file, of_model in (("baseline_scores.jsonl", baseline), ("scores.jsonl", results)):
+        if of_model:
+            files[folder / file] = all_lines(of_model)
     if settings.evaluation.score_only:
+        write_together(files)
         dist.say(f"scores: {folder / 'scores.jsonl'}")
         return
     report = evaluation_report(results, baseline) | {"data": counts} | provenance(settings)
-    (folder / "report.json").write_text(json.dumps(report, indent=2, allow_nan=False) + "\n")
-    (folder / "report.html").write_text(evaluation_page(report, results), encoding="utf-8")
+    files[folder / "report.html"] = [evaluation_page(report, results)]
+    files[folder / "report.json"] = [json.dumps(report, indent=2, allow_nan=False) + "\n"]  # last: all are there
+    write_together(files)
     dist.say(terminal_table(report))
     dist.say(f"report: {folder / 'report.html'}")
 
 
-def write_lines(file: Path, lines: Iterable[dict]) -> None:
-    with open(file, "w", encoding="utf-8") as out:
-        out.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+def all_lines(results: dict[str, Result]) -> Iterator[str]:
+    """The lines of scores.jsonl."""
+    return as_lines({"set": name} | line for name, result in results.items() for line in result.lines())
+
+
+def as_lines(values: Iterable[dict]) -> Iterator[str]:
+    return (json.dumps(value, ensure_ascii=False) + "\n" for value in values)
 
 
 if __name__ == "__main__":
     with cli.one_line_errors():
         settings = parse(Settings, __doc__)
-        with dist.session(seed=0):
+        with dist.session(seed=0), lease.held(settings.evaluation.output_dir):
             main(settings)

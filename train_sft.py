@@ -21,6 +21,7 @@ from rm.data import dataset, show, special_tokens
 from rm.data.batch import Loader, StepBatches
 from rm.data.dataset import ReplySettings
 from rm.data.encode import Task
+from rm.distributed import lease
 from rm.distributed import process_group as dist
 from rm.distributed.sharding import full_tensor, set_gradient_sync
 from rm.hf import build, hub, weights
@@ -78,6 +79,7 @@ def main(settings: Settings) -> None:
     settings = hub.fetched(settings, weights=not settings.plan.plan)
     base, out, seed = settings.model.model_name_or_path, settings.run.output_dir, settings.run.seed
     if not settings.plan.plan and resume.is_finished(out, settings.checkpoint, settings):
+        write_report(out, if_missing=True)
         return dist.say(f"{out}: this run is finished; nothing to do")
 
     # text: files -> examples
@@ -151,5 +153,5 @@ def main(settings: Settings) -> None:
 if __name__ == "__main__":
     with cli.one_line_errors():
         settings = parse(Settings, __doc__)
-        with dist.session(settings.run.seed):
+        with dist.session(settings.run.seed), lease.held(None if settings.plan.plan else settings.run.output_dir):
             main(settings)

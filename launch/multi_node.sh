@@ -37,7 +37,7 @@ source "$here/launch/torchrun.sh"
 nproc=${nproc:-$(python -c 'import torch; print(max(1, torch.cuda.device_count()))')}
 
 "${torchrun[@]}" --nnodes "$nodes" --nproc-per-node "$nproc" \
-    --rdzv-backend c10d --rdzv-endpoint "$host:$port" --rdzv-id "$id" "$@" &
+    --rdzv-backend c10d --rdzv-endpoint "$host:$port" --rdzv-id "$id.$host.$port" "$@" &
 run=$!
 trap 'kill -TERM $run' TERM INT USR1 # torchrun forwards it; training saves a checkpoint and exits
 

@@ -1,21 +1,77 @@
-"""Reading, writing and hashing whole files: JSON, atomic replacement, digests."""
+"""Reading, writing and hashing whole files: JSON, atomic replacement, flushing to disk, digests."""
 
+import contextlib
+import errno
 import json
 import os
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 
 def write_atomically(file: Path, text: str) -> None:
     """Write `text` to `file` so that a reader, at any time, sees either the old content or the new one."""
-    temporary = file.with_name(f".{file.name}.writing")
+    write_together({file: [text]})
+
+
+def write_together(files: dict[Path, Iterable[str]]) -> None:
+    """Write text files of one folder, given in pieces, so that all are on the disk before the first gets its name.
+
+    They get their names in the order given: where the last has its own, all have. A failure leaves the folder as it
+    was, unless it comes between two names.
+    """
+    temporary = {file: temporary_name(file) for file in files}
     try:
-        temporary.write_text(text, encoding="utf-8")
-        # The content has to be on the disk before the rename: a power cut could otherwise leave an empty file.
-        with open(temporary, "rb") as written:
-            os.fsync(written.fileno())
-        os.replace(temporary, file)
+        for file, pieces in files.items():
+            with names_file(file), open(temporary[file], "w", encoding="utf-8") as out:
+                out.writelines(pieces)
+                # A power cut could otherwise leave an empty file under the final name.
+                out.flush()
+                os.fsync(out.fileno())
+        for file in files:
+            os.replace(temporary[file], file)
+            sync(file.parent)
     finally:
-        temporary.unlink(missing_ok=True)  # partly written if the disk was full
+        for file in temporary.values():
+            file.unlink(missing_ok=True)  # partly written if the disk was full
+
+
+def temporary_name(file: Path) -> Path:
+    """The name of a file while it is written."""
+    return file.with_name(f".{file.name}.writing")
+
+
+@contextlib.contextmanager
+def names_file(file: Path) -> Iterator[None]:
+    """Have an OSError of the block name the file. Python's own do not where writing fails, as on a full disk."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        if error.errno is None:  # a library's own text
+            raise OSError(f"{file}: {error}") from error
+        raise OSError(error.errno, error.strerror, str(file)) from error
+
+
+def sync(path: Path) -> None:
+    """Flush a file, or the list of names in a folder, to disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        with names_file(path):
+            os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # of folders on file systems that cannot flush them
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def sync_files(folder: Path) -> None:
+    """Flush a folder and the files in it to disk."""
+    for file in folder.iterdir():
+        if file.is_file():
+            sync(file)
+    sync(folder)
 
 
 def read_json(file: Path) -> dict:

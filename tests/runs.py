@@ -66,7 +66,7 @@ def main(config, inject: Callable[[], None] = lambda: None) -> None:
     """
     inject()
     script = train_sft if isinstance(config, train_sft.Settings) else train_rm
-    script.write_report = lambda folder: None  # in this forked process only
+    script.write_report = lambda folder, if_missing=False: None  # in this forked process only
     try:
         script.main(config)
     except (dist.Stopped, SystemExit):

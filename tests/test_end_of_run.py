@@ -8,7 +8,7 @@ import torch
 from safetensors import safe_open
 
 from rm.distributed import sharding
-from rm.hf import weights
+from rm.hf import safetensors_file
 from rm.scoring import contract
 from rm.scoring.scorer import Scorer
 from tests import runs
@@ -36,7 +36,7 @@ def run_and_count(config) -> dict[str, list[int]]:
         return count_and_call
 
     # Only in this forked process.
-    weights.save_file = counting(weights.save_file, "saved")
+    safetensors_file.save_file = counting(safetensors_file.save_file, "saved")
     contract.score_examples = counting(contract.score_examples, "scored")
     runs.main(config)
     return counted

@@ -1,11 +1,13 @@
 """rm.files: atomic writes, JSON, and digests of files."""
 
 import hashlib
+import os
 import random
+import resource
 
 import pytest
 
-from rm.files import read_json, update_digest, write_atomically, write_json
+from rm.files import read_json, update_digest, write_atomically, write_json, write_together
 
 
 def test_write_atomically_replaces_the_content(tmp_path):
@@ -51,3 +53,30 @@ def test_update_digest_in_blocks_equals_the_digest_of_the_whole_file(tmp_path, s
     digest = hashlib.sha256()
     assert update_digest(digest, tmp_path / "file") == size
     assert digest.digest() == hashlib.sha256(content).digest()
+
+
+def test_files_that_belong_together_get_their_names_once_all_are_on_the_disk(tmp_path, monkeypatch):
+    events, paths = [], [tmp_path / "a", tmp_path / "b"]
+    fsync, replace = os.fsync, os.replace
+
+    def recording_fsync(descriptor):
+        events.append(os.path.basename(os.readlink(f"/proc/self/fd/{descriptor}")))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", recording_fsync)
+    monkeypatch.setattr(os, "replace", lambda old, new: (events.append(f"-> {new.name}"), replace(old, new)))
+    write_together({paths[0]: ["x", "y"], paths[1]: ["z"]})
+    assert events == [".a.writing", ".b.writing", "-> a", tmp_path.name, "-> b", tmp_path.name]
+    assert [path.read_text() for path in paths] == ["xy", "z"]
+
+
+def test_on_a_full_disk_none_of_them_changes_and_the_error_names_the_file(tmp_path):
+    write_together({tmp_path / "a": ["old"]})
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))  # a write beyond it fails, as on a full disk
+    try:
+        with pytest.raises(OSError, match=f"{tmp_path / 'b'}"):
+            write_together({tmp_path / "a": ["new"], tmp_path / "b": ["x" * 2000]})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert {file.name: file.read_text() for file in tmp_path.iterdir()} == {"a": "old"}

@@ -3,22 +3,26 @@
 All ranks of a machine share one copy, in the kernel's page cache, and a second start with the same data only reads the
 small per-example arrays. A cache entry is named by a hash of everything it was made from, so a changed file or
 tokenizer makes a new entry. It is written under a temporary name and published by one rename, so a killed run leaves
-no incomplete entry.
+no incomplete entry. One that a disk has damaged since is found by its checksums, which one process of each machine
+compares at every start, and is made again.
 """
 
 import hashlib
 import json
 import os
 import shutil
+import sys
 import tempfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
 from rm.data.examples import Examples
 from rm.distributed import process_group as dist
-from rm.files import update_digest
+from rm.files import read_json, sync, sync_files, update_digest, write_json
 
-FORMAT = 7  # version of the entries' layout, part of their names: after a change old entries are not read
+CHECKSUMS = "checksums.json"  # file name -> CRC-32 of all other files of an entry
+FORMAT = 8  # version of the entries' layout, part of their names: after a change old entries are not read
 
 
 def default_folder() -> str:
@@ -36,20 +40,21 @@ def open_or_make(
         name: everything besides `files` that the result depends on: tokenizer, settings.
         files: the files whose contents the result depends on. For one that cannot be read, `make` raises the error.
         make: returns the examples and a JSON object to store with them (such as a report of what was dropped); called
-            on one process of each machine if there is no entry.
+            on one process of each machine if there is no entry, or a damaged one.
 
     Returns:
         The examples, memory-mapped, and the JSON object that was stored with them.
     """
     entry = Path(folder) / _digest([str(FORMAT), *name], files)
 
-    def make_if_missing() -> None:
-        if not entry.exists():
+    def make_unless_whole() -> None:
+        damage = _damage(entry) if entry.exists() else None
+        if damage:
+            print(f"{damage}: this entry of the cache is made again", file=sys.stderr, flush=True)
+        if damage or not entry.exists():
             _write(entry, *make())
 
-    # All ranks have to agree on whether to enter `once_per_node`, and each machine may have a cache of its own.
-    if dist.any_rank(not entry.exists()):
-        dist.once_per_node(make_if_missing)
+    dist.once_per_node(make_unless_whole)  # each machine may have a cache of its own
     examples, stored = Examples.open(entry), json.loads((entry / "made.json").read_text())
     # Computing the hash would read every token on every rank at every start.
     examples.hash = stored["hash"]
@@ -57,15 +62,49 @@ def open_or_make(
 
 
 def _write(entry: Path, examples: Examples, made: dict) -> None:
+    """Write an entry; it replaces a damaged one."""
     entry.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix="writing-", dir=entry.parent))
+    new = temporary / "new"
     try:
-        examples.save(temporary)
-        (temporary / "made.json").write_text(json.dumps({"hash": examples.hash, "made": made}))
-        if not entry.exists():  # another machine that shares the folder may have been faster
-            os.rename(temporary, entry)
+        examples.save(new)
+        write_json(new / "made.json", {"hash": examples.hash, "made": made})
+        write_json(new / CHECKSUMS, {file.name: _crc32(file) for file in new.iterdir()})
+        sync_files(new)
+        if entry.exists() and _damage(entry):  # another machine that shares the folder may have been faster
+            os.rename(entry, temporary / "damaged")
+        try:
+            os.rename(new, entry)
+            sync(entry.parent)
+        except OSError:
+            if not entry.exists():
+                raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _damage(entry: Path) -> str | None:
+    """What has changed in an entry since it was written; None if nothing has."""
+    file = entry / CHECKSUMS
+    try:
+        checksums = read_json(file)
+        if not checksums:
+            return f"{file} is missing or empty"
+        for name, checksum in checksums.items():
+            file = entry / name
+            if _crc32(file) != checksum:
+                return f"{file} has changed since it was written"
+    except (OSError, ValueError) as error:
+        return f"{file} is damaged ({error})"
+    return None
+
+
+def _crc32(file: Path) -> int:
+    checksum = 0
+    with open(file, "rb") as content:
+        while block := content.read(2**20):
+            checksum = zlib.crc32(block, checksum)
+    return checksum
 
 
 def _digest(name: list[str], files: tuple[str, ...]) -> str:

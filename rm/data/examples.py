@@ -15,6 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
+from rm.files import names_file
+
 # The arrays of Examples that have one entry for each example
 _PER_EXAMPLE = ("starts", "prefix_lengths", "label", "margin", "conversation", "record")
 
@@ -168,7 +170,11 @@ class Examples(Sequence[Example]):
         Path(folder).mkdir(parents=True, exist_ok=True)
         compact = self._compact()
         for field in fields(self):
-            np.save(Path(folder, f"{field.name}.npy"), getattr(compact, field.name), allow_pickle=False)
+            file, values = Path(folder, f"{field.name}.npy"), np.ascontiguousarray(getattr(compact, field.name))
+            # Not np.save: its error on a full disk names neither the file nor the reason.
+            with names_file(file), open(file, "wb") as out:
+                np.lib.format.write_array_header_1_0(out, np.lib.format.header_data_from_array_1_0(values))
+                out.write(values.view(np.uint8).data)
 
     @classmethod
     def open(cls, folder: str | Path) -> "Examples":

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from rm.distributed import process_group as dist
 from rm.distributed.sharding import is_dtensor, local, local_slices
-from rm.files import read_json, update_digest, write_json
+from rm.files import read_json, sync, update_digest, write_json
 
 FORMAT = 2
 COMPLETE = "COMPLETE"
@@ -224,15 +224,6 @@ def _is_first_copy(parameter: Tensor) -> bool:
 
 def _description_file(folder: Path, rank: int) -> Path:
     return folder / f"rank_{rank:05}.json"
-
-
-def sync(path: Path) -> None:
-    """Flush a file, or the list of names in a folder, to disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _digest(file: Path) -> str:

@@ -19,7 +19,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from rm.distributed import process_group as dist
@@ -27,7 +26,7 @@ from rm.distributed.sharding import full_tensor, local, local_slices
 from rm.files import read_json, write_json
 from rm.hf.families.layout import Layout
 from rm.hf.families.rules import Family
-from rm.hf.safetensors_file import open_safetensors
+from rm.hf.safetensors_file import open_safetensors, save_tensors
 from rm.json_keys import Key, check_keys
 from rm.model import lora
 from rm.model.lora import LoraSettings
@@ -84,7 +83,7 @@ def save(model: nn.Module, out: Path, base: str, settings: LoraSettings, family:
             tensors[f"{PEFT_PREFIX}{name}"] = _gather(parameter)
     if dist.is_main():
         out.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, out / TENSORS, metadata={"format": "pt"})
+        save_tensors(tensors, out / TENSORS)
         write_json(out / CONFIG, _config(base, settings, ranks, transposed, model.head))
     dist.barrier()
 

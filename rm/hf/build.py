@@ -18,7 +18,7 @@ from rm.data.examples import Examples
 from rm.distributed import process_group as dist
 from rm.distributed import sharding
 from rm.distributed.sharding import MemorySettings, ParallelSettings, dtype_name
-from rm.files import read_json
+from rm.files import read_json, sync_files
 from rm.hf import adapter, hub, weights
 from rm.hf.families.keys import DROPOUT
 from rm.hf.folder import TextFiles, copy_tokenizer, name_padding
@@ -211,6 +211,7 @@ def save(
             copy_tokenizer(folder / "adapter", hub.tokenizer_folder(base), texts)
             if model.head == RewardModel.head:
                 name_padding(folder / "adapter", hf, None if texts is None else texts.template)
+            sync_files(folder / "adapter")
         _merge(model, folder, pack(examples, range(min(4, len(examples)))))
     weights.save(model, folder / "model", base, model.compute_dtype, texts=texts)
     dist.say(f"saved {folder / 'model'}")

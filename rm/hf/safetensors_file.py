@@ -1,10 +1,14 @@
-"""Opening a safetensors file, with an error message that says what to do if it is damaged."""
+"""Reading and writing safetensors files, with error messages that say what to do."""
 
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from rm.files import names_file, sync
 
 
 @contextlib.contextmanager
@@ -19,3 +23,13 @@ def open_safetensors(file: Path) -> Iterator[safe_open]:
             yield tensors
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{file} is not a whole safetensors file ({error}): copy or download it again") from error
+
+
+def save_tensors(tensors: dict[str, Tensor], file: Path) -> None:
+    """Write a safetensors file, and flush it to disk. Raises OSError where that fails, as on a full disk."""
+    with names_file(file):
+        try:
+            save_file(tensors, file, metadata={"format": "pt"})
+        except SafetensorError as error:
+            raise OSError(str(error)) from error
+    sync(file)

@@ -17,12 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from rm.distributed import process_group as dist
 from rm.distributed.sharding import full_tensor, local, local_slices
-from rm.files import read_json, write_json
+from rm.files import read_json, sync, sync_files, write_json
 from rm.hf import adapter, families, hub
 from rm.hf.adapter import SCORE, is_score
 from rm.hf.families.keys import HEADS
@@ -30,7 +29,7 @@ from rm.hf.families.layout import Layout
 from rm.hf.families.phi3 import with_long_factors
 from rm.hf.families.rules import WITH_TWO_LAYERS, Family
 from rm.hf.folder import TextFiles, describe, forget_code
-from rm.hf.safetensors_file import open_safetensors
+from rm.hf.safetensors_file import open_safetensors, save_tensors
 from rm.json_keys import Key, check_keys
 from rm.model import lora
 from rm.model.transformer import ModelConfig
@@ -360,6 +359,16 @@ def _weights_files(folder: Path) -> list[Path]:
     )
 
 
+def check_whole(folder: Path) -> None:
+    """Raise ValueError where weights, or those of an adapter, are missing or cut off: sizes and headers are read."""
+    if not folder.is_dir():
+        raise ValueError(f"{folder} does not exist")
+    of_adapter = (folder / adapter.CONFIG).is_file()
+    for file in [folder / adapter.TENSORS] if of_adapter else _weights_files(folder):
+        with open_safetensors(file):
+            pass
+
+
 def save(
     model: nn.Module,
     out: str | Path,
@@ -405,7 +414,7 @@ def save(
                     parts = [part.cpu() for part in parts]
                     tensors[hf_name] = family.layout(hf_name).join(parts, config.n_kv_heads).contiguous()
             if dist.is_main():
-                save_file(tensors, folder / file, metadata={"format": "pt"})
+                save_tensors(tensors, folder / file)
             # The others wait here, in gloo, and not in NCCL's next gather, which has ten minutes from its start.
             dist.barrier()
         if dist.is_main():
@@ -453,11 +462,13 @@ def _replaced_folder(out: Path) -> Iterator[Path]:
             writing.mkdir(parents=True)
         yield writing
         if dist.is_main():
+            sync_files(writing)  # before it has the name that says that it is complete
             # A rename cannot replace a folder that is not empty: move the old one away first.
             if out.exists():
                 shutil.rmtree(old, ignore_errors=True)
                 os.replace(out, old)
             os.replace(writing, out)
+            sync(out.parent)
             shutil.rmtree(old, ignore_errors=True)
     finally:
         if dist.is_main():

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from rm.distributed import process_group as dist
-from rm.files import read_json
+from rm.files import read_json, write_atomically
 from rm.report import figures, html, model_card
 from rm.report.run_files import read_metrics
 
@@ -27,9 +27,13 @@ CURVES = [  # (title, label of the y axis, name in metrics.jsonl, which has the 
 ]
 
 
-def write_report(folder: str | Path) -> None:
-    """Write report.html at the end of a run; an error is reported but never raised. All ranks must call it."""
-    if dist.is_main():
+def write_report(folder: str | Path, if_missing: bool = False) -> None:
+    """Write report.html at the end of a run; an error is reported but never raised. All ranks must call it.
+
+    Args:
+        if_missing: write it only where there is none.
+    """
+    if dist.is_main() and not (if_missing and Path(folder, "report.html").exists()):
         try:
             dist.say(f"report: {write_training_report(folder)}")
             write_model_card(folder)
@@ -55,7 +59,7 @@ def write_training_report(folder: str | Path) -> Path:
     if not lines:
         raise ValueError(f"{folder / 'metrics.jsonl'} holds no metrics; give the output_dir of a training run")
     out = folder / "report.html"
-    out.write_text(training_page(str(folder), lines, read_json(folder / "run.json")), encoding="utf-8")
+    write_atomically(out, training_page(str(folder), lines, read_json(folder / "run.json")))
     return out
 
 

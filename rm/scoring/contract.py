@@ -28,7 +28,7 @@ from rm.data.tokenizer import Tokenizer
 from rm.distributed import process_group as dist
 from rm.distributed import sharding
 from rm.distributed.sharding import ParallelSettings, dtype_name
-from rm.files import read_json, write_json
+from rm.files import read_json, write_atomically, write_json
 from rm.hf import build, hub, weights
 from rm.hf.folder import name_padding, padding_id, set_padding
 from rm.json_keys import Key, check_keys
@@ -234,7 +234,7 @@ def write(folder: str | Path, text: TextSettings, dtype: torch.dtype, statistics
     chat_template = None if template is None else template.for_other_software(tokenizer)
     if dist.is_main():
         if template is not None:
-            (folder / "chat_template.jinja").write_text(chat_template, encoding="utf-8")
+            write_atomically(folder / "chat_template.jinja", chat_template)
         _, _, hf = weights.read_config(folder)
         name_padding(folder, hf, template)
     dist.barrier()
@@ -283,7 +283,7 @@ def copy_to(source: str | Path, folder: str | Path) -> None:
         return
     if dist.is_main():
         if contract.chat_template is not None:
-            (folder / "chat_template.jinja").write_text(contract.chat_template, encoding="utf-8")
+            write_atomically(folder / "chat_template.jinja", contract.chat_template)
         write_json(folder / FILE, asdict(contract))
     dist.barrier()
     text, _ = resolve(folder, ScoringTextSettings())

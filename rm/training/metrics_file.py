@@ -33,15 +33,24 @@ class MetricsFile:
     def write(self, line: dict) -> None:
         """Append a line. A full disk does not end the run: what could not be written is tried again with the next."""
         self.unwritten += json.dumps(line) + "\n"
+        try:
+            self.flush()
+        except OSError as error:
+            print(f"{self.file}: {error}; it will be tried again with the next line", file=sys.stderr, flush=True)
+
+    def flush(self) -> None:
+        """Write the lines that could not be written before. Raises OSError where that fails again."""
+        if not self.unwritten:
+            return
         size = self.file.stat().st_size if self.file.exists() else 0
         try:
             with open(self.file, "a", encoding="utf-8") as file:
                 file.write(self.unwritten)
-            self.unwritten = ""
-        except OSError as error:
+        except OSError:
             with contextlib.suppress(OSError):
                 os.truncate(self.file, size)  # a part may have been written
-            print(f"{self.file}: {error}; it will be tried again with the next line", file=sys.stderr, flush=True)
+            raise
+        self.unwritten = ""
 
 
 def _step(line: str) -> int | None:

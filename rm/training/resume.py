@@ -7,7 +7,6 @@ one thread, up to the last bits on a GPU (docs/numerics.md). With another number
 it sees the same batches and differs by rounding (and by dropout, which every process draws for itself).
 """
 
-import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from torch import nn
 from rm.config import SettingsGroup, changed_settings, fixed_settings, require_not_negative, setting
 from rm.distributed import checkpoint
 from rm.distributed import process_group as dist
+from rm.distributed.lease import check_writable
 from rm.distributed.sharding import dtype_name
 from rm.files import read_json
 from rm.hf import weights
@@ -73,20 +73,40 @@ def is_finished(
         _refuse(f"--output_dir {out} holds another run", changed_settings(all_settings, _settings_of(out)))
     else:
         run_log.check_unused(output_dir)
-    _check_writable(out)
-    finished = dist.any_rank((out / last).exists())
-    if finished and dist.is_main() and read_json(out / "exit.json").get("status") != "finished":
-        # The last file was written, but not exit.json: a full disk, or a power failure.
-        run_log.mark_end(out, status="finished", reason="found finished")
-    return finished
+    check_writable(out)
+    if not dist.any_rank((out / last).exists()):
+        return False
+    damage = _damage(out) if dist.is_main() else None
+    if dist.any_rank(damage is not None):
+        _undo_end(out, last, damage)
+        return False
+    if dist.is_main():
+        run_log.complete(out)
+    return True
 
 
-def _check_writable(out: Path) -> None:
-    existing = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
-    if not existing.is_dir():
-        raise ValueError(f"--output_dir {out} cannot be written: {existing} is a file")
-    if not os.access(existing, os.W_OK):
-        raise ValueError(f"--output_dir {out} cannot be written: {existing} is read-only")
+def _damage(out: Path) -> str | None:
+    """What is wrong with the weights of a finished run, as far as sizes and headers tell; None if nothing is."""
+    for folder in (out / "model", out / "adapter"):
+        try:
+            if folder.name == "model" or folder.is_dir():
+                weights.check_whole(folder)
+        except ValueError as error:
+            return str(error)
+    return None
+
+
+def _undo_end(out: Path, last: str, damage: str | None) -> None:
+    """Have the end of a finished run, whose weights are damaged, be done again. All ranks call it."""
+    if not checkpoint.list_checkpoints(out / "checkpoints"):
+        raise ValueError(
+            f"{damage or out}: this run is finished, its weights are damaged, and it has no checkpoint to save them "
+            f"from again. Delete {out} to train anew"
+        )
+    dist.say(f"this run is finished, but {damage}: its end is done again")
+    if dist.is_main() and (out / last).is_file():
+        (out / last).unlink()  # what is killed from here on is not finished
+    dist.barrier()
 
 
 def restore(

@@ -12,7 +12,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -150,12 +150,23 @@ class RunLog:
             self.tracker.close()
             if dist.is_lost_process(error):
                 return
+            self._flush_metrics(status)
             reason = str(error or "all steps are done")
             if kind is None and self.stops_early:
                 reason = f"stopped early: {self.best.settings.metric} was best at step {self.best.step}"
-            with contextlib.suppress(OSError):  # a full disk: the error that ended the run is the one to report
+            with _reported("exit.json and metrics.csv"):
                 mark_end(self.folder, status=status, step=self.step, steps=self.steps, reason=reason)
                 trackers.write_csv(self.metrics.file)
+
+    def _flush_metrics(self, status: str) -> None:
+        """Write the lines that a full disk did not take: no line follows with which that would be tried again."""
+        try:
+            self.metrics.flush()
+        except OSError as error:
+            lines = f"{error}. These lines of metrics are not in {self.metrics.file}:\n{self.metrics.unwritten}"
+            if status == "finished":  # of the other ends the reason is the error to report
+                raise OSError(lines) from error
+            print(lines, file=sys.stderr, flush=True)
 
     def log_step(
         self,
@@ -298,6 +309,28 @@ class RunLog:
         except (OSError, ValueError, KeyError, TypeError):
             before = []
         return {"starts": before + [{"step": self.start.step, "time": _now(), "processes": dist.world_size()}]}
+
+
+@contextlib.contextmanager
+def _reported(files: str) -> Iterator[None]:
+    """Print an error of the disk, and go on: a run whose model is saved does not fail by it."""
+    try:
+        yield
+    except OSError as error:
+        print(f"{files}: {error}; the same command writes what is missing", file=sys.stderr, flush=True)
+
+
+def complete(folder: Path) -> None:
+    """Write what a finished run lacks beside its model, since a disk was full or the power failed."""
+    try:
+        status = read_json(folder / "exit.json").get("status")
+    except ValueError:  # damaged
+        status = None
+    with _reported("exit.json and metrics.csv"):
+        if status != "finished":
+            mark_end(folder, status="finished", reason="found finished")
+        if not (folder / "metrics.csv").exists() and (folder / "metrics.jsonl").exists():
+            trackers.write_csv(folder / "metrics.jsonl")
 
 
 def mark_end(folder: Path, **facts) -> None:

@@ -2,6 +2,7 @@
 
 import csv
 import importlib.util
+import io
 import json
 import os
 import secrets
@@ -82,7 +83,8 @@ def write_csv(metrics_file: Path) -> None:
     """Write metrics.csv beside metrics.jsonl, with a column for every name that occurs in any line."""
     lines = [json.loads(line) for line in metrics_file.read_text(encoding="utf-8").splitlines()]
     names = list(dict.fromkeys(name for line in lines for name in line))
-    with open(metrics_file.with_suffix(".csv"), "w", newline="", encoding="utf-8") as out:
-        table = csv.DictWriter(out, names)
-        table.writeheader()
-        table.writerows(lines)
+    text = io.StringIO(newline="")
+    table = csv.DictWriter(text, names)
+    table.writeheader()
+    table.writerows(lines)
+    write_atomically(metrics_file.with_suffix(".csv"), text.getvalue())

@@ -79,6 +79,45 @@ def test_a_failed_build_stops_all_ranks_and_leaves_no_entry(read_cached):
     assert not read_cached.cache.exists() or not list(read_cached.cache.iterdir())
 
 
+def zeroed_tail(file):
+    content = file.read_bytes()
+    file.write_bytes(content[:-4] + bytes(4))
+
+
+def without_its_end(file):
+    file.write_bytes(file.read_bytes()[:-3])
+
+
+DAMAGE = {
+    "a zeroed tail": ("tokens.npy", zeroed_tail),
+    "a zeroed tail of a small array": ("label.npy", zeroed_tail),
+    "cut off": ("starts.npy", without_its_end),
+    "empty": ("grade.npy", lambda file: file.write_bytes(b"")),
+    "gone": ("loss.npy", lambda file: file.unlink()),
+    "another hash": ("made.json", lambda file: file.write_text(file.read_text().replace('"hash": "', '"hash": "0'))),
+    "no checksums": ("checksums.json", without_its_end),
+}
+
+
+@pytest.mark.parametrize(("name", "damage"), DAMAGE.values(), ids=DAMAGE)
+def test_a_damaged_entry_is_made_again_by_one_process(name, damage, read_cached, capfd):
+    first, _ = read_cached()
+    (entry,) = read_cached.cache.iterdir()
+    before = {file.name: file.read_bytes() for file in entry.iterdir()}
+    damage(entry / name)
+    results, calls = read_cached(world=2)
+    assert results == first * 2 and calls == 2
+    assert f"{entry / name} " in capfd.readouterr().err
+    assert {file.name: file.read_bytes() for file in entry.iterdir()} == before
+    assert list(read_cached.cache.iterdir()) == [entry] and read_cached() == (first, 2)
+
+
+def test_an_entry_may_be_read_by_whoever_may_read_the_cache(read_cached):
+    read_cached()
+    (entry,) = read_cached.cache.iterdir()
+    assert entry.stat().st_mode == read_cached.cache.stat().st_mode
+
+
 def hashes(folder, file):
     """(stored hash, computed hash)"""
     examples, _ = cache.open_or_make(str(folder), ["a"], (str(file),), lambda: 1 / 0)

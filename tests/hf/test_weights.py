@@ -1,8 +1,10 @@
 """rm.hf.weights and rm.hf.folder: loading and saving are exact, and every kind of invalid folder has its message."""
 
 import json
+import os
 import re
 import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -236,7 +238,7 @@ def test_a_failed_save_leaves_the_old_model_unchanged(tmp_path, folder, monkeypa
     def full_disk(*args, **settings):
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(weights, "save_file", full_disk)
+    monkeypatch.setattr(safetensors_file, "save_file", full_disk)
     for target in (out, tmp_path / "new"):
         with pytest.raises(OSError, match="no space left"):
             save(model, target, folder, torch.float32)
@@ -551,3 +553,18 @@ def test_a_head_that_differs_from_its_tied_embedding_is_refused(tmp_path):
     rewrite(folder, add)
     assert "lm_head.weight differs from model.embed_tokens.weight, although config.json ties" in load_error(folder)
     reward_model(folder)  # which has no use for a language model's head
+
+
+def test_weights_are_on_the_disk_before_their_folder_has_its_name(tmp_path, folder, monkeypatch):
+    events, fsync, replace = [], os.fsync, os.replace
+
+    def recording_fsync(descriptor):
+        events.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")).name)
+        return fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", recording_fsync)
+    monkeypatch.setattr(os, "replace", lambda old, new: (events.append(f"-> {Path(new).name}"), replace(old, new)))
+    save(tiny.ours(folder), tmp_path / "out", folder, torch.float32)
+    written = {file.name for file in (tmp_path / "out").iterdir()}
+    named = events.index("-> out")
+    assert written | {".out.writing"} <= set(events[:named]) and events[named + 1] == tmp_path.name

@@ -82,3 +82,13 @@ def test_report_command_without_a_folder_prints_its_usage():
     for arguments in ([], ["--help"], ["runs/a", "runs/b", "runs/c"]):
         done = commands.run("rm.report", *arguments)
         assert done.returncode == 1 and "python -m rm.report runs/rm" in done.stderr
+
+
+def test_a_report_that_is_missing_is_written_and_another_is_left_alone(run, monkeypatch):
+    monkeypatch.setattr(training, "training_page", lambda *_: "page")
+    monkeypatch.setattr(dist, "barrier", lambda: None)
+    training.write_report(run, if_missing=True)
+    assert (run / "report.html").read_text() == "page"
+    (run / "report.html").write_text("another")
+    training.write_report(run, if_missing=True)
+    assert (run / "report.html").read_text() == "another"

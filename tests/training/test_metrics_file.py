@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+import pytest
+
 from rm.training.metrics_file import MetricsFile
 
 
@@ -39,3 +41,16 @@ def test_lines_that_did_not_fit_on_a_full_disk_are_written_with_the_next(tmp_pat
     metrics.file = real
     metrics.write({"step": 3})
     assert steps(tmp_path / "metrics.jsonl") == [1, 2, 3]
+
+
+def test_a_last_line_that_was_not_written_is_written_by_flush(tmp_path):
+    metrics = MetricsFile(tmp_path / "metrics.jsonl", 0)
+    metrics.begin()
+    real, metrics.file = metrics.file, Path("/dev/full")
+    metrics.write({"step": 1})
+    with pytest.raises(OSError, match="No space left"):
+        metrics.flush()
+    metrics.file = real
+    metrics.flush()
+    metrics.flush()
+    assert steps(real) == [1]

@@ -234,6 +234,24 @@ def test_a_finished_run_is_reported_and_left_alone(tmp_path, capfd):
         run_ranks(1, main, settings(tmp_path / "out", learning_rate=0.5))
 
 
+@pytest.mark.parametrize("changes", [{}, {"use_lora": True}], ids=["all weights", "lora"])
+def test_the_end_of_a_finished_run_whose_weights_are_damaged_is_done_again(changes, tmp_path, capfd):
+    config = settings(tmp_path / "out", **changes)
+    run_ranks(1, main, config)
+    last = tmp_path / "out" / contract.last_file(config.lora.use_lora)
+    file = last.parent / ("adapter_model.safetensors" if changes else "model.safetensors")
+    size = file.stat().st_size
+    os.truncate(file, size - 100)
+    run_ranks(1, main, config)
+    assert f"this run is finished, but {file} is not a whole safetensors file" in capfd.readouterr().out
+    assert file.stat().st_size == size and last.exists()
+    assert_same(outcome(config), undisturbed(1, **changes))
+    file.unlink()
+    shutil.rmtree(tmp_path / "out" / "checkpoints")
+    with pytest.raises(RuntimeError, match="its weights are damaged, and it has no checkpoint"):
+        run_ranks(1, main, config)
+
+
 def test_a_run_killed_before_its_first_checkpoint_starts_anew(tmp_path):
     config = interrupted(tmp_path / "out", step=2)
     run_ranks(1, main, config)

@@ -123,3 +123,41 @@ def test_the_utilization_of_devices_is_logged_where_it_is_known(tmp_path):
     line, (tokens_per_second,) = run_ranks(1, logged, 0.25)[0]
     assert line["mfu"] == 0.25 and line["tokens_per_second"] == pytest.approx(tokens_per_second, abs=0.01)
     assert "mfu" not in run_ranks(1, logged, None)[0][0]
+
+
+def full_disk(log: run_log.RunLog, lasts: bool) -> None:
+    """Let the next write to metrics.jsonl fail, or all of them."""
+    real = log.metrics.flush
+
+    def fail():
+        log.metrics.flush = fail if lasts else real
+        raise OSError(28, "No space left on device")
+
+    log.metrics.flush = fail
+
+
+def ends_on_a_full_disk(tmp_path, lasts: bool) -> list[dict]:
+    settings = run_log.RunSettings(output_dir=str(tmp_path / "run"))
+    with run_log.RunLog(settings, settings, steps=1, steps_per_epoch=1, facts={}) as log:
+        log.log_step(1, sums(1.0, 2), torch.tensor(1.0), 1e-3, BATCHES, "pairs")
+        full_disk(log, lasts)
+        log.log_evaluation(1, {"loss": 0.5})
+    return [json.loads(line) for line in open(tmp_path / "run" / "metrics.jsonl")]
+
+
+def test_the_last_line_is_written_at_the_end_or_the_run_fails_and_prints_it(tmp_path):
+    (lines,) = run_ranks(1, lambda: ends_on_a_full_disk(tmp_path, lasts=False))
+    assert [line.get("eval_loss") for line in lines] == [None, 0.5]
+    with pytest.raises(RuntimeError, match=r'(?s)OSError: .*No space left.*not in .*metrics.jsonl:.*"eval_loss": 0.5'):
+        run_ranks(1, lambda: ends_on_a_full_disk(tmp_path / "again", lasts=True))
+
+
+def test_what_a_finished_run_lacks_is_written(tmp_path):
+    run_ranks(1, lambda: run(tmp_path, [1.0, 2.0]))
+    folder = tmp_path / "run"
+    table = (folder / "metrics.csv").read_bytes()
+    (folder / "metrics.csv").unlink()
+    (folder / "exit.json").write_text("")
+    run_log.complete(folder)
+    assert (folder / "metrics.csv").read_bytes() == table
+    assert json.loads((folder / "exit.json").read_text())["status"] == "finished"
