@@ -22,7 +22,7 @@ def evaluate(tmp_path, monkeypatch):
     monkeypatch.setattr(eval_rm, "evaluation_page", lambda *_: "page")  # whose figures take seconds
 
     def run(**changes) -> dict[str, bytes]:
-        given = dict(model_name_or_path=str(model), dataset_path=(str(data),), output_dir=str(out))
+        given = dict(model_name_or_path=(str(model),), dataset_path=(str(data),), output_dir=str(out))
         with dist.session(0):
             eval_rm.main(compose(eval_rm.Settings, **given | {"cache_dir": str(tmp_path / "cache")} | changes))
         return {file.name: file.read_bytes() for file in out.iterdir()}
