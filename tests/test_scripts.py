@@ -170,7 +170,7 @@ MISTAKES = {
     "broken JSON": ({"data": '{"chosen": "a", "rejected": "b"}\n{"chosen"'}, "line 2 column 10: is not JSON"),
     "a record without its keys": (
         {"data": '{"instances": [{"text": "a"}]}'},
-        "record 1: has the keys 'text'; expected",
+        "record 1: has the keys 'text': it is a record of text_only, for train_sft.py",
     ),
     "no list": ({"data": '{"instances": 3}'}, "holds no records, but 3"),
     "a wrong type": ({"data": '{"chosen": "a", "rejected": 7}'}, "line 1: 'rejected' is 7; expected a string"),
