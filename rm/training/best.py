@@ -107,4 +107,6 @@ class Best:
         return patience is not None and self.patience_counter >= patience
 
     def __str__(self) -> str:
+        if self.value is None:
+            return f"none: no {self.settings.metric} was finite"
         return f"step {self.step} with {self.settings.metric} {self.value:.4g}"

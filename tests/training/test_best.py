@@ -60,6 +60,12 @@ def test_a_perplexity_is_better_when_it_is_lower():
     assert not BestSettings(metric_for_best_model="eval_token_accuracy").lower_is_better
 
 
+def test_a_run_without_a_finite_evaluation_says_so():
+    never = Best(BestSettings())
+    never.take(1, {"eval_loss": float("nan")})
+    assert str(never) == "none: no eval_loss was finite"
+
+
 def test_evaluations_of_other_data_do_not_count(monkeypatch):
     said = []
     monkeypatch.setattr(best.dist, "say", said.append)
