@@ -347,9 +347,9 @@ def test_every_setting_declared_for_the_hub_is_replaced_by_a_local_path(script, 
         elif kind != "data":
             given[name], expected[name] = f"hub:o/{name}@v1", f"{tmp_path}/model/o/{name}/v1"
         else:
-            given[name] = (f"hub:o/{name}/a.json", "set=hub:o/d/b.json@v1", "here.json")
-            first, second = f"{tmp_path}/dataset/o/{name}/main/a.json", f"set={tmp_path}/dataset/o/d/v1/b.json"
-            expected[name] = (first, second, "here.json")
+            given[name] = (f"one=hub:o/{name}/a.json", "set=hub:o/d/b.json@v1", "two=here.json")
+            first, second = f"one={tmp_path}/dataset/o/{name}/main/a.json", f"set={tmp_path}/dataset/o/d/v1/b.json"
+            expected[name] = (first, second, "two=here.json")
     settings = compose(script.Settings, **given)
     fetched = hub.fetched(settings)
     assert type(fetched) is script.Settings and flatten(fetched) == flatten(settings) | expected

@@ -141,7 +141,7 @@ def ends_on_a_full_disk(tmp_path, lasts: bool) -> list[dict]:
     with run_log.RunLog(settings, settings, steps=1, steps_per_epoch=1, facts={}) as log:
         log.log_step(1, sums(1.0, 2), torch.tensor(1.0), 1e-3, BATCHES, "pairs")
         full_disk(log, lasts)
-        log.log_evaluation(1, {"loss": 0.5})
+        log.log_evaluation(1, {"": {"loss": 0.5}})
     return [json.loads(line) for line in open(tmp_path / "run" / "metrics.jsonl")]
 
 
