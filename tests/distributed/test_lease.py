@@ -10,6 +10,7 @@ from dataclasses import replace
 import pytest
 
 from rm.distributed import lease
+from rm.distributed import process_group as dist
 from rm.distributed.lease import FILE, RUNS_OUT_AFTER, Lease
 from tests import commands
 from tests.ranks import run_ranks
@@ -177,7 +178,9 @@ def test_without_hard_links_the_second_run_is_refused_as_well(tmp_path, monkeypa
 def test_the_lease_of_a_group_is_that_of_its_first_rank(tmp_path):
     def hold():
         with lease.held(str(tmp_path)):
-            return os.getpid(), json.loads((tmp_path / FILE).read_text())["pid"]
+            found = os.getpid(), json.loads((tmp_path / FILE).read_text())["pid"]
+            dist.barrier()  # the first rank releases it
+        return found
 
     (first, holder), (second, _) = run_ranks(2, hold)
     assert first == holder != second and not (tmp_path / FILE).exists()
