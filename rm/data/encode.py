@@ -221,10 +221,10 @@ class Encoder:
 
     @cached_property
     def _special_strings(self) -> list[tuple[str, list[str]]]:
-        """Strings of special tokens, and those that templates write, by their first two characters."""
+        """Strings of special tokens, and those that templates write, by their first character: most texts lack it."""
         by_beginning: dict[str, list[str]] = {}
         for special in {*self.tokenizer.special, *TEMPLATE_STRINGS}:
-            by_beginning.setdefault(special[:2], []).append(special)
+            by_beginning.setdefault(special[:1], []).append(special)
         return list(by_beginning.items())
 
     def _looks_prerendered(self, text: str) -> bool:

@@ -93,7 +93,7 @@ def pair(better: str, worse: str) -> Callable[[Fields], Sample]:
         if not 0 <= label <= 1:
             raise ValueError(f"'label' is {label:g}; expected the probability, 0 to 1, that the first text is better")
         sample = _compared(fields, [(better, chosen), (worse, rejected)], [1.0, 0.0], label)
-        return replace(sample, margin=margin)
+        return replace(sample, margin=margin) if margin else sample
 
     return read
 
