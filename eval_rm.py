@@ -31,6 +31,7 @@ from rm.distributed.sharding import ParallelSettings
 from rm.evaluation.results import Result, ensemble, evaluation_report
 from rm.files import read_json, temporary_name, write_together
 from rm.hf import build, hub
+from rm.hf.build import HeadSettings
 from rm.model.heads import RewardModel
 from rm.report.evaluation import evaluation_page, terminal_table
 from rm.scoring import contract
@@ -40,20 +41,13 @@ from rm.training.run_log import check_unused, provenance, say_what_runs
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelsSettings(SettingsGroup):
+class ModelsSettings(HeadSettings):
     """Models"""
 
     model_name_or_path: tuple[str, ...] = setting(
         REQUIRED, "reward model: folder or hub id, org/name or org/name@revision; of several, rewards are averaged",
         hub="model",
     )  # fmt: skip
-    reward_label: int | None = setting(
-        None, "which output of a reward head that has several is the reward, counted from 0"
-    )
-
-    def check(self) -> None:
-        if self.reward_label is not None and self.reward_label < 0:
-            raise ValueError(f"--reward_label must be at least 0, got {self.reward_label}")
 
 
 @dataclass(frozen=True, kw_only=True)

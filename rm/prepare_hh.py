@@ -55,10 +55,10 @@ def read_pairs(paths: list[str], keys: KeySettings | None = None) -> tuple[dict[
     left_out: Counter = Counter()
     for located in SampleReader(PREFERENCE, keys).read(paths):
         try:
-            grade = located.sample.signed_grade
+            is_tied = located.sample.is_tied
         except ValueError as error:
             raise ValueError(f"{located.where}: {error}") from None
-        if grade.max() == grade.min():
+        if is_tied:
             left_out["neither reply is better"] += 1
             continue
         chosen, rejected = located.sample.best_and_worst()
@@ -158,8 +158,7 @@ def main(argv: list[str] | None = None) -> None:
     add("--sft", metavar="N", type=size, default=10_000, help='texts for SFT, or "all" the rest (default %(default)s)')
     add("--rm", metavar="N", type=size, default=12_000, help="pairs for the reward model (default %(default)s)")
     add("--test", metavar="N", type=size, default=0, help="pairs to test it on (default %(default)s)")
-    add("--data_keys", metavar="NAME=KEY", nargs="+", default=[], help="names of keys, as for train_rm.py")
-    add("--ignore_keys", metavar="KEY", nargs="+", default=[], help="keys of records to pass over")
+    KeySettings.add_flags(parser)
     add("--seed", type=int, default=0, help="random seed of the draw (default %(default)s)")
     args = parser.parse_args(argv)
 
@@ -169,10 +168,8 @@ def main(argv: list[str] | None = None) -> None:
     for name in sizes:
         if (args.output_dir / f"{name}.json").exists():
             raise ValueError(f"{args.output_dir}/{name}.json exists already: choose another --output_dir")
-    conversations, left_out = read_pairs(
-        [path for file in args.files for path in hub.data(file)],
-        KeySettings(data_keys=tuple(args.data_keys), ignore_keys=tuple(args.ignore_keys)),
-    )
+    files = [path for file in args.files for path in hub.data(file)]
+    conversations, left_out = read_pairs(files, KeySettings.of(args))
     print(f"{sum(map(len, conversations.values())):,} usable pairs of {len(conversations):,} conversations")
     for reason, count in left_out.most_common():
         print(f"left out: {count:,} ({reason})")

@@ -22,6 +22,7 @@ from pathlib import Path
 import torch
 
 import rm
+from tests.ranks import running
 
 ROOT = Path(__file__).parent.parent
 
@@ -62,16 +63,8 @@ def call(
     context = multiprocessing.get_context("fork")
     with tempfile.TemporaryFile("w+") as stdout, tempfile.TemporaryFile("w+") as stderr:
         ranks = [context.Process(target=_process, args=(function, v, stdout, stderr), daemon=True) for v in variables]
-        for stream in (sys.stdout, sys.stderr):
-            stream.flush()  # otherwise every process would print what is buffered now
-        for process in ranks:
-            process.start()
-        try:
+        with running(ranks):
             code = _first_failure(ranks, timeout)
-        finally:
-            for process in ranks:
-                process.kill()
-                process.join()
         stdout.seek(0), stderr.seek(0)
         return subprocess.CompletedProcess(function, code, stdout.read(), stderr.read())
 

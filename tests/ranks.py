@@ -8,6 +8,7 @@
 The processes inherit what the caller has imported and created, so that `function` may be a closure.
 """
 
+import contextlib
 import datetime
 import faulthandler
 import multiprocessing
@@ -16,7 +17,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from multiprocessing.connection import wait
 from pathlib import Path
 
@@ -40,15 +41,8 @@ def run_ranks(world_size: int, function: Callable, *args, timeout: float = TIMEO
             context.Process(target=_rank, args=(rank, world_size, folder, timeout, function, args), daemon=True)
             for rank in range(world_size)
         ]
-        sys.stdout.flush()  # otherwise every rank would print what is buffered now
-        for process in ranks:
-            process.start()
-        try:
+        with running(ranks):
             codes = _exit_codes(ranks, timeout)
-        finally:
-            for process in ranks:
-                process.kill()
-                process.join()
 
         errors = sorted(folder.glob("*.error"), key=lambda file: file.stat().st_mtime_ns)
         if errors:  # report the first to fail: the others may have failed because they lost it
@@ -58,6 +52,21 @@ def run_ranks(world_size: int, function: Callable, *args, timeout: float = TIMEO
         if len(codes) < world_size:
             raise TimeoutError(f"{function} on {world_size} ranks did not end within {timeout} s")
         return [torch.load(folder / f"{rank}.result", weights_only=False) for rank in range(world_size)]
+
+
+@contextlib.contextmanager
+def running(processes: list) -> Iterator[None]:
+    """Start forked processes, and kill those that are left at the end of the block."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()  # otherwise every process would print what is buffered now
+    for process in processes:
+        process.start()
+    try:
+        yield
+    finally:
+        for process in processes:
+            process.kill()
+            process.join()
 
 
 def _exit_codes(ranks: list, timeout: float) -> dict[int, int]:

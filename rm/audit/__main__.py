@@ -17,6 +17,7 @@ from pathlib import Path
 from rm import cli
 from rm.audit.report import format_report, make_report, positive_findings
 from rm.data import chat
+from rm.data.reader import KeySettings
 from rm.data.split import SPLITS
 from rm.distributed import process_group as dist
 from rm.hf import hub
@@ -42,8 +43,7 @@ def parser() -> argparse.ArgumentParser:
         "--dialogue_format", choices=tuple(chat.DIALOGUE_FORMATS), help="with --tokenizer: plain format, as in training"
     )
     add("--max_length", metavar="N", type=int, help="with --tokenizer: find pairs that truncation to N would spoil")
-    add("--data_keys", metavar="NAME=KEY", nargs="+", default=[], help="names of keys, as for train_rm.py")
-    add("--ignore_keys", metavar="KEY", nargs="+", default=[], help="keys of records to pass over")
+    KeySettings.add_flags(parser)
     add("--json", metavar="FILE", type=Path, help="also write the report to FILE as JSON")
     add("--fail_on", choices=FAIL_ON, default="error", help="lowest severity for status 1 (default %(default)s)")
     return parser

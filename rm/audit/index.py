@@ -122,7 +122,7 @@ def read_pairs(paths: Sequence[str | Path], keys: KeySettings | None = None) -> 
         ):
             columns.extend(values)
         subset.append(subset_index.setdefault(sample.subset or Path(paths[file]).name, len(subset_index)))
-        tied.append(bool(sample.signed_grade.max() == sample.signed_grade.min()))
+        tied.append(sample.is_tied)
         record.append(number)
     # (N, 7 columns, 2 sides) -> 7 arrays of (N, 2)
     full_hash, prompt_hash, continued_by_other, has_reply, *lengths = np.moveaxis(

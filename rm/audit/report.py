@@ -31,7 +31,7 @@ def make_report(args: argparse.Namespace) -> dict:
         ValueError: arguments that exclude each other, or input that cannot be read.
     """
     _check_arguments(args)
-    keys = KeySettings(data_keys=tuple(args.data_keys), ignore_keys=tuple(args.ignore_keys))
+    keys = KeySettings.of(args)
     pairs = read_pairs(args.files, keys)
     report = {"sets": [_report_set(pairs, args.files, args, keys)], "across": []}
     if args.eval:

@@ -135,7 +135,8 @@ def join(prompt: Text | None, reply: Text, key: str) -> Text | Bare:
 
 def _is_full(text: str) -> bool:
     """Whether a string is a full text of marked turns, from the user's first on."""
-    return text.startswith(("\n\nHuman:", "Human:", "###Human:"))  # as messages.TURN_MARKERS
+    marker = messages.turn_marker(text)
+    return marker is not None and marker.match(text)[1] == "Human"
 
 
 def is_whole(value) -> bool:

@@ -4,6 +4,7 @@ Records are numbered from 0 over all files read together. Where a schema has one
 consecutive records of one prompt are one sample, with the number and the place of the first of them.
 """
 
+import argparse
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -37,6 +38,18 @@ class KeySettings(SettingsGroup):
     def renamed(self) -> dict[str, str]:
         """Name of a key in `rm.data.schemas` -> the name that the records have for it."""
         return dict(entry.partition("=")[::2] for entry in self.data_keys)
+
+    @staticmethod
+    def add_flags(parser: argparse.ArgumentParser) -> None:
+        """Add these settings to a command that is not made of settings."""
+        add = parser.add_argument
+        add("--data_keys", metavar="NAME=KEY", nargs="+", default=[], help="names of keys, as for train_rm.py")
+        add("--ignore_keys", metavar="KEY", nargs="+", default=[], help="keys of records to pass over")
+
+    @classmethod
+    def of(cls, args: argparse.Namespace) -> "KeySettings":
+        """The settings that such a command was given."""
+        return cls(data_keys=tuple(args.data_keys), ignore_keys=tuple(args.ignore_keys))
 
 
 class Located(NamedTuple):

@@ -80,6 +80,12 @@ class Sample:
             raise ValueError("has responses without 'ranks' or 'scores', so nothing says which of them is better")
         return np.array(self.grade) * np.sign(self.label - 0.5)
 
+    @property
+    def is_tied(self) -> bool:
+        """Whether no text is better than another."""
+        grade = self.signed_grade
+        return bool(grade.max() == grade.min())
+
     def best_and_worst(self) -> tuple[list[Message], list[Message]]:
         """The dialogues of the best and the worst text; of equally good ones the first and the last."""
         grade, dialogues = self.signed_grade, self.dialogues()

@@ -111,18 +111,20 @@ def _answer(value):
 
 def _two(fields: Fields, first: str, second: str, preferred: float) -> Sample:
     """A pair of replies, of which the first is better where `preferred` is positive; 0 is a tie."""
-    sides = [(first, fields.get(first)), (second, fields.get(second))]
-    if preferred < 0:
-        sides.reverse()
-    return _compared(fields, sides, [1.0, 0.0], label=1.0 if preferred else 0.5)
+    sides, label = _better_first([(key, fields.get(key)) for key in (first, second)], preferred)
+    return _compared(fields, sides, [1.0, 0.0], label)
 
 
-def voted(first: str, second: str, *verdicts: str) -> Callable[[Fields], Sample]:
+def _better_first(sides: list, preferred: float) -> tuple[list, float]:
+    """(two sides, the better one first, the label of the pair); the first is better where `preferred` is positive."""
+    return (sides[::-1] if preferred < 0 else sides), (1.0 if preferred else 0.5)
+
+
+def voted(first: str, second: str, verdict: str) -> Callable[[Fields], Sample]:
     """Reads two replies and a word that says which is better."""
 
     def read(fields: Fields) -> Sample:
-        key = fields.first_of(verdicts)
-        return _two(fields, first, second, _verdict(fields.get(key), key, first, second))
+        return _two(fields, first, second, _verdict(fields.get(verdict), verdict, first, second))
 
     return read
 
@@ -203,9 +205,8 @@ def arena_55k(fields: Fields) -> Sample:
             raise ValueError(f"has {len(prompts)} turns of 'prompt' and {len(replies)} replies; expected one for each")
         turns = [(user(prompt), assistant(reply)) for prompt, reply in zip(prompts, replies, strict=True)]
         texts.append([message for turn in turns for message in turn])
-    if wins[0] < wins[1]:
-        texts.reverse()
-    return Sample("", texts, [1.0, 0.0], 1.0 if wins[0] != wins[1] else 0.5)
+    texts, label = _better_first(texts, wins[0] - wins[1])
+    return Sample("", texts, [1.0, 0.0], label)
 
 
 def _list_of_turns(value, key: str) -> list[str]:
@@ -222,10 +223,8 @@ def conversations(first: str, second: str) -> Callable[[Fields], Sample]:
         turn = fields.get("turn")
         end = 2 * int(number(turn, "turn")) if turn is not None else None
         sides = [messages.dialogue(fields.get(key), key, fields.seen)[:end] for key in (first, second)]
-        preferred = _verdict(fields.get("winner"), "winner", first, second)
-        if preferred < 0:
-            sides.reverse()
-        return Sample("", sides, [1.0, 0.0], 1.0 if preferred else 0.5)
+        sides, label = _better_first(sides, _verdict(fields.get("winner"), "winner", first, second))
+        return Sample("", sides, [1.0, 0.0], label)
 
     return read
 
@@ -387,11 +386,11 @@ def capybara_dpo(fields: Fields) -> Sample:
 
 
 def preference_collection(fields: Fields) -> Sample:
-    fields.record = fields.record | {"prompt": fields.get("orig_instruction")}
     # A judge's prompt and answer, which say the same in other words.
     fields.used.update(("instruction", "input", "output"))
-    preferred = _verdict(fields.get("orig_preference"), "orig_preference", "A", "B")
     fields.record = {key: value for key, value in fields.record.items() if key not in ("instruction", "input")}
+    fields.record["prompt"] = fields.get("orig_instruction")
+    preferred = _verdict(fields.get("orig_preference"), "orig_preference", "A", "B")
     return _two(fields, "orig_response_A", "orig_response_B", preferred)
 
 

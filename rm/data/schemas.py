@@ -4,7 +4,7 @@ A schema is recognized by the keys that a record has. The rows stand in the orde
 specific ones first. What no schema reads is never dropped silently: a key that carries text or meaning is an error,
 unless its text stands in the sample already; any other key is passed over, and counted.
 
-A record's prompt, system message, history and tools are read in the same way for all schemas (`_Fields.prompt`), under
+A record's prompt, system message, history and tools are read in the same way for all schemas (`Fields.prompt`), under
 every name that public data sets have for them. `docs/data.md` shows each schema. The functions raise ValueError without
 naming the record, which only the caller knows.
 """
@@ -155,9 +155,8 @@ class Reader:
         for key in sorted(unread):
             value = record[key]
             is_text = isinstance(value, str) and len(value.split()) > 1
-            if (is_text or isinstance(value, list) and isinstance(next(iter(value), None), dict)) and not _is_said(
-                key, value, sample
-            ):
+            are_objects = isinstance(value, list) and isinstance(next(iter(value), None), dict)
+            if (is_text or are_objects) and not _is_said(key, value, sample):
                 raise ValueError(
                     f"has no prompt beside {sample.schema}, but the unknown key {key!r}: if it is the prompt, "
                     f"--data_keys prompt={key}; if not, pass it over with --ignore_keys {key}"
@@ -261,8 +260,8 @@ def _has_prompt(record: dict) -> bool:
     return any(key in record for key in (*PROMPTS, "messages"))
 
 
-def _is_word(*keys: str) -> Callable[[dict], bool]:
-    return lambda record: all(isinstance(record[key], str | int) for key in keys)
+def _is_word(key: str) -> Callable[[dict], bool]:
+    return lambda record: isinstance(record[key], str | int)
 
 
 def _is_text(key: str) -> Callable[[dict], bool]:

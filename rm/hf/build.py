@@ -36,7 +36,20 @@ NO_SCORE = "{folder} is not a reward model: it holds no score.weight. Train one 
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelSettings(SettingsGroup):
+class HeadSettings(SettingsGroup):
+    """Reward head"""
+
+    reward_label: int | None = setting(
+        None, "which output of a reward head that has several is the reward, counted from 0"
+    )
+
+    def check(self) -> None:
+        if self.reward_label is not None and self.reward_label < 0:
+            raise ValueError(f"--reward_label must be at least 0, got {self.reward_label}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSettings(HeadSettings):
     """Model"""
 
     model_name_or_path: str = setting(
@@ -45,13 +58,6 @@ class ModelSettings(SettingsGroup):
         may_change=True,
         hub="model",
     )
-    reward_label: int | None = setting(
-        None, "which output of a reward head that has several is the reward, counted from 0"
-    )
-
-    def check(self) -> None:
-        if self.reward_label is not None and self.reward_label < 0:
-            raise ValueError(f"--reward_label must be at least 0, got {self.reward_label}")
 
 
 @dataclass(frozen=True)
