@@ -44,6 +44,8 @@ def key(dialogue: list[Message]) -> int:
 
 
 def key_of(sample: Sample) -> int:
-    """The key of a sample's conversation."""
+    """The key of a sample's conversation; 0 where it has no text, as UltraFeedback's prompts without completions."""
+    if not sample.texts:
+        return 0
     text = sample.texts[0]
     return key(text.dialogue() if isinstance(text, Bare) else turns(text))

@@ -15,7 +15,7 @@ from rm.data.encode import Encoder, PendingRecord, Task
 from rm.data.examples import Examples
 from rm.data.messages import Text
 from rm.data.reader import KeySettings, SampleReader
-from rm.data.sample import Sample
+from rm.data.sample import Bare, Sample
 from rm.data.sets import UNNAMED, held_out_sets
 from rm.data.split import SplitSettings, leak, split
 from rm.data.tokenizer import Tokenizer
@@ -262,8 +262,6 @@ def read(
 
     def pending() -> Iterator[PendingRecord]:
         for number, file, where, sample in reader.read(paths):
-            if task is Task.PREFERENCE and sample.grade is None:
-                raise ValueError(f"{where}: has neither 'ranks' nor 'scores', so no reply is known to be better")
             try:
                 texts, loss_from = writer.write(sample)
             except ValueError as error:
@@ -287,7 +285,7 @@ def read(
             for reason, first in encoder.first_dropped.items()
         },
         lengths=_summary(encoder),
-        warnings=tuple(warnings(task, encoder, reader)),
+        warnings=tuple(warnings(task, encoder, reader, writer)),
     )
     if not len(examples):
         names = ", ".join(map(str, paths)) or "no file given"
@@ -316,6 +314,7 @@ class TextWriter:
 
     Attributes:
         bare: how prompts and replies that are bare strings were written; None: there were none.
+        run_together: samples whose prompt and reply were joined although nothing separates them.
     """
 
     def __init__(self, task: Task, template: ChatTemplate | None, bare_text: str):
@@ -325,6 +324,7 @@ class TextWriter:
         self._text2text_as_dialogue = explicit if bare_text == "auto" else self._as_dialogue
         self._splits_full_texts = explicit and not task.reads_demonstrations
         self.bare: str | None = None
+        self.run_together = 0
 
     def write(self, sample: Sample) -> tuple[list[Text], int]:
         """(the full texts of a sample, the number of characters at the beginning that carry no loss)"""
@@ -332,11 +332,17 @@ class TextWriter:
             return sample.written(as_messages=self._splits_full_texts), 0
         as_dialogue = self._text2text_as_dialogue if sample.joined_by_default else self._as_dialogue
         self.bare = f"bare prompts and replies {'as dialogues' if as_dialogue else 'joined'}"
+        self.run_together += not as_dialogue and any(map(_runs_together, sample.texts))
         texts = sample.written(as_dialogue, self._splits_full_texts)
         return texts, 0 if as_dialogue else sample.loss_from
 
 
-def warnings(task: Task, encoder: Encoder, reader: SampleReader) -> Iterator[str]:
+def _runs_together(text: Text | Bare) -> bool:
+    """Whether a prompt that is a word's or a sentence's end is joined to a reply that begins with a word."""
+    return isinstance(text, Bare) and not text.prompt[-1:].isspace() and text.reply[:1].isalnum()
+
+
+def warnings(task: Task, encoder: Encoder, reader: SampleReader, writer: TextWriter) -> Iterator[str]:
     """What a person should know of data that has been read."""
     if encoder.prerendered:
         yield (
@@ -357,6 +363,13 @@ def warnings(task: Task, encoder: Encoder, reader: SampleReader) -> Iterator[str
         )
     if reader.not_found:
         yield f"no record has the key of --data_keys {' '.join(reader.not_found)}"
+    if reader.nothing_ignored:
+        yield f"no record has the key of --ignore_keys {' '.join(reader.nothing_ignored)}"
+    if writer.run_together:
+        yield (
+            f"{writer.run_together:,} records have a prompt and a reply that are joined without a blank or a line break "
+            f"between them: end the prompts or begin the replies with one, or give --bare_text dialogue"
+        )
     if reader.tied:
         yield f"{reader.tied:,} pairs have equal scores on both sides, and count as strict preferences"
 

@@ -145,7 +145,9 @@ class Encoder:
             return self._drop(record, "with empty text")
         # Such as HelpSteer2, shuffled: the rows of one prompt are apart.
         if self.task is Task.PREFERENCE and len(texts) < 2:
-            return self._drop(record, "with one reply, which is compared to none")
+            return self._drop(record, "with fewer than two replies to compare")
+        if self.task is Task.PREFERENCE and record.sample.grade is None:
+            return self._drop(record, "without ranks, scores or a winner, so no reply is known to be better")
         try:
             rendered = [self._render_text(text, record) for text in texts]
         except RepliesNotFound as error:

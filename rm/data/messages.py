@@ -74,11 +74,13 @@ class Seen:
     Attributes:
         ignore: keys of messages that the user wants passed over.
         passed_over: keys of messages that have no meaning here.
+        ignored: of `ignore`, the keys that were there.
         without_loss: positions of the messages that are not to carry loss, in the last list that was read.
     """
 
     ignore: frozenset[str] = frozenset()
     passed_over: set[str] = field(default_factory=set)
+    ignored: set[str] = field(default_factory=set)
     without_loss: set[int] = field(default_factory=set)
 
 
@@ -202,7 +204,10 @@ def _message_with_more(value: dict, role: str, content_key: str, key: str, seen:
     """A message that has more than a role and a content."""
     message, carries_loss = {"role": role}, True
     for name, entry in value.items():
-        if name == content_key or name in ("role", "from") or name in seen.ignore:
+        if name == content_key or name in ("role", "from"):
+            continue
+        if name in seen.ignore:
+            seen.ignored.add(name)
             continue
         entry = without_nulls(entry)
         if entry is None or entry == [] or entry == "":  # an absent key, as Parquet and `datasets` write it

@@ -96,6 +96,11 @@ class SampleReader:
         return [f"{ours}={key}" for ours, key in self._reader.data_keys.items() if ours not in self._reader.found]
 
     @property
+    def nothing_ignored(self) -> list[str]:
+        """Of --ignore_keys, those that neither a record nor a message had."""
+        return sorted(self._reader.ignore_keys - self._reader.ignored)
+
+    @property
     def tied(self) -> int:
         """Pairs whose two sides have equal scores, although one is called better."""
         return self._reader.tied

@@ -68,6 +68,7 @@ def _continues(text: Text | Bare, turns: list[Message]) -> bool:
 
 def _check_inner(value: dict, key: str, known: tuple[str, ...], fields: Fields) -> None:
     """Refuse keys of an object in a record that nothing reads."""
+    fields.seen.ignored |= value.keys() & fields.seen.ignore
     for name in value.keys() - set(known) - fields.seen.ignore:
         if value[name] is not None and not is_empty(value[name]):
             raise ValueError(f"{key!r} has {name!r}, which is not used: pass it over with --ignore_keys {name}")
@@ -223,7 +224,9 @@ def conversations(first: str, second: str) -> Callable[[Fields], Sample]:
         turn = fields.get("turn")
         end = 2 * int(number(turn, "turn")) if turn is not None else None
         sides = [messages.dialogue(fields.get(key), key, fields.seen)[:end] for key in (first, second)]
-        sides, label = _better_first(sides, _verdict(fields.get("winner"), "winner", first, second))
+        if (winner := fields.get("winner")) is None:
+            return Sample("", sides)
+        sides, label = _better_first(sides, _verdict(winner, "winner", first, second))
         return Sample("", sides, [1.0, 0.0], label)
 
     return read

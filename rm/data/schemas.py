@@ -35,6 +35,8 @@ MEANINGFUL = {
     "rejected_reasoning", "cot", "think", "choices", "options", "definition", "persona", "system_instruction",
     "context_messages", "user_prompt", "user_input",
 }  # fmt: skip
+# Parts of the names of keys that carry what a model thought before it replied, as in s1K's deepseek_thinking_trajectory
+THOUGHTS = ("thinking", "reasoning", "thought")
 TIED_SCORES = (
     ("score_chosen", "score_rejected"), ("chosen_score", "rejected_score"), ("rating_chosen", "rating_rejected"),
     ("chosen_rating", "rejected_rating"), ("chosen-rating", "rejected-rating"),
@@ -70,11 +72,12 @@ class Reader:
     used: set[str] = field(default_factory=set)  # keys of records that were read
     passed_over: set[str] = field(default_factory=set)  # keys without meaning
     found: set[str] = field(default_factory=set)  # of `data_keys`, those whose key a record had
+    ignored: set[str] = field(default_factory=set)  # of `ignore_keys`, those that a record or a message had
     tied: int = 0  # pairs whose two sides have equal scores, or that are marked as a tie, in keys without meaning here
     _candidates: dict[tuple[str, ...], list[Schema]] = field(default_factory=dict, repr=False)
 
     def __post_init__(self):
-        self._seen = Seen(frozenset(self.ignore_keys), self.passed_over)
+        self._seen = Seen(frozenset(self.ignore_keys), self.passed_over, self.ignored)
 
     def schema_of(self, record: dict) -> Schema:
         """The schema of a record that `prepared` returned."""
@@ -91,6 +94,7 @@ class Reader:
 
     def prepared(self, record: dict) -> dict:
         """A record without nulls, which mean absence, its keys renamed as the settings say."""
+        self.ignored |= record.keys() & self.ignore_keys
         if None in record.values():
             record = {key: value for key, value in record.items() if value is not None}
         if not self.data_keys and not self.ignore_keys:
@@ -136,7 +140,7 @@ class Reader:
 
     def _check_unread(self, record: dict, unread: set[str], sample: Sample) -> None:
         for key in sorted(unread):
-            means = key.strip().lower() in MEANINGFUL  # under whatever spelling
+            means = _is_meaningful(key)
             if means and is_empty(record[key]):
                 continue
             if means and not _is_said(key, record[key], sample):
@@ -182,6 +186,11 @@ def demonstration(record: dict) -> Sample:
 def preference(record: dict) -> Sample:
     """The sample of one record with replies to compare or to score."""
     return Reader(PREFERENCE).sample(record)
+
+
+def _is_meaningful(key: str) -> bool:
+    spelled = key.strip().lower()
+    return spelled in MEANINGFUL or any(part in spelled for part in THOUGHTS)
 
 
 def _is_tied(record: dict) -> bool:
@@ -338,6 +347,10 @@ PREFERENCES = (
                 "FastChat clean_battle_data.py (Arena 33k, 100k, MT-Bench), tinker-cookbook (Arena 140k)"),
     _preference("messages_a/messages_b/winner", "messages_a messages_b winner",
                 readers.conversations("messages_a", "messages_b"), "data card lmarena-ai/search-arena-24k"),
+    # Battles of the arena that nobody judged have a null as their winner.
+    *(_preference(f"{first}/{second}", f"{first} {second}", readers.conversations(first, second),
+                  "data card lmarena-ai/search-arena-24k")
+      for first, second in (("conversation_a", "conversation_b"), ("messages_a", "messages_b"))),
     *(_preference(f"{first}/{second}/{verdict}", f"{first} {second} {verdict}", readers.voted(first, second, verdict),
                   "data card lmarena-ai/PPE-Human-Preference-V1, Kaggle WSDM Cup; own data", when=_is_word(verdict))
       for first, second in (("response_a", "response_b"), ("response_A", "response_B"), ("response_1", "response_2"),
@@ -356,7 +369,7 @@ PREFERENCES = (
     _preference("context/completions", "context completions", readers.ranked_list("completions", "completion", "rank"),
                 "NeMo-RL preference_datasets/preference_dataset.py", when=_has("completions", "rank", "completion")),
     _preference("UltraFeedback", "instruction completions", readers.ultrafeedback, "OpenBMB/UltraFeedback README",
-                when=_has("completions", "response")),
+                when=lambda record: record["completions"] == [] or _has("completions", "response")(record)),
     _preference("Nectar", "prompt answers", readers.ranked_list("answers", "answer", "rank"),
                 "open-instruct scripts/data/preferences/nectar.py", when=_has("answers", "answer", "rank")),
     _preference("stack-exchange-preferences", "question answers", readers.scored_list("answers", "text", "pm_score"),

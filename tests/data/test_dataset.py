@@ -597,8 +597,37 @@ def test_a_row_with_too_few_or_too_many_fields_is_named(tmp_path, plain):
 def test_a_single_reply_is_left_out_of_preferences_but_scored(plain, file):
     rows = [{"prompt": p, "response": r, "helpfulness": g} for p, r, g in [("a", "b", 1), ("a", "c", 2), ("d", "e", 3)]]
     examples, report = dataset.read(Task.PREFERENCE, [file(lines(rows))], plain, 512)
-    assert examples.record.tolist() == [0] and report.dropped == {"with one reply, which is compared to none": 1}
+    assert examples.record.tolist() == [0] and report.dropped == {"with fewer than two replies to compare": 1}
     assert len(dataset.read(Task.SCORING, [file(lines(rows))], plain, 512)[0]) == 2
+
+
+def test_replies_that_nobody_judged_are_left_out(plain, file):
+    """search-arena-24k has nulls among its winners, UltraFeedback prompts without completions."""
+    sides = {f"messages_{side}": [{"role": "user", "content": "q"}, {"role": "assistant", "content": side}]
+             for side in "ab"}  # fmt: skip
+    rows = [sides | {"winner": "model_b"}, sides | {"winner": None}, {"instruction": "q", "completions": []}]
+    template = chat.choose_template(None, "hh", plain)
+    examples, report = dataset.read(Task.PREFERENCE, [file(lines(rows))], plain, 512, template)
+    assert examples.record.tolist() == [0]
+    assert report.dropped == {
+        "without ranks, scores or a winner, so no reply is known to be better": 1,
+        "with fewer than two replies to compare": 1,
+    }
+
+
+@pytest.mark.parametrize("key", ["thinking_trajectories", "deepseek_thinking_trajectory"])
+def test_a_thought_under_an_unknown_name_is_refused(key, plain, file):
+    rows = [{"question": "1+1?", "solution": "2", key: ["One and one."]}]
+    assert_one_line_error(lambda: dataset.read(Task.SFT, [file(lines(rows))], plain, 512), f"has '{key}' beside")
+
+
+def test_prompts_that_run_into_their_replies_and_keys_that_are_not_there_are_said(plain, file):
+    rows = [{"prompt": "2+2?", "response": "4", "id": 1}, {"prompt": "2+2?\n", "response": "4", "id": 2}]
+    keys = KeySettings(ignore_keys=("id", "sorce"))
+    _, report = dataset.read(Task.SFT, [file(lines(rows))], plain, 512, bare_text="plain", keys=keys)
+    assert report.warnings[0] == "no record has the key of --ignore_keys sorce"
+    assert report.warnings[1].startswith("1 records have a prompt and a reply that are joined without a blank")
+    assert len(report.warnings) == 2
 
 
 def test_a_column_that_stands_twice_is_named(tmp_path, plain):
@@ -639,7 +668,7 @@ def test_warnings_say_what_a_person_should_know_of_the_data(plain, file):
     def warnings(records):
         return dataset.read(Task.PREFERENCE, [file(lines(records))], plain, 512)[1].warnings
 
-    pair = {"prompt": "a", "chosen": "b", "rejected": "c"}
+    pair = {"prompt": "a\n", "chosen": "b", "rejected": "c"}
     assert warnings([pair, pair | {"label": 1}, pair | {"label": 0.5}]) == ()
     (warning,) = warnings([pair | {"label": 1}, pair | {"label": 0}])
     assert warning.startswith("'label' is 0 in 1 records and never between 0 and 1.")
@@ -648,7 +677,7 @@ def test_warnings_say_what_a_person_should_know_of_the_data(plain, file):
     (warning,) = warnings([pair, {"chosen": "a<|endoftext|>", "rejected": "b"}])
     assert warning.startswith("1 records have plain texts with strings such as") and "--parse_special_tokens" in warning
     keys = KeySettings(data_keys=("prompt=a", "chosen=god"))
-    report = dataset.read(Task.PREFERENCE, [file(lines([pair | {"a": "q"}]))], plain, 512, keys=keys)[1]
+    report = dataset.read(Task.PREFERENCE, [file(lines([pair | {"a": "q\n"}]))], plain, 512, keys=keys)[1]
     assert report.warnings == ("no record has the key of --data_keys chosen=god",)
 
 
