@@ -367,8 +367,8 @@ def warnings(task: Task, encoder: Encoder, reader: SampleReader, writer: TextWri
         yield f"no record has the key of --ignore_keys {' '.join(reader.nothing_ignored)}"
     if writer.run_together:
         yield (
-            f"{writer.run_together:,} records have a prompt and a reply that are joined without a blank or a line break "
-            f"between them: end the prompts or begin the replies with one, or give --bare_text dialogue"
+            f"{writer.run_together:,} records have a prompt and a reply that are joined without a blank or a line "
+            f"break between them: end the prompts or begin the replies with one, or give --bare_text dialogue"
         )
     if reader.tied:
         yield f"{reader.tied:,} pairs have equal scores on both sides, and count as strict preferences"

@@ -3,9 +3,9 @@
     git worktree add /tmp/before COMMIT
     python -m tests.benchmarks.reading /tmp/before --model MODEL --data pairs.jsonl.gz
 
-Each turn, each side reads the same file several times with its own `rm.data.dataset`, in a new process: the time of the
-tokenizer alone, which both share, differs by a tenth from process to process. The side that begins alternates. Ratios are
-this commit's CPU seconds over the other's, of the same turn.
+Each turn, each side reads the same file several times with its own `rm.data.dataset`, in a new process: the time of
+the tokenizer alone, which both share, differs by a tenth from process to process. The side that begins alternates.
+Ratios are this commit's CPU seconds over the other's, of the same turn.
 """
 
 import json
