@@ -6,6 +6,8 @@ holds those of one block, and never (L, S) of a text.
 Shapes: L queries and S keys of one text, H heads, K kv heads, E head width.
 """
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
@@ -24,14 +26,20 @@ def capped_attention(q: Tensor, k: Tensor, v: Tensor, window: int, scale: float,
     Returns:
         (L, H, E)
     """
-    out, before = [], len(k) - len(q)
-    for start in range(0, len(q), BLOCK):
-        queries = q[start : start + BLOCK]
-        end = before + start + len(queries)  # of the keys that the block sees
-        first = max(0, before + start - window + 1) if window else 0
-        arguments = queries, k[first:end], v[first:end], window, scale, softcap
+    out = []
+    for queries, keys in blocks(len(q), len(k), window):
+        arguments = q[queries], k[keys], v[keys], window, scale, softcap
         out.append(checkpoint(_attend, *arguments, use_reentrant=False, preserve_rng_state=False))
     return torch.cat(out)
+
+
+def blocks(queries: int, keys: int, window: int) -> Iterator[tuple[slice, slice]]:
+    """The queries of one block after another, the last of `keys` positions, and the keys that each block sees."""
+    before = keys - queries
+    for start in range(0, queries, BLOCK):
+        stop = min(start + BLOCK, queries)
+        first = max(0, before + start - window + 1) if window else 0
+        yield slice(start, stop), slice(first, before + stop)
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, window: int, scale: float, softcap: float) -> Tensor:

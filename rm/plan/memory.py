@@ -44,7 +44,7 @@ class PlannedSplitAttention(SplitAttention):
 class PlannedCappedAttention(VarlenAttention):
     """The memory of capped attention: that of the fused kernel, and the logits of a block of queries.
 
-    Its time is taken to be the fused kernel's, too, which is less than that of plain operations.
+    `roofline.capped_attention` has its time.
     """
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, window: int, scale: float, softcap: float = 0.0) -> Tensor:

@@ -158,6 +158,10 @@ class Plan:
         model = self._model(settings, longest.step)
         keeps_moments = settings.lisa.use_lisa and settings.lisa.lisa_state == "keep"
         footprint, work = memory.simulate(model, batches, keeps_moments)
+        if model.config.attn_softcap:
+            recompute = settings.memory.gradient_checkpointing == "full"
+            for batch in batches.micro_batches:
+                work += roofline.capped_attention(model.config, batch.segments, model.compute_dtype, recompute)
         # Measured over these micro-batches; a step has `mean_count` of them. What is exchanged once a step stays.
         scale = longest.mean_count / len(batches.micro_batches)
         footprint = replace(
@@ -298,12 +302,14 @@ class Plan:
         heaviest, loader, recompute = self.heaviest, self.loader, self.settings.memory.gradient_checkpointing
         tokens = float(loader.lengths.sum()) / loader.steps_per_epoch / dist.world_size()
         simulated_tokens, simulated_count = heaviest.simulated
+        # In `work` already, where no kernel fuses it.
+        attention = 0 if self.model.config.attn_softcap else attention_flops(self.model, loader, recompute)
         step = roofline.step(
             gpu,
             heaviest.work,
             scale=tokens / simulated_tokens,
             launches=heaviest.work.count * heaviest.micro_batches / simulated_count,
-            attention=attention_flops(self.model, loader, recompute) / dist.world_size(),
+            attention=attention / dist.world_size(),
             trained=heaviest.footprint.optimizer // 8,
             traffic=heaviest.footprint.group_traffic,
         )

@@ -4,11 +4,15 @@ The operations are those of the simulated step (`rm.plan.memory`), as a CPU issu
 GPU. The shares below are assumed. docs/scale.md has what follows from them beside what one H200 reached.
 """
 
+from collections import Counter
 from dataclasses import dataclass, field
 
 import torch
 
+from rm.data.batch import Segment
 from rm.distributed.torch_private import TorchDispatchMode
+from rm.model import capped_attention as capped
+from rm.model.transformer import ModelConfig
 from rm.training.flops import PEAKS
 
 PRODUCTS = 0.66  # of the peak, which matrix products reach
@@ -52,6 +56,9 @@ class Work:
     def count(self) -> int:
         return sum(self.kernels.values())
 
+    def __add__(self, other: "Work") -> "Work":
+        return Work(dict(Counter(self.kernels) + Counter(other.kernels)))
+
 
 class CountWork(TorchDispatchMode):
     """Records what the operations compute, read and write."""
@@ -90,6 +97,36 @@ def _product_flops(op, inputs: list[torch.Tensor]) -> int:
     return 2 * left.numel() * right.shape[-1]
 
 
+def capped_attention(config: ModelConfig, segments: list[Segment], dtype: torch.dtype, recompute: bool) -> Work:
+    """What capped attention computes, reads and writes in all layers, forward and backward, for a micro-batch.
+
+    No kernel fuses it (`rm.model.capped_attention`). One block of queries is run on the meta device, of the mean size:
+    the number of blocks and that of their logits are exact.
+
+    Args:
+        segments: of the micro-batch.
+        recompute: whether the backward computes layers again.
+    """
+    texts = [(prefix + first, prefix + first) for prefix, first, *_ in segments]
+    texts += [(reply, prefix + reply) for prefix, _, *others in segments for reply in others]
+    kernels = Counter()
+    for window, layers in Counter(config.windows).items():
+        sizes = [(q.stop - q.start, k.stop - k.start) for text in texts for q, k in capped.blocks(*text, window)]
+        queries = max(1, round(sum(n for n, _ in sizes) / len(sizes)))
+        keys = max(queries, round(sum(n * m for n, m in sizes) / len(sizes) / queries))
+        q, k, v = (
+            torch.empty(n, heads, config.head_dim, dtype=dtype, device="meta", requires_grad=True)
+            for n, heads in ((queries, config.n_heads), (keys, config.n_kv_heads), (keys, config.n_kv_heads))
+        )
+        with CountWork() as counter:
+            for _ in range(2 if recompute else 1):
+                out = capped.capped_attention(q, k, v, window, config.attn_scale, config.attn_softcap)
+            out.backward(torch.empty_like(out))
+        for kernel, count in counter.work.kernels.items():
+            kernels[kernel] += count * layers * len(sizes)
+    return Work(dict(kernels))
+
+
 @dataclass(frozen=True)
 class Step:
     """Seconds of a mean step of one process."""
@@ -114,7 +151,7 @@ def step(gpu: str, work: Work, scale: float, launches: float, attention: float, 
 
     Args:
         work: of some micro-batches; a mean step has `scale` times their tokens, and `launches` kernels.
-        attention: operations of attention in a mean step.
+        attention: operations of attention in a mean step, where a kernel fuses them.
         trained: parameters of this process that the optimizer updates.
         traffic: bytes that this process sends and receives within its machine in a step.
     """

@@ -15,9 +15,11 @@ from rm.distributed import sharding
 from rm.model.attention import SplitAttention, VarlenAttention
 from rm.model.heads import LanguageModel, RewardModel
 from rm.plan import plan
+from rm.plan.memory import Footprint
 from rm.plan.plan import Plan
+from rm.plan.roofline import Work, capped_attention
 from rm.plan.settings import GIB, PlanSettings, compare_with_plan
-from tests import made, text_fixtures
+from tests import made, text_fixtures, tiny
 
 pytestmark = pytest.mark.apart
 
@@ -143,6 +145,24 @@ def test_a_plan_in_bfloat16_has_speeds_on_paper_for_what_lisa_trains(folder):
         mfu[name] = utilization * step.total
     # Of three products of a matrix, a frozen one leaves out the last; one of two layers is frozen.
     assert 2 / 3 < mfu["lisa"] / mfu["full"] < 1
+
+
+def test_the_time_of_capped_attention_is_that_of_plain_operations(folder, tmp_path, monkeypatch):
+    hf = tiny.SETTINGS["gemma2"] | {"model_type": "gemma2"}
+    (tmp_path / "config.json").write_text(json.dumps(hf))
+    settings = settings_of(folder, dtype="bfloat16", model_name_or_path=tmp_path, gradient_checkpointing="full")
+    examples, of_everything_else = made.pair_examples(made.token_pairs(24, longest=40)), Work({(8, 8): 1})
+    monkeypatch.setattr(plan.memory, "simulate", lambda *args: (Footprint(*[1] * 10), of_everything_else))
+    monkeypatch.setattr(plan, "attention_flops", lambda *args: pytest.fail("attention's products are counted twice"))
+    with dist.fake_process_group(1):
+        simulated = Plan(RewardModel, settings, settings.plan, examples, plan.PlannedCappedAttention, settings.loss)
+        simulated.on_paper("H100")
+        longest = plan._longest_micro_batch(simulated.loader)
+        batches = simulated.loader.step_batches(longest.step, longest.assigned[-2:]).micro_batches
+    expected = of_everything_else
+    for batch in batches:
+        expected += capped_attention(simulated.model.config, batch.segments, torch.bfloat16, recompute=True)
+    assert simulated.heaviest.work == expected != of_everything_else
 
 
 def test_a_time_is_either_by_the_users_throughput_or_on_paper(folder):

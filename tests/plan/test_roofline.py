@@ -4,8 +4,11 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from rm.hf import families
+from rm.model.attention import SplitAttention
 from rm.plan import roofline
 from rm.plan.roofline import CountWork, Work
+from tests import tiny
 
 
 def test_products_and_bytes_are_those_of_the_formulas():
@@ -46,6 +49,32 @@ def test_a_step_overlaps_its_parts_and_says_which_one_limits_it():
     assert by_link.total == pytest.approx(1) and by_link.limit == "communication"
     more = roofline.step("A100", **(arguments | {"attention": 0.3 * 312e12, "trained": int(1.6e12 / 36)}))
     assert more.total == pytest.approx(2.01) and more.limit == "the device"
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_the_work_of_capped_attention_is_that_of_running_it_layer_by_layer(recompute):
+    """By mean blocks: prompts with replies, texts of one and of several blocks, layers with and without a window."""
+    hf = tiny.SETTINGS["gemma2"] | {"model_type": "gemma2", "sliding_window": 700, "num_hidden_layers": 4}
+    config = families.find(hf).read(hf)
+    segments = [(100, 300, 200), (0, 1200), (600, 500, 400, 90)]
+    heads = config.n_heads, config.n_kv_heads, config.n_kv_heads
+    q, k, v = (
+        torch.empty(sum(map(sum, segments)), n, config.head_dim, dtype=torch.bfloat16, device="meta").requires_grad_()
+        for n in heads
+    )
+    attend = SplitAttention(segments, q.device)
+    with CountWork() as counter:
+        for window in config.windows:
+            for _ in range(1 + recompute):
+                out = attend(q, k, v, window, config.attn_scale, config.attn_softcap)
+            out.backward(torch.empty_like(out))
+
+    def totals(work: Work) -> torch.Tensor:
+        flops, moved = (sum(kernel[i] * count for kernel, count in work.kernels.items()) for i in (0, 1))
+        return torch.tensor([flops, moved, work.count], dtype=torch.float64)
+
+    estimated = roofline.capped_attention(config, segments, torch.bfloat16, recompute)
+    torch.testing.assert_close(totals(estimated), totals(counter.work), rtol=0.1, atol=0)
 
 
 def test_every_gpu_has_a_peak():
