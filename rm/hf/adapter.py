@@ -66,6 +66,12 @@ KEYS = {  # of adapter_config.json, as peft 0.21 writes it; a key that is not he
 }
 
 
+def check_finite(file: Path, hf_name: str, head: Tensor) -> None:
+    """Raise ValueError where a reward head makes every reward infinite or NaN."""
+    if not head.isfinite().all():
+        raise ValueError(f"{file}: {hf_name}, the reward head, holds numbers that are not finite: copy the file again")
+
+
 def is_score(name: str) -> bool:
     """Whether a parameter of this name belongs to a reward model's head."""
     return name.startswith("score.")
@@ -202,6 +208,8 @@ def add(
             stored_shape = tuple(stored.get_slice(key).get_shape())
             if stored_shape != shape:
                 raise ValueError(f"{folder} belongs to another base: {key} has the shape {stored_shape}, not {shape}")
+            if is_score(name):
+                check_finite(folder / TENSORS, key, stored.get_slice(key)[:])
             # A rank's shard is empty if there are more ranks than rows.
             if local(parameter).numel():
                 local(parameter).copy_(stored.get_slice(key)[local_slices(parameter)])

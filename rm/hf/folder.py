@@ -12,6 +12,7 @@ from rm.data.tokenizer import Tokenizer
 from rm.distributed.sharding import dtype_name
 from rm.files import read_json, write_json
 from rm.hf.families.rope import legacy_spelling
+from rm.json_keys import Key, check_keys
 
 TOKENIZER_FILES = """tokenizer.json tokenizer.model tokenizer_config.json special_tokens_map.json
     added_tokens.json vocab.json merges.txt chat_template.jinja""".split()
@@ -21,6 +22,10 @@ DEFAULT_PADDING = {
     "gemma": 0, "gemma2": 0, "gemma3_text": 0, "glm4": 151329, "ministral3": 11, "olmo2": 1, "olmo3": 1, "phi3": 32000,
     "seed_oss": 1, "smollm3": 128004,
 }  # fmt: skip
+
+_IDS = Key((int, list), items=Key(int))
+# generation_config.json holds many settings of `generate`, which are copied. It has no say in what is trained.
+GENERATION_KEYS = {"bos_token_id": _IDS, "eos_token_id": _IDS, "pad_token_id": _IDS}
 
 _SAMPLE = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]  # to see how a template ends
 
@@ -54,13 +59,11 @@ class TextFiles:
 def _generation(base: Path, eos_id: int, turn_end: int | None) -> dict:
     file, config = base / "generation_config.json", read_json(base / "config.json")
     config |= config.get("text_config") or {}  # of a model that also reads images
-    names = ("bos_token_id", "eos_token_id", "pad_token_id")
     # Without the file, transformers takes these from config.json.
-    content = read_json(file) if file.is_file() else {name: config[name] for name in names if name in config}
+    content = read_json(file) if file.is_file() else {name: config[name] for name in GENERATION_KEYS if name in config}
+    check_keys(file, content, GENERATION_KEYS, others=True)
     ends = content.get("eos_token_id")
     ends = [] if ends is None else ends if isinstance(ends, list) else [ends]
-    if not all(type(i) is int for i in ends):
-        raise ValueError(f"{file}: eos_token_id has to be an id or a list of ids, got {content['eos_token_id']!r}")
     ends = list(dict.fromkeys([*ends, eos_id, *([] if turn_end is None else [turn_end])]))
     return content | {"eos_token_id": ends[0] if len(ends) == 1 else ends}
 
@@ -87,6 +90,7 @@ def describe(
         texts: of a training; None: the files of `source` are copied as they are.
     """
     config = hf | legacy_spelling(hf) | {"architectures": [architecture]}
+    config.pop("auto_map", None)  # names code in the folder that this one is made from; this one has none
     # transformers 4 writes torch_dtype, transformers 5 dtype: keep the spelling of the source.
     spellings = [name for name in ("torch_dtype", "dtype") if name in hf] or ["dtype"]
     for name in spellings:
@@ -131,12 +135,12 @@ def copy_tokenizer(folder: Path, source: Path, texts: TextFiles | None = None) -
 
 
 def forget_code(folder: Path) -> None:
-    """Remove what tokenizer_config.json says about code in a folder that this one was made from, which has none."""
+    """Remove what tokenizer_config.json says about code in the folder that this one is made from: this one has none."""
     file = folder / "tokenizer_config.json"
     settings = read_json(file)
     if settings.pop("auto_map", None):
         settings.pop("tokenizer_class", None)  # a class of that code
-        write_json(file, settings)
+        write_json(file, settings | _class_of(folder, Tokenizer(folder)))
 
 
 def _is_reward_model(hf: dict) -> bool:
@@ -178,9 +182,15 @@ def _complete_settings(folder: Path, tokenizer: Tokenizer) -> None:
     """Add to tokenizer_config.json what config.json tells elsewhere: beside an adapter there is none."""
     file = folder / "tokenizer_config.json"
     settings = {name: token for name, token in tokenizer.named.items() if name == "eos_token"} | read_json(file)
-    if (folder / "tokenizer.json").is_file() or tokenizer.class_name is not None:
-        settings["tokenizer_class"] = tokenizer.class_name or "PreTrainedTokenizerFast"
-    write_json(file, settings)
+    settings.pop("auto_map", None)
+    write_json(file, settings | _class_of(folder, tokenizer))
+
+
+def _class_of(folder: Path, tokenizer: Tokenizer) -> dict:
+    """The class that splits texts as the tokenizer does here, as tokenizer_config.json names it."""
+    if not (folder / "tokenizer.json").is_file() and tokenizer.class_name is None:
+        return {}
+    return {"tokenizer_class": tokenizer.class_name or "PreTrainedTokenizerFast"}
 
 
 def _write_template(folder: Path, texts: TextFiles) -> None:

@@ -148,6 +148,8 @@ def load(model: nn.Module, folder: str | Path, new_ids: Sequence[int] = ()) -> s
                     stored = opened.get_slice(tensor.hf_name)
                     if names == [SCORE] and tensor.shape[0] > 1:
                         stored = stored[label : label + 1]
+                    if is_score(names[0]):
+                        adapter.check_finite(file, tensor.hf_name, stored[:])
                     _copy(stored, family.layout(tensor.hf_name), parts, [shapes[name] for name in names], config)
                     if new_ids and names[0] in OF_VOCABULARY:
                         _start_new_rows(parts[0], stored, new_ids)
@@ -431,8 +433,8 @@ def save(
             describe(folder, base_folder(source), tokenizer, hf, architecture, model.head, dtype, texts)
             if architecture in NOT_IN_TRANSFORMERS:
                 dist.say(f"transformers has no {architecture}: open {out} as docs/exports.md says")
+            forget_code(folder)
             if family is not source_family:
-                forget_code(folder)
                 dist.say(f"{out} is a {hf['model_type']}, which transformers opens as {architecture}")
 
 

@@ -120,6 +120,14 @@ def test_one_output_of_several_is_the_reward(tmp_path):
     assert_close(rewards(tiny.ours(tmp_path / "out", RewardModel)), expected)
 
 
+@pytest.mark.parametrize("name", ["score.weight", "v_head.summary.weight"])
+def test_a_head_that_is_not_finite_is_refused(tmp_path, name):
+    """Every reward would be NaN, and every comparison a tie or an error far from its cause."""
+    folder = with_head(tmp_path / "m", "llama", {name: torch.full((1, 32), 0.5).index_fill(1, torch.tensor(3), np.nan)})
+    with pytest.raises(ValueError, match=rf"model.safetensors: {name}, the reward head, holds numbers that are not"):
+        tiny.ours(folder, RewardModel)
+
+
 def test_a_reward_model_without_a_class_in_transformers_is_opened_as_the_docs_say(tmp_path, capsys):
     """Granite, by AutoModel and score.weight: docs/exports.md."""
     source = tiny.save_with(tiny.reward_model("granite"), tmp_path / "m")

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
+from rm.data.tokenizer import Tokenizer
 from rm.distributed import process_group as dist
 from rm.distributed import sharding
 from rm.distributed.sharding import ParallelSettings
@@ -402,6 +403,23 @@ def test_save_copies_the_tokenizer_and_generation_config_of_an_lm_only(tmp_path,
     assert lm - reward == {"generation_config.json"} and not reward - lm
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         assert (tmp_path / "lm" / name).read_bytes() == (folder / name).read_bytes()
+
+
+def test_a_saved_folder_names_no_code_of_the_folder_that_it_is_made_from(tmp_path, folder):
+    """transformers would look for a file that is not there; the tokenizer's class is then the one that splits alike."""
+    byte_level(folder)
+    for name, edits in {
+        "config.json": {"auto_map": {"AutoModelForCausalLM": "modeling_own.OwnForCausalLM"}},
+        "tokenizer_config.json": {"auto_map": {"AutoTokenizer": ["tokenization_own.Own", None]}}
+        | {"tokenizer_class": "Own"},
+    }.items():
+        content = json.loads((folder / name).read_text()) if (folder / name).is_file() else {}
+        (folder / name).write_text(json.dumps(content | edits))
+    save(tiny.ours(folder), tmp_path / "out", folder, torch.float32)
+    assert not any("auto_map" in file.read_text() for file in (tmp_path / "out").glob("*.json"))
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert tokenizer("2 + 2?")["input_ids"] == Tokenizer(folder).encode("2 + 2?")
+    AutoModelForCausalLM.from_pretrained(tmp_path / "out")
 
 
 # Invalid folders
