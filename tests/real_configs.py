@@ -1,4 +1,4 @@
-"""Published config.json files of well-known models: their numbers of parameters, or why they are refused.
+"""Published config.json files of well-known models: their numbers of parameters. See `tests.refused_configs`.
 
 Settings that `rm.hf.families` does not read (dropout, initializer, cache, version) are left out.
 """
@@ -43,6 +43,17 @@ OLMO3_ROPE = {
     "original_max_position_embeddings": 8192,
     "rope_type": "yarn",
 }
+
+
+LINEAR_ROPE = {"factor": 4.0, "type": "linear"}
+
+
+def llama(width: int, inner: int, layers: int, heads: int, vocab: int, **others) -> dict:
+    """The config.json of a LLaMA."""
+    sizes = dict(hidden_size=width, intermediate_size=inner, num_hidden_layers=layers, num_attention_heads=heads)
+    same = dict(model_type="llama", hidden_act="silu", rms_norm_eps=1e-5, tie_word_embeddings=False)
+    return same | sizes | {"vocab_size": vocab} | others
+
 
 CONFIGS = {
     "Llama-2-7b": (
@@ -305,45 +316,145 @@ CONFIGS = {
     ),
 }
 
-LLAMA_8B, _ = CONFIGS["Llama-3.1-8B"]
-QWEN_7B, _ = CONFIGS["Qwen2.5-7B"]
-# Name of a published model -> what its config.json says, as far as it decides, and the reason for which it is refused.
-REFUSED = {
-    **{
-        name: (dict(model_type=model_type), f"model_type '{model_type}' is not supported")
-        for name, model_type in {
-            "Mixtral-8x7B": "mixtral", "Qwen3-30B-A3B": "qwen3_moe", "Qwen3.5-4B": "qwen3_5", "Llama-4-Scout": "llama4",
-            "gemma-4": "gemma4", "DeepSeek-V3": "deepseek_v3", "gpt-oss-20b": "gpt_oss", "Kimi-K2": "kimi_k2",
-            "falcon-7b": "falcon", "opt-1.3b": "opt", "bloom-7b1": "bloom", "gpt-j-6b": "gptj", "phi-2": "phi",
-            "mpt-7b": "mpt", "OLMo-7B-hf": "olmo", "Nemotron-H-8B": "nemotron_h", "LFM2-1.2B": "lfm2",
-            "c4ai-command-r7b": "cohere2", "Baichuan2-7B": "baichuan", "chatglm3-6b": "chatglm",
-        }.items()
-    },
-    "DeepSeek-R1, quantized": (
-        dict(model_type="deepseek_v3", quantization_config={"quant_method": "fp8"}),
-        "model_type 'deepseek_v3' is not supported",
+LLAMA_8B, QWEN_7B, GEMMA2_9B, PYTHIA = (
+    CONFIGS[name][0] for name in ("Llama-3.1-8B", "Qwen2.5-7B", "gemma-2-9b", "pythia-1.4b")
+)
+# Others of the same families, by what differs.
+CONFIGS |= {
+    "Llama-2-13b": (llama(5120, 13824, 40, 40, 32000, rope_scaling=None, pretraining_tp=1), 13_015_864_320),
+    "Llama-3-8B": (llama(4096, 14336, 32, 32, 128256, num_key_value_heads=8, rope_theta=5e5), 8_030_261_248),
+    "Llama-3.1-405B": (
+        LLAMA_8B | dict(hidden_size=16384, intermediate_size=53248, num_hidden_layers=126, num_attention_heads=128),
+        405_853_388_800,
     ),
-    "Llama-3.1-70B-FP8": (
-        LLAMA_8B | {"quantization_config": {"quant_method": "fp8"}},
-        "quantization_config: quantized weights are not implemented",
+    "Llama-3.2-3B": (
+        CONFIGS["Llama-3.2-1B"][0] | dict(hidden_size=3072, num_hidden_layers=28, num_attention_heads=24, head_dim=128),
+        3_212_749_824,
     ),
-    "stablelm-2-12b": (
-        CONFIGS["stablelm-2-1_6b"][0] | {"qk_layernorm": True, "use_parallel_residual": True},
-        "qk_layernorm True is not implemented",
+    "CodeLlama-7b": (llama(4096, 11008, 32, 32, 32016, rope_theta=1e6, max_position_embeddings=16384), 6_738_546_688),
+    "vicuna-7b-16k": (llama(4096, 11008, 32, 32, 32000, rope_scaling=LINEAR_ROPE), 6_738_415_616),
+    "deepseek-coder-6.7b": (llama(4096, 11008, 32, 32, 32256, rope_scaling=LINEAR_ROPE, rope_theta=1e5), 6_740_512_768),
+    "Yarn-Llama-2-7b-128k": (
+        llama(4096, 11008, 32, 32, 32000, max_position_embeddings=131072)
+        | dict(rope_scaling=dict(factor=32.0, original_max_position_embeddings=4096, type="yarn", finetuned=True)),
+        6_738_415_616,
     ),
-    "crfm's GPT-2": (
-        CONFIGS["gpt2"][0] | {"scale_attn_by_inverse_layer_idx": True},
-        "scale_attn_by_inverse_layer_idx True is not implemented",
+    "open_llama_3b": (llama(3200, 8640, 26, 32, 32000), 3_426_473_600),
+    "Falcon3-7B": (
+        llama(3072, 23040, 28, 12, 131072, head_dim=256, num_key_value_heads=4, rope_theta=1000042), 7_455_550_464,
     ),
-    "embeddinggemma-300m": (
-        CONFIGS["gemma-3-1b"][0] | {"use_bidirectional_attention": True},
-        "use_bidirectional_attention True is not implemented",
+    "SmolLM2-135M": (
+        llama(576, 1536, 30, 9, 49152, num_key_value_heads=3, rope_theta=100000, rope_interleaved=False)
+        | dict(tie_word_embeddings=True, is_llama_config=True),
+        134_515_008,
     ),
-    "ArmoRM": (LLAMA_8B | {"architectures": ["LlamaForRewardModelWithGating"]}, "'LlamaForRewardModelWithGating'"),
-    "beaver-7b-reward": (LLAMA_8B | {"architectures": ["LlamaForScore"]}, "'LlamaForScore'"),
-    "Qwen2.5-Math-PRM-7B": (QWEN_7B | {"architectures": ["Qwen2ForProcessRewardModel"]}, "ForProcessRewardModel'"),
-    "internlm2-7b-reward": (
-        CONFIGS["internlm2_5-7b"][0] | {"architectures": ["InternLM2ForRewardModel"], "reward_token_id": 92527},
-        "'InternLM2ForRewardModel'",
+    "Mistral-7B-v0.3": (
+        CONFIGS["Mistral-7B-v0.1"][0] | dict(rope_theta=1e6, sliding_window=None, vocab_size=32768), 7_248_023_552,
+    ),
+    "Qwen2.5-1.5B": (
+        QWEN_7B | dict(hidden_size=1536, intermediate_size=8960, num_attention_heads=12, num_key_value_heads=2)
+        | dict(vocab_size=151936, tie_word_embeddings=True),
+        1_543_714_304,
+    ),
+    "DeepSeek-R1-Distill-Qwen-1.5B": (
+        QWEN_7B | dict(hidden_size=1536, intermediate_size=8960, num_attention_heads=12, num_key_value_heads=2)
+        | dict(vocab_size=151936, rope_theta=10000, max_window_layers=21),
+        1_777_088_000,
+    ),
+    "QwQ-32B": (
+        QWEN_7B | dict(hidden_size=5120, intermediate_size=27648, num_hidden_layers=64, num_attention_heads=40)
+        | dict(num_key_value_heads=8, max_window_layers=64),
+        32_763_876_352,
+    ),
+    "Qwen2.5-72B": (
+        QWEN_7B | dict(hidden_size=8192, intermediate_size=29568, num_hidden_layers=80, num_attention_heads=64)
+        | dict(num_key_value_heads=8, max_window_layers=70),
+        72_706_203_648,
+    ),
+    "Qwen3-1.7B": (
+        CONFIGS["Qwen3-0.6B"][0] | dict(hidden_size=2048, intermediate_size=6144), 1_720_574_976,
+    ),
+    "Qwen3-4B-2507": (
+        CONFIGS["Qwen3-0.6B"][0] | dict(hidden_size=2560, intermediate_size=9728, num_hidden_layers=36)
+        | dict(num_attention_heads=32, rope_theta=5000000),
+        4_022_468_096,
+    ),
+    "Qwen3-32B": (
+        CONFIGS["Qwen3-8B"][0] | dict(hidden_size=5120, intermediate_size=25600, num_hidden_layers=64)
+        | dict(num_attention_heads=64, max_window_layers=64),
+        32_762_123_264,
+    ),
+    "Phi-3-medium-4k": (
+        CONFIGS["Phi-3-mini-4k"][0] | dict(hidden_size=5120, intermediate_size=17920, num_hidden_layers=40)
+        | dict(num_attention_heads=40, num_key_value_heads=10),
+        13_960_238_080,
+    ),
+    "gemma-2-2b": (
+        GEMMA2_9B | dict(hidden_size=2304, intermediate_size=9216, num_attention_heads=8, num_hidden_layers=26)
+        | dict(num_key_value_heads=4),
+        2_614_341_888,
+    ),
+    "gemma-2-27b": (
+        GEMMA2_9B | dict(hidden_size=4608, intermediate_size=36864, num_attention_heads=32, num_hidden_layers=46)
+        | dict(num_key_value_heads=16, head_dim=128, query_pre_attn_scalar=144),
+        27_227_128_320,
+    ),
+    "gemma-3-270m": (
+        CONFIGS["gemma-3-1b"][0] | dict(hidden_size=640, intermediate_size=2048, num_hidden_layers=18), 268_098_176,
+    ),
+    "gemma-3-27b": (
+        CONFIGS["gemma-3-4b"][0] | dict(text_config=GEMMA3_4B_TEXT | dict(hidden_size=5376, intermediate_size=21504)
+        | dict(num_attention_heads=32, num_hidden_layers=62, num_key_value_heads=16, head_dim=128)
+        | dict(query_pre_attn_scalar=168)),
+        27_009_346_304,
+    ),
+    "OLMo-2-1124-13B": (
+        CONFIGS["OLMo-2-1124-7B"][0] | dict(hidden_size=5120, intermediate_size=13824, num_hidden_layers=40)
+        | dict(num_attention_heads=40, num_key_value_heads=40),
+        13_716_198_400,
+    ),
+    "OLMo-2-0425-1B": (
+        CONFIGS["OLMo-2-1124-7B"][0] | dict(hidden_size=2048, intermediate_size=8192, num_hidden_layers=16)
+        | dict(num_attention_heads=16, num_key_value_heads=16),
+        1_484_916_736,
+    ),
+    "granite-3.3-8b": (
+        CONFIGS["granite-3.1-2b"][0] | dict(hidden_size=4096, intermediate_size=12800, logits_scaling=16.0)
+        | dict(attention_multiplier=0.0078125, rope_theta=10000000.0, vocab_size=49159),
+        8_170_864_640,
+    ),
+    "internlm2-1_8b": (
+        CONFIGS["internlm2_5-7b"][0] | dict(hidden_size=2048, intermediate_size=8192, num_hidden_layers=24)
+        | dict(num_attention_heads=16),
+        1_889_110_016,
+    ),
+    "internlm2-20b": (
+        CONFIGS["internlm2_5-7b"][0] | dict(hidden_size=6144, intermediate_size=16384, num_hidden_layers=48)
+        | dict(num_attention_heads=48),
+        19_861_149_696,
+    ),
+    "pythia-410m": (
+        PYTHIA | dict(hidden_size=1024, intermediate_size=4096, num_hidden_layers=24), 405_334_016,
+    ),
+    "pythia-6.9b": (
+        PYTHIA | dict(hidden_size=4096, intermediate_size=16384, num_hidden_layers=32, num_attention_heads=32)
+        | dict(vocab_size=50432),
+        6_857_302_016,
+    ),
+    "pythia-12b": (
+        PYTHIA | dict(hidden_size=5120, intermediate_size=20480, num_hidden_layers=36, num_attention_heads=40)
+        | dict(vocab_size=50688),
+        11_846_072_320,
+    ),
+    "RedPajama-INCITE-3B": (
+        PYTHIA | dict(hidden_size=2560, intermediate_size=10240, num_hidden_layers=32, num_attention_heads=32)
+        | dict(vocab_size=50432, rotary_pct=1.0, use_parallel_residual=False),
+        2_775_864_320,
+    ),
+    "DialoGPT-medium": (CONFIGS["gpt2"][0] | dict(n_embd=1024, n_head=16, n_layer=24), 354_823_168),
+    "gpt-neo-125M": (
+        CONFIGS["gpt-neo-1.3B"][0] | dict(hidden_size=768, num_heads=12, num_layers=12)
+        | dict(attention_types=[[["global", "local"], 6]]),
+        125_198_592,
     ),
 }  # fmt: skip

@@ -16,8 +16,11 @@ WINDOW_KEYS = {
 }
 
 
+DEFAULTS = {"max_position_embeddings": 32768}
+
+
 def config(hf: dict) -> ModelConfig:
-    return replace(llama.config(hf), qkv_bias=True, out_bias=False, windows=upper_windows(hf))
+    return replace(llama.config(DEFAULTS | hf), qkv_bias=True, out_bias=False, windows=upper_windows(hf))
 
 
 def upper_windows(hf: dict) -> tuple[int, ...]:

@@ -4,12 +4,12 @@ from dataclasses import replace
 
 from rm.hf.families import llama
 from rm.hf.families.keys import OFF
-from rm.hf.families.qwen2 import WINDOW_KEYS, upper_windows
+from rm.hf.families.qwen2 import DEFAULTS, WINDOW_KEYS, upper_windows
 from rm.model.transformer import ModelConfig
 
 
 def config(hf: dict) -> ModelConfig:
-    return replace(llama.config({"head_dim": 128} | hf), qk_norm="head", windows=upper_windows(hf))
+    return replace(llama.config(DEFAULTS | {"head_dim": 128} | hf), qk_norm="head", windows=upper_windows(hf))
 
 
 FAMILY = replace(
