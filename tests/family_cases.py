@@ -26,6 +26,7 @@ CASES = [
     ("llama", "exact GELU", {"hidden_act": "gelu"}),
     ("exaone4", "no window", {"sliding_window": None, "layer_types": ["full_attention"] * 2}),
     ("gemma2", "no caps", {"attn_logit_softcapping": None, "final_logit_softcapping": None}),
+    ("granitemoehybrid", "no positions, biases", {"position_embedding_type": None, "attention_bias": True}),
     ("ministral3", "its default rope", {"rope_parameters": None, "sliding_window": None}),
     ("olmo2", "biases, yarn", {"attention_bias": True, "rope_parameters": YARN_ROPE, "head_dim": 32}),
     ("smollm3", "listed layers", {"no_rope_layers": [0, 1], "sliding_window": None}),

@@ -3,49 +3,22 @@
 Settings that `rm.hf.families` does not read (dropout, initializer, cache, version) are left out.
 """
 
-LLAMA3_ROPE = {
-    "factor": 8.0,
-    "high_freq_factor": 4.0,
-    "low_freq_factor": 1.0,
-    "original_max_position_embeddings": 8192,
-    "rope_type": "llama3",
+LLAMA3_ROPE = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0} | {
+    "original_max_position_embeddings": 8192
 }
-
-GEMMA3_4B_TEXT = dict(
-    model_type="gemma3_text",
-    hidden_size=2560,
-    intermediate_size=10240,
-    num_hidden_layers=34,
-    rope_scaling={"factor": 8.0, "rope_type": "linear"},
-    sliding_window=1024,
-)
-MISTRAL_SMALL_TEXT = dict(
-    model_type="mistral",
-    attention_dropout=0.0,
-    head_dim=128,
-    hidden_act="silu",
-    hidden_size=5120,
-    intermediate_size=32768,
-    max_position_embeddings=131072,
-    num_attention_heads=32,
-    num_hidden_layers=40,
-    num_key_value_heads=8,
-    rms_norm_eps=1e-5,
-    rope_theta=1000000000.0,
-    sliding_window=None,
-    vocab_size=131072,
-)
-OLMO3_ROPE = {
-    "attention_factor": 1.2079441541679836,
-    "beta_fast": 32.0,
-    "beta_slow": 1.0,
-    "factor": 8.0,
-    "original_max_position_embeddings": 8192,
-    "rope_type": "yarn",
-}
-
-
+OLMO3_ROPE = {"rope_type": "yarn", "factor": 8.0, "attention_factor": 1.2079441541679836, "beta_fast": 32.0} | {
+    "beta_slow": 1.0, "original_max_position_embeddings": 8192
+}  # fmt: skip
 LINEAR_ROPE = {"factor": 4.0, "type": "linear"}
+GEMMA3_4B_TEXT = (
+    dict(model_type="gemma3_text", hidden_size=2560, intermediate_size=10240, num_hidden_layers=34)
+    | dict(rope_scaling={"factor": 8.0, "rope_type": "linear"}, sliding_window=1024)
+)  # fmt: skip
+MISTRAL_SMALL_TEXT = (
+    dict(model_type="mistral", attention_dropout=0.0, head_dim=128, hidden_act="silu", hidden_size=5120)
+    | dict(intermediate_size=32768, max_position_embeddings=131072, num_attention_heads=32, num_hidden_layers=40)
+    | dict(num_key_value_heads=8, rms_norm_eps=1e-5, rope_theta=1000000000.0, sliding_window=None, vocab_size=131072)
+)  # fmt: skip
 
 
 def llama(width: int, inner: int, layers: int, heads: int, vocab: int, **others) -> dict:
@@ -203,6 +176,16 @@ CONFIGS = {
         | dict(num_hidden_layers=40, num_key_value_heads=8, residual_multiplier=0.22, rms_norm_eps=1e-5)
         | dict(rope_scaling=None, rope_theta=5000000.0, tie_word_embeddings=True, vocab_size=49155),
         2_533_531_648,
+    ),
+    "granite-4.0-micro": (
+        dict(model_type="granitemoehybrid", attention_bias=False, attention_multiplier=0.015625, hidden_act="silu")
+        | dict(embedding_multiplier=12, hidden_size=2560, intermediate_size=8192, shared_intermediate_size=8192)
+        | dict(layer_types=["attention"] * 40, logits_scaling=10, max_position_embeddings=131072, num_local_experts=0)
+        | dict(num_attention_heads=40, num_experts_per_tok=0, num_hidden_layers=40, num_key_value_heads=8)
+        | dict(normalization_function="rmsnorm", position_embedding_type="rope", residual_multiplier=0.22)
+        | dict(rms_norm_eps=1e-5, rope_theta=10000000, tie_word_embeddings=True, vocab_size=100352)
+        | dict(mamba_n_heads=128, mamba_expand=2, mamba_d_head="auto", output_router_logits=False),
+        3_402_836_480,
     ),
     "EXAONE-4.0-1.2B": (
         dict(model_type="exaone4", head_dim=64, hidden_act="silu", hidden_size=2048, intermediate_size=4096)

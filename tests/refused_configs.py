@@ -37,6 +37,11 @@ REFUSED = {
         CONFIGS["gpt2"][0] | {"scale_attn_by_inverse_layer_idx": True},
         "scale_attn_by_inverse_layer_idx True is not implemented",
     ),
+    "granite-4.0-h-micro": (
+        CONFIGS["granite-4.0-micro"][0] | {"layer_types": ["mamba"] * 5 + ["attention"] + ["mamba"] * 34},
+        r"layer_types.0. 'mamba' is not implemented",
+    ),
+    "granite-4.0-tiny": (CONFIGS["granite-4.0-micro"][0] | {"num_local_experts": 64}, "num_local_experts 64 is not"),
     "embeddinggemma-300m": (
         CONFIGS["gemma-3-1b"][0] | {"use_bidirectional_attention": True},
         "use_bidirectional_attention True is not implemented",

@@ -14,6 +14,9 @@ from rm.model.heads import LanguageModel
 transformers = pytest.importorskip("transformers")
 from transformers.modeling_layers import GenericForSequenceClassification  # noqa: E402
 from transformers.models.granite.modeling_granite import GranitePreTrainedModel  # noqa: E402
+from transformers.models.granitemoehybrid.modeling_granitemoehybrid import (  # noqa: E402
+    GraniteMoeHybridPreTrainedModel,
+)
 
 LLAMA = dict(
     vocab_size=99,
@@ -58,6 +61,10 @@ SETTINGS = {
     "granite": LLAMA
     | dict(num_key_value_heads=2, embedding_multiplier=3.0, attention_multiplier=0.2, residual_multiplier=0.6)
     | dict(logits_scaling=4.0),
+    "granitemoehybrid": LLAMA
+    | dict(num_key_value_heads=2, embedding_multiplier=3.0, attention_multiplier=0.2, residual_multiplier=0.6)
+    | dict(logits_scaling=4.0, num_local_experts=0, shared_intermediate_size=40, position_embedding_type="rope")
+    | dict(layer_types=["full_attention"] * 2, mamba_n_heads=4),
     "llama": LLAMA,
     "ministral": LLAMA
     | dict(num_key_value_heads=2, sliding_window=WINDOW, head_dim=16)
@@ -87,9 +94,17 @@ class GraniteForSequenceClassification(GenericForSequenceClassification, Granite
     """As transformers makes it for its other families."""
 
 
-transformers.AutoModelForSequenceClassification.register(
-    transformers.GraniteConfig, GraniteForSequenceClassification, exist_ok=True
-)
+class GraniteMoeHybridForSequenceClassification(GenericForSequenceClassification, GraniteMoeHybridPreTrainedModel):
+    """The same."""
+
+
+for _config, _model in (
+    (transformers.GraniteConfig, GraniteForSequenceClassification),
+    (transformers.GraniteMoeHybridConfig, GraniteMoeHybridForSequenceClassification),
+):
+    transformers.AutoModelForSequenceClassification.register(_config, _model, exist_ok=True)
+# What makes a model of the family's defaults in transformers one that is implemented here.
+DENSE = {"granitemoehybrid": {"num_local_experts": 0, "layer_types": ["full_attention"] * 32}}
 
 
 def causal_lm(family: str, **settings):

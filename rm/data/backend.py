@@ -162,7 +162,9 @@ def _class_name(folder: Path, settings: dict, is_byte_level: bool) -> str | None
 
 
 # The families whose class in transformers is the general one, whatever a file declares.
-FILES_OWN_RULES = set("glm4 granite internlm2 ministral ministral3 mistral mistral3 olmo2 olmo3 phi3 stablelm".split())
+FILES_OWN_RULES = set(
+    "glm4 granite granitemoehybrid internlm2 ministral ministral3 mistral mistral3 olmo2 olmo3 phi3 stablelm".split()
+)
 REGISTERED = {  # model_type -> class
     "gemma": "GemmaTokenizer",
     "gemma2": "GemmaTokenizer",

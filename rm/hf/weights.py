@@ -34,7 +34,11 @@ from rm.json_keys import Key, check_keys
 from rm.model import lora
 from rm.model.transformer import ModelConfig
 
-NOT_IN_TRANSFORMERS = ("GraniteForSequenceClassification", *WITH_TWO_LAYERS)
+NOT_IN_TRANSFORMERS = (
+    "GraniteForSequenceClassification",
+    "GraniteMoeHybridForSequenceClassification",
+    *WITH_TWO_LAYERS,
+)
 BIAS = "score.bias"  # of a linear reward head: it is left out
 HEADS_OF_OTHERS = tuple(f"{name}." for name in HEADS)
 OF_VOCABULARY = ("embed.weight", "lm_head.weight")  # parameters with a row for each token

@@ -26,7 +26,7 @@ from rm.hf import build, weights
 from rm.model import lisa, losses
 from rm.model.attention import VarlenAttention
 from rm.model.losses import LossSettings
-from rm.model.transformer import Transformer
+from rm.model.transformer import ModelConfig, Transformer
 from rm.plan import memory, roofline
 from rm.plan.memory import Footprint, PlannedCappedAttention, PlannedSplitAttention
 from rm.plan.settings import FILE, GIB, PlanSettings
@@ -77,10 +77,8 @@ def show(
     if settings.parallel.dtype == "auto":
         settings = updated(settings, dtype="bfloat16")
     on_a_gpu = settings.parallel.dtype == "bfloat16"
-    kernel = VarlenAttention if on_a_gpu else PlannedSplitAttention
     config, *_ = weights.read_config(settings.model.model_name_or_path)
-    if config.attn_softcap:
-        kernel = PlannedCappedAttention
+    kernel = kernel_of(config, on_a_gpu)
     with dist.fake_process_group(processes), logits_of_a_gpu() if on_a_gpu else contextlib.nullcontext():
         plan = Plan(cls, settings, plan_settings, examples, kernel, loss, new_ids)
         for line in plan.lines():
@@ -88,6 +86,13 @@ def show(
         if not plan.fits(plan.heaviest):
             raise ValueError(plan.advice())
     _write(plan.heaviest.footprint, settings, processes)
+
+
+def kernel_of(config: ModelConfig, on_a_gpu: bool) -> type:
+    """A class of `rm.model.attention` that holds as much memory as the one that a run would use."""
+    if config.attn_softcap:
+        return PlannedCappedAttention
+    return VarlenAttention if on_a_gpu else PlannedSplitAttention
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@
     python -m tests.benchmarks.scale measured       the roofline beside what one H200 reached
     python -m tests.benchmarks.scale methods        the roofline of 8B, for each method and GPU
     python -m tests.benchmarks.scale sync           the roofline of --sync_each_batch
+    python -m tests.benchmarks.scale families       a reward model of each family, in real sizes
 
 Neither weights nor a GPU are needed. Lengths are drawn from log-normal distributions like those of HH-RLHF: prompts of
 125 tokens on average, replies of 45.
@@ -25,11 +26,13 @@ import train_sft
 from rm.config import parse, updated
 from rm.data.examples import Example, Examples
 from rm.distributed import process_group as dist
+from rm.hf import weights
 from rm.model.attention import VarlenAttention
 from rm.model.heads import LanguageModel, RewardModel
 from rm.plan import plan
 from rm.plan.settings import GIB
 from tests.acceptance.speed import LLAMA_1B, LLAMA_8B, PAIRS, PROMPT, REPLY
+from tests.real_configs import CONFIGS
 
 LLAMA = {"model_type": "llama", "hidden_act": "silu", "vocab_size": 32000, "max_position_embeddings": 2048}
 GPT_NEO = {"model_type": "gpt_neo", "vocab_size": 50257, "max_position_embeddings": 2048, "window_size": 256}
@@ -155,6 +158,24 @@ def sync() -> None:
                       *(f"{step.total:.2f}, {step.communication:.2f}" for step in steps))  # fmt: skip
 
 
+REAL = """Qwen3-0.6B gemma-2-2b SmolLM3-3B granite-4.0-micro gemma-3-4b Olmo-3-1025-7B Qwen3-8B gemma-2-9b GLM-4-9B-0414
+    Mistral-Small-3.1-24B gemma-2-27b Qwen3-32B Llama-3.3-70B""".split()
+
+
+def families() -> None:
+    """A reward model on eight H100s of one machine, all weights in training, with full recomputation."""
+    print_row("model", "family", "billions of parameters", "GiB", "s a step", "tokens/s each", "MFU", "limited by",
+              header=True)  # fmt: skip
+    for name in REAL:
+        config, _ = CONFIGS[name]
+        size = {"global_batch_size": 384, "max_tokens": 8192, "gradient_checkpointing": "full"}
+        with planned(config, "rm", lengths(1920, True), 8, **size) as plan_of_run:
+            parameters = sum(p.numel() for p in plan_of_run.model.parameters()) / 1e9
+            step, rate, utilization = plan_of_run.on_paper("H100")
+            print_row(name, config["model_type"], f"{parameters:.2f}", f"{plan_of_run.heaviest.reserved / GIB:.0f}",
+                      f"{step.total:.2f}", f"{rate:,.0f}", f"{utilization:.0%}", step.limit)  # fmt: skip
+
+
 @contextlib.contextmanager
 def planned(config: dict, kind: str, examples: Examples, processes: int, **changes) -> Iterator[plan.Plan]:
     script, cls = (train_sft, LanguageModel) if kind == "sft" else (train_rm, RewardModel)
@@ -164,7 +185,8 @@ def planned(config: dict, kind: str, examples: Examples, processes: int, **chang
         settings = updated(parse(script.Settings, "", basis), **changes)
         loss = settings.loss if kind == "rm" else None
         with dist.fake_process_group(processes), plan.logits_of_a_gpu():
-            yield plan.Plan(cls, settings, settings.plan, examples, VarlenAttention, loss)
+            kernel = plan.kernel_of(weights.read_config(folder)[0], on_a_gpu=True)
+            yield plan.Plan(cls, settings, settings.plan, examples, kernel, loss)
 
 
 def print_row(*cells, header: bool = False) -> None:
@@ -181,9 +203,9 @@ HEADER = (
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("table", choices=("recipes", "sizes", "measured", "methods", "sync"))
+    parser.add_argument("table", choices=("recipes", "sizes", "measured", "methods", "sync", "families"))
     table = parser.parse_args().table
-    if table in (paper := {"measured": measured, "methods": methods, "sync": sync}):
+    if table in (paper := {"measured": measured, "methods": methods, "sync": sync, "families": families}):
         return paper[table]()
     print("| " + " | ".join(HEADER) + " |\n" + "|---" * len(HEADER) + "|")
     if table == "recipes":

@@ -125,6 +125,7 @@ YARN = {"rope_type": "yarn", "factor": 4.0}
         ("gemma3_text", {"rope_parameters": {"full_attention": {"rope_theta": 300}}, "rope_local_base_freq": 20}
          | {"rope_scaling": {"rope_type": "linear", "factor": 2.0}}),
         ("gpt2", {"hidden_size": 32, "num_attention_heads": 4}),
+        ("granitemoehybrid", {"layer_types": ["attention", "attention"]}),
         ("llama", {"sliding_window": None, "head_dim": None, "num_key_value_heads": None}),
     ],
 )  # fmt: skip
@@ -149,7 +150,7 @@ def test_every_key_that_transformers_writes_is_known():
     }  # fmt: skip
     defaults = tiny.transformers.GenerationConfig._get_default_generation_params()
     for family in FAMILIES:
-        config = tiny.transformers.AutoConfig.for_model(family)
+        config = tiny.transformers.AutoConfig.for_model(family, **tiny.DENSE.get(family, {}))
         written = json.loads(config.to_json_string(use_diff=False))
         everything = written_before | {name: value for name, value in defaults.items() if name not in written}
         assert read(written | everything) == read(written)
@@ -157,7 +158,8 @@ def test_every_key_that_transformers_writes_is_known():
 
 @in_every_family
 def test_the_defaults_of_a_config_that_has_only_its_sizes_are_those_of_transformers(family):
-    full = json.loads(tiny.transformers.AutoConfig.for_model(family).to_json_string(use_diff=False))
+    config = tiny.transformers.AutoConfig.for_model(family, **tiny.DENSE.get(family, {}))
+    full = json.loads(config.to_json_string(use_diff=False))
     required = [name for name, key in families.FAMILIES[family].keys.items() if key.required]
     assert read({name: full[name] for name in ("model_type", *required)}) == read(full)
 
