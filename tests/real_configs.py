@@ -187,6 +187,13 @@ CONFIGS = {
         | dict(mamba_n_heads=128, mamba_expand=2, mamba_d_head="auto", output_router_logits=False),
         3_402_836_480,
     ),
+    "EXAONE-3.5-7.8B": (
+        dict(model_type="exaone", activation_function="silu", embed_dropout=0.0, head_dim=128, hidden_size=4096)
+        | dict(intermediate_size=14336, layer_norm_epsilon=1e-5, max_position_embeddings=32768, num_layers=32)
+        | dict(num_attention_heads=32, num_key_value_heads=8, rope_scaling=LLAMA3_ROPE, rope_theta=1000000.0)
+        | dict(architectures=["ExaoneForCausalLM"], tie_word_embeddings=False, vocab_size=102400),
+        7_818_448_896,
+    ),
     "EXAONE-4.0-1.2B": (
         dict(model_type="exaone4", head_dim=64, hidden_act="silu", hidden_size=2048, intermediate_size=4096)
         | dict(layer_types=["full_attention"] * 30, max_position_embeddings=65536, num_attention_heads=32)
@@ -243,26 +250,12 @@ CONFIGS = {
         | dict(vocab_size=64000, pretraining_tp=1, attention_dropout=0.0),
         34_388_917_248,
     ),
-    "Llama-3.3-70B": (
-        dict(model_type="llama", attention_bias=False, head_dim=128, hidden_act="silu", hidden_size=8192)
-        | dict(intermediate_size=28672, max_position_embeddings=131072, mlp_bias=False, num_attention_heads=64)
-        | dict(num_hidden_layers=80, num_key_value_heads=8, rms_norm_eps=1e-5, rope_scaling=LLAMA3_ROPE)
-        | dict(rope_theta=500000.0, tie_word_embeddings=False, vocab_size=128256),
-        70_553_706_496,
-    ),
     "Mistral-Nemo-2407": (
         dict(model_type="mistral", head_dim=128, hidden_act="silu", hidden_size=5120, intermediate_size=14336)
         | dict(max_position_embeddings=131072, num_attention_heads=32, num_hidden_layers=40, num_key_value_heads=8)
         | dict(rms_norm_eps=1e-5, rope_theta=1000000.0, sliding_window=None, tie_word_embeddings=False)
         | dict(vocab_size=131072),
         12_247_782_400,
-    ),
-    "Qwen2.5-0.5B": (
-        dict(model_type="qwen2", hidden_act="silu", hidden_size=896, intermediate_size=4864, max_window_layers=24)
-        | dict(max_position_embeddings=32768, num_attention_heads=14, num_hidden_layers=24, num_key_value_heads=2)
-        | dict(rms_norm_eps=1e-6, rope_theta=1000000.0, sliding_window=32768, use_sliding_window=False)
-        | dict(tie_word_embeddings=True, vocab_size=151936),
-        494_032_768,
     ),
     "Qwen3-0.6B": (
         dict(model_type="qwen3", attention_bias=False, head_dim=128, hidden_act="silu", hidden_size=1024)
@@ -306,6 +299,10 @@ LLAMA_8B, QWEN_7B, GEMMA2_9B, PYTHIA = (
 CONFIGS |= {
     "Llama-2-13b": (llama(5120, 13824, 40, 40, 32000, rope_scaling=None, pretraining_tp=1), 13_015_864_320),
     "Llama-3-8B": (llama(4096, 14336, 32, 32, 128256, num_key_value_heads=8, rope_theta=5e5), 8_030_261_248),
+    "Llama-3.3-70B": (
+        LLAMA_8B | dict(hidden_size=8192, intermediate_size=28672, num_hidden_layers=80, num_attention_heads=64),
+        70_553_706_496,
+    ),
     "Llama-3.1-405B": (
         LLAMA_8B | dict(hidden_size=16384, intermediate_size=53248, num_hidden_layers=126, num_attention_heads=128),
         405_853_388_800,
@@ -333,6 +330,11 @@ CONFIGS |= {
     ),
     "Mistral-7B-v0.3": (
         CONFIGS["Mistral-7B-v0.1"][0] | dict(rope_theta=1e6, sliding_window=None, vocab_size=32768), 7_248_023_552,
+    ),
+    "Qwen2.5-0.5B": (
+        QWEN_7B | dict(hidden_size=896, intermediate_size=4864, num_attention_heads=14, num_hidden_layers=24)
+        | dict(max_window_layers=24, num_key_value_heads=2, vocab_size=151936, tie_word_embeddings=True),
+        494_032_768,
     ),
     "Qwen2.5-1.5B": (
         QWEN_7B | dict(hidden_size=1536, intermediate_size=8960, num_attention_heads=12, num_key_value_heads=2)
@@ -405,6 +407,11 @@ CONFIGS |= {
         CONFIGS["granite-3.1-2b"][0] | dict(hidden_size=4096, intermediate_size=12800, logits_scaling=16.0)
         | dict(attention_multiplier=0.0078125, rope_theta=10000000.0, vocab_size=49159),
         8_170_864_640,
+    ),
+    "EXAONE-3.5-2.4B": (
+        CONFIGS["EXAONE-3.5-7.8B"][0] | dict(hidden_size=2560, intermediate_size=7168, num_layers=30, head_dim=80)
+        | dict(tie_word_embeddings=True),
+        2_405_327_360,
     ),
     "internlm2-1_8b": (
         CONFIGS["internlm2_5-7b"][0] | dict(hidden_size=2048, intermediate_size=8192, num_hidden_layers=24)

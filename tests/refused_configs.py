@@ -12,7 +12,7 @@ REFUSED = {
             "falcon-7b": "falcon", "opt-1.3b": "opt", "bloom-7b1": "bloom", "gpt-j-6b": "gptj", "phi-2": "phi",
             "mpt-7b": "mpt", "OLMo-7B-hf": "olmo", "Nemotron-H-8B": "nemotron_h", "LFM2-1.2B": "lfm2",
             "c4ai-command-r7b": "cohere2", "Baichuan2-7B": "baichuan", "chatglm3-6b": "chatglm",
-            "c4ai-command-r-v01": "cohere", "EXAONE-3.5-7.8B": "exaone", "MiMo-7B": "mimo", "MiniCPM-2B": "minicpm",
+            "c4ai-command-r-v01": "cohere", "MiMo-7B": "mimo", "MiniCPM-2B": "minicpm",
             "Qwen-7B": "qwen", "starcoder": "gpt_bigcode", "codegen-2B": "codegen", "Jamba-v0.1": "jamba",
             "Qwen3-VL-8B": "qwen3_vl", "Qwen3-VL-30B-A3B": "qwen3_vl_moe", "Qwen3.5-35B-A3B": "qwen3_5_moe",
             "Phi-4-multimodal": "phi4mm", "Llama-3.2-11B-Vision": "mllama", "llava-1.5-7b": "llava", "Yuan2-2B": "yuan",

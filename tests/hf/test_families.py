@@ -481,7 +481,7 @@ def test_dropout_settings_change_nothing():
 @pytest.mark.parametrize(
     "hf, message",
     [
-        ({"model_type": "bert"}, "model_type 'bert' is not supported, only exaone4, gemma, gemma2, "),
+        ({"model_type": "bert"}, "model_type 'bert' is not supported, only exaone, exaone4, gemma, "),
         ({}, "model_type None is not supported"),
         ({"model_type": "gpt_oss", "quantization_config": {"quant_method": "mxfp4"}}, "model_type 'gpt_oss' is not"),
         (LLAMA_HF | {"quantization_config": {"quant_method": "fp8"}}, "quantized weights are not implemented"),

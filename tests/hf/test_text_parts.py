@@ -124,6 +124,42 @@ def test_a_text_part_of_another_family_is_refused_by_name(tmp_path):
         weights.read_config(tmp_path)
 
 
+def test_exaone_3_is_a_llama_by_other_names(tmp_path):
+    """transformers has the same names in its table of conversions, and reads the folder."""
+    rope = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0} | {
+        "original_max_position_embeddings": 16
+    }
+    hf_model = tiny.llama(num_key_value_heads=2, head_dim=16, rope_parameters=rope | {"rope_theta": 5e5})
+    llama, tokens = tiny.save_with(hf_model, tmp_path / "llama"), tiny.tokens(60)
+    source = tmp_path / "exaone"
+    source.mkdir()
+    names = {
+        "model.embed_tokens": "transformer.wte", "model.norm": "transformer.ln_f", "model.layers": "transformer.h",
+        "self_attn.o_proj": "self_attn.out_proj", "self_attn": "attn.attention", "input_layernorm": "ln_1",
+        "post_attention_layernorm": "ln_2", "mlp.gate_proj": "mlp.c_fc_0", "mlp.up_proj": "mlp.c_fc_1",
+        "mlp.down_proj": "mlp.c_proj",
+    }  # fmt: skip
+    renamed = load_file(llama / "model.safetensors")
+    for ours, theirs in names.items():
+        renamed = {name.replace(ours, theirs): tensor for name, tensor in renamed.items()}
+    save_file(renamed, source / "model.safetensors")
+    hf = {name: value for name, value in tiny.LLAMA.items() if name != "num_hidden_layers"} | {
+        "model_type": "exaone", "num_layers": 2, "num_key_value_heads": 2, "head_dim": 16, "rope_scaling": rope,
+        "activation_function": "silu", "layer_norm_epsilon": 1e-6, "architectures": ["ExaoneForCausalLM"],
+        "embed_dropout": 0.0, "auto_map": {"AutoModelForCausalLM": "modeling_exaone.ExaoneForCausalLM"},
+    }  # fmt: skip
+    (source / "config.json").write_text(json.dumps(hf))
+    expected = tiny.their_logits(hf_model, tokens)
+    assert_close(tiny.their_logits(AutoModelForCausalLM.from_pretrained(source).eval(), tokens), expected)
+    model = tiny.ours(source)
+    assert_close(tiny.logits(model, tokens), expected)
+    with dist.session(seed=0):
+        weights.save(model, tmp_path / "out", source, torch.float32)
+    opened, info = AutoModelForCausalLM.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not any(info.values()) and opened.config.model_type == "llama"
+    assert_close(tiny.their_logits(opened.eval(), tokens), expected)
+
+
 @pytest.mark.parametrize("bias", [False, True])
 def test_internlm2_is_a_llama_with_fused_q_k_and_v(tmp_path, bias):
     """The layout is that of modeling_internlm2.py: wqkv.view(kv heads, q heads of a kv head + 2, head width, ...)."""

@@ -6,6 +6,7 @@ A new family is a file of its own and an entry in `FAMILIES`.
 from pathlib import Path
 
 from rm.hf.families import (
+    exaone,
     exaone4,
     gemma,
     gemma2,
@@ -35,6 +36,7 @@ from rm.hf.families import (
 from rm.hf.families.rules import Family
 
 FAMILIES: dict[str, Family] = {
+    "exaone": exaone.FAMILY,
     "exaone4": exaone4.FAMILY,
     "gemma": gemma.FAMILY,
     "gemma2": gemma2.FAMILY,
