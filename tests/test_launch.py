@@ -1,5 +1,6 @@
 """launch/: the scripts parse, explain themselves, and refuse what they cannot run; when a SLURM job queues again."""
 
+import json
 import os
 import signal
 import subprocess
@@ -102,11 +103,12 @@ class Slurm:
         save = f"mkdir -p {self.out}/checkpoints/step_{step}" if step else ""
         program(self.folder / "bin" / "srun", "\n".join([self.record, first, save, marker, f"exit {code}"]))
 
-    def start(self, restart: int = 0, state: str = "RUNNING") -> subprocess.Popen:
-        """`--output-dir` is spelt with a dash, as the scripts accept it too."""
+    def start(self, restart: int = 0, state: str = "RUNNING", flags: tuple = ()) -> subprocess.Popen:
+        """`--output-dir` is spelt with a dash, as the scripts accept it too, where no other `flags` are given."""
         job = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n[1-2]", "SLURM_JOB_NUM_NODES": "2", "JOB_STATE": state}
         path = {"PATH": f"{self.folder}/bin:{os.environ['PATH']}", "SLURM_RESTART_COUNT": str(restart)}
-        command = ["bash", LAUNCH / "train.slurm", ROOT / "train_rm.py", "--output-dir", self.out, "--seed", "1"]
+        flags = flags or ("--output-dir", self.out, "--seed", "1")
+        command = ["bash", LAUNCH / "train.slurm", ROOT / "train_rm.py", *flags]
         return subprocess.Popen(command, env=os.environ | job | path, stdout=subprocess.PIPE, text=True)
 
     def run(self, **job) -> tuple[int, str, bool]:
@@ -222,10 +224,24 @@ def test_torchrun_gets_the_nodes_a_meeting_point_and_an_id_of_this_restart(slurm
     assert srun.endswith(f"{ROOT}/train_rm.py --output-dir {slurm.out} --seed 1")
 
 
+def test_the_output_folder_may_be_that_of_a_recipe_or_of_an_earlier_run(slurm, tmp_path):
+    slurm.training("finished", step=1, code=0)
+    recipe, run = tmp_path / "recipe.json", tmp_path / "run.json"
+    recipe.write_text(json.dumps({"output_dir": str(slurm.out), "seed": 1}))
+    run.write_text(json.dumps({"settings": {"model_name_or_path": "m", "output_dir": str(slurm.out)}}, indent=2))
+    for restart, file in enumerate((recipe, run)):
+        assert slurm.run(restart=restart, flags=("--config", file))[0] == 0
+        assert (slurm.out / "slurm").is_dir() and f"{slurm.out}/slurm/7.{restart}.log" in slurm.calls()[-1]
+    slurm.run(flags=("--config", recipe, f"--output_dir={tmp_path / 'other'}"))
+    assert f"{tmp_path}/other/slurm/7.0.log" in slurm.calls()[-1], "flags take precedence"
+
+
 def test_a_job_without_an_output_folder_or_a_script_says_so():
     job = os.environ | {"SLURM_JOB_ID": "7"}
     done = bash(LAUNCH / "train.slurm", ROOT / "train_rm.py", "--seed", "1", env=job)
     assert done.returncode == 2 and "error: --output_dir is missing" in done.stderr
+    done = bash(LAUNCH / "train.slurm", ROOT / "train_rm.py", "--config", "none.json", env=job)
+    assert done.returncode == 2 and "none.json" in done.stderr and "error: --output_dir is missing" in done.stderr
     done = bash(LAUNCH / "train.slurm", "train_mr.py", "--output_dir", "o", env=job)
     assert done.returncode == 2 and "error: train_mr.py: no such file" in done.stderr
     done = bash(LAUNCH / "train.slurm", "train_rm.py")
