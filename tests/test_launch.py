@@ -18,12 +18,17 @@ def bash(*args, **kwargs) -> subprocess.CompletedProcess:
     return subprocess.run(["bash", *map(str, args)], capture_output=True, text=True, timeout=60, **kwargs)
 
 
+def program(file: Path, script: str) -> None:
+    file.write_text(f"#!/bin/bash\n{script}\n")
+    file.chmod(0o755)
+
+
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda s: s.name)
 def test_every_script_parses(script):
     assert bash("-n", script).returncode == 0
 
 
-@pytest.mark.parametrize("script", ["quickstart.sh", "hh_rlhf.sh", "multi_node.sh", "train.slurm"])
+@pytest.mark.parametrize("script", ["quickstart.sh", "hh_rlhf.sh", "hh_table.sh", "multi_node.sh", "train.slurm"])
 def test_help_says_how_to_use_a_real_model_and_runs_nothing(script, tmp_path):
     done = bash(LAUNCH / script, "--help", cwd=tmp_path)
     assert (
@@ -42,11 +47,82 @@ def test_quickstart_leaves_an_earlier_one_alone(tmp_path):
 
 @pytest.mark.parametrize(
     ("flags", "message"),
-    [(["--model", "m", "--sft", "s"], "--rm is missing"), (["--modle", "m"], "unknown option --modle")],
+    [
+        (["--model", "m", "--sft", "s"], "--rm is missing"),
+        (["--model", "m", "--rm", "r"], "--sft is missing"),
+        (["--modle", "m"], "unknown option --modle"),
+    ],
 )
 def test_the_recipe_names_what_is_wrong_with_its_flags(flags, message):
     done = bash(LAUNCH / "hh_rlhf.sh", *flags)
     assert done.returncode == 2 and message in done.stderr
+
+
+class Recipe:
+    """launch/ in a repository whose `python` writes its command line to `calls`, and what eval_rm.py writes last."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.out = folder, folder / "out"
+        for name in ("hh_rlhf.sh", "hh_table.sh", "torchrun.sh"):
+            (folder / "launch").mkdir(exist_ok=True)
+            (folder / "launch" / name).write_text((LAUNCH / name).read_text())
+        (folder / "launch" / "venv.sh").touch()
+        (folder / ".venv" / "bin").mkdir(parents=True)
+        (folder / ".venv" / "bin" / "activate").touch()
+        write = f"""echo "$*" >> {folder}/calls
+            case "$*" in *"$STOP"*) exit 1 ;; *eval_rm.py*) mkdir -p "${{!#}}" && echo '{{}}' > "${{!#}}/report.json" ;; esac
+        """
+        program(folder / "python", write)
+
+    def run(self, script: str, *flags, stop_at: str = "nowhere") -> tuple[int, list[dict[str, str]]]:
+        """Its status, and the trainings and evaluations that it has started, as {flag: value}."""
+        (self.folder / "calls").write_text("")
+        path = {"PATH": f"{self.folder}:/usr/bin:/bin", "STOP": stop_at}
+        given = "--model m --sft s.json --rm r.json --nproc 2".split()
+        done = bash(self.folder / "launch" / script, "--out", self.out, *given, *flags, env=path)
+        calls = (self.folder / "calls").read_text().splitlines()
+        return done.returncode, [self.parsed(call) for call in calls if ".py " in call]
+
+    def parsed(self, call: str) -> dict[str, str]:
+        script, _, flags = call.partition(".py ")
+        pairs = (words.partition(" ") for words in f" {flags}".split(" --")[1:])
+        return {"script": script.rpartition("/")[2]} | {name: value for name, _, value in pairs}
+
+
+@pytest.fixture
+def recipe(tmp_path) -> Recipe:
+    return Recipe(tmp_path)
+
+
+def test_the_recipe_gives_each_script_its_flags(recipe):
+    sft_flags = "--max_length 1024 --learning_rate 1e-5"
+    code, (sft, rm, evaluation) = recipe.run("hh_rlhf.sh", "--test", "t", "--sft_flags", sft_flags, "--", "--seed", 3)
+    assert code == 0 and [sft["script"], rm["script"], evaluation["script"]] == ["train_sft", "train_rm", "eval_rm"]
+    assert sft["learning_rate"] == "1e-5" and sft["max_length"] == "1024" and "seed" not in sft
+    assert rm["seed"] == "3" and "max_length" not in rm and rm["reward_set_path"] == "s.json"
+    assert rm["model_name_or_path"] == f"{sft['output_dir']}/model" == f"{recipe.out}/sft/model"
+    assert evaluation["model_name_or_path"] == f"{rm['output_dir']}/model" and evaluation["dataset_path"] == "t"
+
+
+def test_the_recipe_without_sft_starts_from_the_model(recipe):
+    code, (rm,) = recipe.run("hh_rlhf.sh", "--sft_epochs", 0)
+    assert code == 0 and rm["script"] == "train_rm" and rm["model_name_or_path"] == "m"
+
+
+def test_the_table_has_a_reward_model_for_each_cell_and_goes_on_where_it_was_stopped(recipe):
+    flags = ("--test", "t", "--sft_epochs", "0 1", "--ranks", "2 4", "--", "--seed", 3)
+    code, calls = recipe.run("hh_table.sh", *flags, stop_at="sft_0_lora_4/rm/model")
+    assert code == 1 and [call["script"] for call in calls] == ["train_rm", "eval_rm", "train_rm", "eval_rm"]
+    code, calls = recipe.run("hh_table.sh", *flags)
+    assert code == 0
+    runs = [call["output_dir"].removeprefix(f"{recipe.out}/") for call in calls if call["script"] != "eval_rm"]
+    assert runs == ["sft_0_lora_4/rm", "sft_1", "sft_1_lora_2/rm", "sft_1", "sft_1_lora_4/rm"]
+    assert [call["lora_r"] for call in calls if call["script"] == "train_rm"] == ["4", "2", "4"]
+    assert all(call["num_train_epochs"] == "1" for call in calls if call["script"] == "train_sft")
+    assert all(call["seed"] == "3" for call in calls if call["script"] == "train_rm")
+    assert recipe.run("hh_table.sh", *flags) == (0, []), "all is there"
+    assert f"-m rm.report.recipe_table {recipe.out}" in (recipe.folder / "calls").read_text()
+    assert recipe.run("hh_table.sh", *flags[:-1], 4) == (2, []), "cells of another seed"
 
 
 @pytest.mark.parametrize(
@@ -77,11 +153,6 @@ def test_the_plain_launcher_gives_torchrun_what_a_restart_and_a_stop_need(tmp_pa
 
 
 # ---------------------------------------------------------------- train.slurm, with programs that stand in for SLURM
-
-
-def program(file: Path, script: str) -> None:
-    file.write_text(f"#!/bin/bash\n{script}\n")
-    file.chmod(0o755)
 
 
 class Slurm:

@@ -98,6 +98,22 @@ def accuracies(title: str, x_label: str, rows: dict[str, dict]) -> str:
     return _render(title, x_label, "accuracy", draw)
 
 
+def by_epochs_of_sft(cells: dict[tuple[float, int], dict]) -> str:
+    """Accuracy over epochs of SFT, a line for each rank: {(epochs, rank): {"accuracy", "ci95"}}, in order."""
+
+    def draw(axes):
+        ranks = sorted({rank for _, rank in cells})
+        for rank, colour in zip(ranks, itertools.cycle([BLUE, RED, GREY, GREEN, VIOLET])):
+            rows = {epochs: cell for (epochs, of), cell in cells.items() if of == rank}
+            x, y = np.array(list(rows)), np.array([row["accuracy"] for row in rows.values()])
+            x = x + 0.03 * (ranks.index(rank) - (len(ranks) - 1) / 2)  # so that intervals are side by side
+            axes.errorbar(x, y, _error_bars(y, list(rows.values())), color=colour, marker="o", label=f"rank {rank}")
+        axes.set_xticks(sorted({epochs for epochs, _ in cells}))
+        axes.legend(frameon=False)
+
+    return _render("Reward models after SFT", "epochs of SFT", "accuracy (95% CI)", draw)
+
+
 def _error_bars(y: np.ndarray, rows: list[dict]) -> np.ndarray:
     """(2, n) distances of n values from the lower and upper ends of their rows' "ci95"."""
     low, high = np.array([row["ci95"] for row in rows]).reshape(-1, 2).T

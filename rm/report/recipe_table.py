@@ -1,0 +1,77 @@
+"""The table of the HH-RLHF recipe, from the evaluations below a folder: accuracy by epochs of SFT and rank of LoRA.
+
+python -m rm.report.recipe_table OUT    reads OUT/sft_E_lora_R/eval/report.json, as launch/hh_table.sh leaves them, and
+                                        writes OUT/table.md and OUT/table.svg (which needs matplotlib)
+"""
+
+import re
+import sys
+from pathlib import Path
+
+from rm.cli import one_line_errors
+from rm.files import read_json, write_atomically
+from rm.report import figures
+from rm.report.html import format_value
+
+Cells = dict[tuple[float, int], dict]  # (epochs of SFT, rank) -> {"n", "accuracy", "ci95"}
+NOTE = """
+Accuracy on {n} test pairs, with its 95 % interval{clustered}. "–": not evaluated yet.
+"""
+
+
+def read_cells(folder: Path) -> Cells:
+    """The evaluations of a folder.
+
+    Raises:
+        ValueError: there is none.
+    """
+    cells = {}
+    for file in folder.glob("sft_*_lora_*/eval/report.json"):
+        name = re.fullmatch(r"sft_([\d.]+)_lora_(\d+)", file.parent.parent.name)
+        if name:
+            report = read_json(file)
+            interval = report["accuracy_ci95_clustered"] or report["accuracy_ci95"]
+            cells[float(name[1]), int(name[2])] = {
+                "n": report["n"],
+                "accuracy": report["accuracy"],
+                "ci95": interval,
+                "is_clustered": report["accuracy_ci95_clustered"] is not None,
+            }
+    if not cells:
+        raise ValueError(f"{folder} has no sft_E_lora_R/eval/report.json; launch/hh_table.sh makes them")
+    return dict(sorted(cells.items()))
+
+
+def as_markdown(cells: Cells) -> str:
+    """One row for each number of epochs, one column for each rank."""
+    epochs, ranks = sorted({epoch for epoch, _ in cells}), sorted({rank for _, rank in cells})
+    rows = [["epochs of SFT", *(f"LoRA, rank {rank}" for rank in ranks)], ["---"] * (1 + len(ranks))]
+    for epoch in epochs:
+        row = [cells.get((epoch, rank)) for rank in ranks]
+        rows.append([f"{epoch:g}", *("–" if cell is None else _as_text(cell) for cell in row)])
+    table = "".join(f"| {' | '.join(row)} |\n" for row in rows)
+    sizes = sorted({cell["n"] for cell in cells.values()})  # models with other tokenizers leave out other texts
+    clustered = " over conversations" if all(cell["is_clustered"] for cell in cells.values()) else ""
+    return table + NOTE.format(n=" to ".join(f"{n:,}" for n in (sizes[0], sizes[-1])[: len(sizes)]), clustered=clustered)
+
+
+def _as_text(cell: dict) -> str:
+    return f"{format_value(cell['accuracy'])} ({format_value(cell['ci95'])})"
+
+
+def main() -> None:
+    if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
+        sys.exit(__doc__)
+    with one_line_errors():
+        folder = Path(sys.argv[1])
+        cells = read_cells(folder)
+        write_atomically(folder / "table.md", as_markdown(cells))
+        print(f"{folder / 'table.md'}:\n{as_markdown(cells)}", end="")
+        try:
+            write_atomically(folder / "table.svg", figures.by_epochs_of_sft(cells))
+        except ImportError:
+            print("no figure: pip install matplotlib")
+
+
+if __name__ == "__main__":
+    main()
