@@ -18,6 +18,8 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+
 from rm import cli
 from rm.config import REQUIRED, SettingsGroup, flatten, parse, setting
 from rm.data.batch import EvalBatches, PackingSettings
@@ -59,6 +61,9 @@ class EvaluationSettings(SettingsGroup):
         None, "another reward model, for a paired test on the same pairs", hub="model"
     )
     score_only: bool = setting(False, "write scores.jsonl only: records may have any number of replies and no grades")
+    center_rewards: bool = setting(
+        False, "subtract scoring.json's reward_mean, by which rewards are 0 on average over the set that it names"
+    )
     best_of_n: bool = setting(False, "also write best.jsonl: every record's highest scored reply")
 
 
@@ -95,12 +100,13 @@ class Scored:
 
     results: dict[str, Result]
     counts: dict[str, dict]  # what became of the records
-    scale: tuple[float, float] | None  # mean and standard deviation of its rewards, as its contract states them
+    scale: tuple[float, float] | None  # mean and standard deviation of its rewards here, by what its contract states
 
 
 def score_sets(settings: Settings, model_path: str, sets: dict[str, list[str]]) -> Scored:
     """The rewards of every set, on every rank."""
     text, agreed = contract.resolve(model_path, settings.text)
+    mean = contract.mean_reward(model_path) if settings.evaluation.center_rewards else 0.0
     encoder = contract.text_encoder(model_path, text, agreed)
     task = Task.SCORING if settings.evaluation.score_only else Task.PREFERENCE
     examples, counts = {}, {}
@@ -120,11 +126,11 @@ def score_sets(settings: Settings, model_path: str, sets: dict[str, list[str]]) 
         contract.verify(agreed, model_path, encoder, model.compute_dtype, score)
     results = {}
     for name, paths in sets.items():
-        rewards = all_rewards(model, EvalBatches(examples[name], settings.packing)).numpy()
+        rewards = all_rewards(model, EvalBatches(examples[name], settings.packing)).numpy() - np.float32(mean)
         results[name] = Result(paths, examples[name], rewards, settings.keys)
         results[name].check_finite()
     sharding.release(model)  # for the next one
-    scale = None if agreed is None or not agreed.reward_std else (agreed.reward_mean, agreed.reward_std)
+    scale = None if agreed is None or not agreed.reward_std else (agreed.reward_mean - mean, agreed.reward_std)
     return Scored(results, counts, scale)
 
 

@@ -79,6 +79,9 @@ class ExportSettings(SettingsGroup):
         "bfloat16", "of all weights but a score head, which is float32", ("float32", "bfloat16", "float16")
     )
     max_shard_gb: float = setting(5.0, "largest size of one safetensors file in 10^9 bytes")
+    center_rewards: bool = setting(
+        False, "subtract scoring.json's reward_mean from all rewards, in the bias of the head, which has to have one"
+    )
 
     def check(self) -> None:
         require_positive(max_shard_gb=self.max_shard_gb)
@@ -90,6 +93,10 @@ class Settings(SettingsGroup):
 
     source: SourceSettings
     export: ExportSettings
+
+    def check(self) -> None:
+        if self.source.average and self.export.center_rewards:
+            raise ValueError("--center_rewards goes with --model_name_or_path: export the mean of models once more")
 
 
 def main(settings: Settings) -> None:
@@ -105,11 +112,12 @@ def main(settings: Settings) -> None:
 def write_again(source: str, reward_label: int | None, export: ExportSettings) -> None:
     """Write one model."""
     model = _load(source, SplitAttention, reward_label)  # which computes nothing here
+    shift = _center(model, source) if export.center_rewards else 0.0
     _save(model, source, export)
     if isinstance(model, RewardModel):
-        contract.copy_to(source, export.output_dir)
+        contract.copy_to(source, export.output_dir, shift)
     card = Path(source) / model_card.FILE
-    if dist.is_main() and card.is_file():
+    if dist.is_main() and card.is_file() and not export.center_rewards:  # it states the mean as it was
         shutil.copyfile(card, Path(export.output_dir) / model_card.FILE)
 
 
@@ -172,6 +180,19 @@ def _load(source: str, kernel: type | None = None, reward_label: int | None = No
     parallel, max_length = ParallelSettings(dtype="float32"), None if agreed is None else agreed.max_length
     model = build.build(cls, source, parallel, kernel=kernel, max_length=max_length, reward_label=reward_label)
     return build.load(model, source)
+
+
+def _center(model: Transformer, source: str) -> float:
+    """Subtract the contract's mean reward in the bias of the head; return what every reward has changed by."""
+    mean = contract.mean_reward(source)
+    bias = getattr([*model.score.modules()][-1], "bias", None)
+    if bias is None:
+        raise ValueError(
+            f"{source}: its reward head has no bias, as no head of transformers has, so that its rewards cannot be "
+            f"centred in the weights; eval_rm.py --center_rewards subtracts their mean, {mean:.6g}"
+        )
+    sharding.local(bias.detach()).sub_(mean)
+    return -mean
 
 
 def _save(model: Transformer, source: str, export: ExportSettings) -> None:

@@ -79,6 +79,27 @@ def test_where_a_model_states_no_scale_rewards_are_averaged_as_they_are(models, 
     assert np.array([line["scores"] for line in lines]) == pytest.approx(means, abs=1e-4)
 
 
+def test_centred_rewards_are_those_minus_the_stated_mean(models, tmp_path):
+    data, plain = tmp_path / "data.jsonl", rewards_of(models[:2], normalized=False)
+    data.write_text("\n".join(map(json.dumps, RECORDS)))
+    flat = dict(dataset_path=(str(data),), cache_dir=str(tmp_path / "cache"), score_only=True, center_rewards=True)
+    for model, rewards, mean in zip(models[:2], plain, (1.0, -3.0), strict=True):
+        paths = dict(model_name_or_path=(str(model),), output_dir=str(tmp_path / model.name))
+        with dist.session(0):
+            eval_rm.main(compose(eval_rm.Settings, **flat, **paths))
+        lines = [json.loads(line) for line in open(tmp_path / model.name / "scores.jsonl")]
+        assert np.array([line["scores"] for line in lines]) == pytest.approx(rewards - mean, abs=1e-4)
+    with dist.session(0), pytest.raises(ValueError, match="2 has no scoring.json that states the mean"):
+        paths = dict(model_name_or_path=(str(models[2]),), output_dir=str(tmp_path / "out"))
+        eval_rm.main(compose(eval_rm.Settings, **flat, **paths))
+
+
+def test_an_ensemble_on_one_scale_is_centred_already(models, tmp_path):
+    lines = [evaluate(models[:2], tmp_path, str(flag), center_rewards=flag)[0] for flag in (False, True)]
+    plain, centred = (np.array([line["scores"] for line in of]) for of in lines)
+    assert centred == pytest.approx(plain, abs=1e-4)
+
+
 def test_one_model_is_no_ensemble(models, tmp_path):
     lines, report = evaluate(models[:1], tmp_path, "out")
     assert "spread" not in lines[0] and "ensemble" not in report["sets"]["data"]

@@ -197,3 +197,23 @@ def test_models_that_differ_in_more_than_weights_have_no_mean(three, tmp_path, f
 def test_settings_that_do_not_go_together_are_refused(given, message):
     with pytest.raises(ValueError, match=message):
         compose(export.Settings, output_dir="x", **given)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_the_mean_reward_can_be_subtracted_in_the_bias_of_a_head(tmp_path, processes):
+    source = similar_models.write(tmp_path / "rm", seed=0, head="two layers")
+    before = torch.tensor(Scorer(source).score(TEXTS))
+    similar_models.write(source, seed=0, head="two layers", reward_mean=before.mean().item(), reward_std=1.0)
+    out = run(source, tmp_path / "out", "--center_rewards", "true", "--dtype", "float32", processes=processes)
+    after, scorer = before - before.mean(), Scorer(out)  # which checks the golden scores
+    assert scorer.score(TEXTS) == pytest.approx(after.tolist(), abs=1e-5)
+    assert scorer.contract.reward_mean == 0
+    assert scorer.score(TEXTS, normalized=True) == pytest.approx(after.tolist(), abs=1e-5)
+
+
+def test_a_mean_reward_that_cannot_be_subtracted_is_an_error(three, tmp_path):
+    with pytest.raises(RuntimeError, match="its reward head has no bias"):
+        run(three[0], tmp_path / "out", "--center_rewards", "true")
+    with pytest.raises(RuntimeError, match="has no scoring.json that states the mean"):
+        run(similar_models.write(tmp_path / "rm", seed=0), tmp_path / "out", "--center_rewards", "true")
+    assert not (tmp_path / "out").exists()

@@ -69,10 +69,8 @@ class Recipe:
         (folder / "launch" / "venv.sh").touch()
         (folder / ".venv" / "bin").mkdir(parents=True)
         (folder / ".venv" / "bin" / "activate").touch()
-        write = f"""echo "$*" >> {folder}/calls
-            case "$*" in *"$STOP"*) exit 1 ;; *eval_rm.py*) mkdir -p "${{!#}}" && echo '{{}}' > "${{!#}}/report.json" ;; esac
-        """
-        program(folder / "python", write)
+        act = """case "$*" in *"$STOP"*) exit 1 ;; *eval_rm*) mkdir -p "${!#}" && touch "${!#}/report.json" ;; esac"""
+        program(folder / "python", f'echo "$*" >> {folder}/calls\n{act}')
 
     def run(self, script: str, *flags, stop_at: str = "nowhere") -> tuple[int, list[dict[str, str]]]:
         """Its status, and the trainings and evaluations that it has started, as {flag: value}."""

@@ -52,7 +52,9 @@ def as_markdown(cells: Cells) -> str:
     table = "".join(f"| {' | '.join(row)} |\n" for row in rows)
     sizes = sorted({cell["n"] for cell in cells.values()})  # models with other tokenizers leave out other texts
     clustered = " over conversations" if all(cell["is_clustered"] for cell in cells.values()) else ""
-    return table + NOTE.format(n=" to ".join(f"{n:,}" for n in (sizes[0], sizes[-1])[: len(sizes)]), clustered=clustered)
+    return table + NOTE.format(
+        n=" to ".join(f"{n:,}" for n in (sizes[0], sizes[-1])[: len(sizes)]), clustered=clustered
+    )
 
 
 def _as_text(cell: dict) -> str:

@@ -266,10 +266,28 @@ def write(folder: str | Path, text: TextSettings, dtype: torch.dtype, statistics
     dist.barrier()
 
 
-def copy_to(source: str | Path, folder: str | Path) -> None:
+def mean_reward(folder: str | Path) -> float:
+    """`reward_mean` of a model's contract; minus it, rewards are 0 on average over `reward_set`.
+
+    Raises:
+        ValueError: the model has no contract, or it states no mean.
+    """
+    contract = read(folder)
+    if contract is None or contract.reward_mean is None:
+        raise ValueError(
+            f"--center_rewards: {folder} has no {FILE} that states the mean of its rewards (reward_mean); train_rm.py "
+            f"writes one"
+        )
+    return contract.reward_mean
+
+
+def copy_to(source: str | Path, folder: str | Path, shift: float = 0.0) -> None:
     """Write the contract of `source` beside the same model, exported to `folder`, with the scores that it has there.
 
     A model from elsewhere has none. It keeps its padding token, on which its rewards depend.
+
+    Args:
+        shift: what all rewards of the exported model are higher by.
 
     All ranks call it. Raises ValueError where a score moved by more than rounding to bfloat16 explains.
     """
@@ -281,6 +299,9 @@ def copy_to(source: str | Path, folder: str | Path) -> None:
             set_padding(folder, tokenizer.string_of(pad_id), pad_id)
         dist.barrier()
         return
+    if shift:
+        golden = tuple(replace(one, score=one.score + shift) for one in contract.golden)
+        contract = replace(contract, golden=golden, reward_mean=contract.reward_mean + shift)
     if dist.is_main():
         if contract.chat_template is not None:
             write_atomically(folder / "chat_template.jinja", contract.chat_template)

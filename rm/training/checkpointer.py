@@ -5,6 +5,7 @@ no collectives. Stop-requested, write-done and write-failed flags are all-reduce
 that every rank acts on them at the same step.
 """
 
+import copy
 import shutil
 import sys
 import threading
@@ -29,6 +30,8 @@ class Checkpointer:
     """Saves when it is due and when the run is stopped: `after_step` after every step, `poll` between the micro-batches
     of an evaluation.
 
+    `own` holds what a changed loop has to keep beside weights and optimizer state (docs/own_state.md).
+
     A stop is raised as `dist.Stopped`; on its way out of the `with` block the step's checkpoint is written.
     """
 
@@ -40,6 +43,7 @@ class Checkpointer:
         self.saved_step = run.start.step  # of the newest checkpoint
         self.pending: _PendingWrite | None = None  # on all ranks or on none
         self.failures = 0  # in a row
+        self.own: dict = copy.deepcopy(run.start.own)  # for a changed loop: JSON values, the same on every rank
         self.pinned: dict[str, torch.Tensor] = {}  # memory of snapshots on GPUs; no two are needed at a time
 
     def __enter__(self):
@@ -163,6 +167,7 @@ class Checkpointer:
             "unlogged_sums": list(unlogged_sums),
             "identity": self.run.start.identity,
             "best": self.run.best.state,
+            "own": copy.deepcopy(self.own),
         }
         folder = self.folder / f".step_{self.run.step}.{self.attempt}"
         snapshot = checkpoint.snapshot(lora.checkpointed(self.model), self.optimizer, self.pinned)

@@ -136,7 +136,7 @@ def restore(
             dist.say(f"resuming from {folder}{_world_size_note(state)}")
             # Of another run's checkpoint, the best one is not here.
             best = state.get("best") if folder.parent == Path(output_dir) / "checkpoints" else None
-            return run_log.Start(state["step"], tuple(state["unlogged_sums"]), identity, best)
+            return run_log.Start(state["step"], tuple(state["unlogged_sums"]), identity, best, state.get("own", {}))
     if candidates:
         raise ValueError(
             f"all checkpoints in {candidates[0].parent} are corrupt: delete them to start anew, or name another "

@@ -81,6 +81,7 @@ class Start:
     unlogged_sums: tuple[dict, ...] = ()  # sums over all ranks of each step since the last line of metrics
     identity: dict = field(default_factory=dict)  # what a checkpoint to resume from has to agree in
     best: dict | None = None  # the checkpoint's `rm.training.best.Best.state`
+    own: dict = field(default_factory=dict)  # the checkpoint's `rm.training.checkpointer.Checkpointer.own`
 
 
 class RunLog:
