@@ -1,6 +1,6 @@
 """Published config.json files that are refused, and why."""
 
-from tests.real_configs import CONFIGS, LLAMA_8B, QWEN_7B
+from tests.real_configs import CONFIGS, LLAMA_8B, MISTRAL_SMALL_TEXT, QWEN_7B
 
 # Name of a published model -> what its config.json says, as far as it decides, and the reason for which it is refused.
 REFUSED = {
@@ -49,6 +49,11 @@ REFUSED = {
     "Qwen3-32B-FP8": (
         CONFIGS["Qwen3-32B"][0] | {"quantization_config": {"quant_method": "fp8", "fmt": "e4m3"}},
         "quantization_config: quantized weights are not implemented",
+    ),
+    "Mistral-Small-3.1-24B, text part in FP8": (
+        CONFIGS["Mistral-Small-3.1-24B"][0]
+        | {"text_config": MISTRAL_SMALL_TEXT | {"quantization_config": {"quant_method": "fp8"}}},
+        "config.json: text_config: quantization_config: quantized weights are not implemented",
     ),
     "ArmoRM": (LLAMA_8B | {"architectures": ["LlamaForRewardModelWithGating"]}, "'LlamaForRewardModelWithGating'"),
     "QRM-Llama3.1-8B": (LLAMA_8B | {"architectures": ["LlamaForRewardModelWithGating31"]}, "RewardModelWithGating31'"),

@@ -11,7 +11,7 @@ from rm.data.batch import EvalBatches
 from rm.data.tokenizer import Tokenizer
 from rm.hf import hub, weights
 from rm.model.attention import SplitAttention
-from rm.model.heads import LanguageModel
+from rm.model.heads import LanguageModel, RewardModel
 from rm.scoring.score import all_rewards
 from tests import made, text_fixtures, tiny
 from tests.ranks import run_ranks
@@ -260,6 +260,17 @@ def test_an_adapter_that_lacks_a_matrix_is_refused(tmp_path):
     tensors.pop(next(name for name in tensors if "lora_B" in name))
     save_file(tensors, file)
     assert "has only one of A and B for base_model.model.model.layers.0.self_attn." in error(tmp_path / "adapter")
+
+
+def test_an_adapter_whose_head_is_not_finite_is_refused(tmp_path):
+    tiny.llama().save_pretrained(tmp_path / "base")
+    peft_model(tmp_path / "base", tmp_path / "adapter")
+    file = tmp_path / "adapter" / "adapter_model.safetensors"
+    tensors = load_file(file)
+    (head,) = (name for name in tensors if "score" in name)
+    save_file(tensors | {head: tensors[head].fill_(float("nan"))}, file)
+    with pytest.raises(ValueError, match=rf"adapter_model.safetensors: {head}, the reward head, holds numbers that"):
+        tiny.ours(tmp_path / "adapter", RewardModel)
 
 
 def test_a_full_model_with_an_adapter_config_is_loaded_as_the_full_model(tmp_path):

@@ -96,8 +96,13 @@ def test_a_reward_model_of_gemma_3_is_read_and_saved_as_a_text_model(tmp_path):
 
 @in_every_case
 def test_peft_loads_the_adapter_of_a_text_part_on_the_whole_model(tmp_path, case):
-    hf_model, tokens = with_images(case), tiny.tokens(50)
-    source = tiny.save_with(hf_model, tmp_path / "m")
+    hf_model = with_images(case)
+    peft_loads_the_adapter_on(hf_model, tiny.save_with(hf_model, tmp_path / "m"), tmp_path)
+
+
+def peft_loads_the_adapter_on(hf_model, source, tmp_path):
+    """A random adapter on the model in `source`, which `hf_model` is in transformers, computes the same in both."""
+    tokens = tiny.tokens(50)
     config, family, _ = weights.read_config(source)
     model = LanguageModel(config, SplitAttention)
     settings = lora.LoraSettings(lora_r=4, lora_dropout=0.0, lora_target_modules=("q_proj", "v_proj"))
@@ -150,7 +155,9 @@ def test_exaone_3_is_a_llama_by_other_names(tmp_path):
     }  # fmt: skip
     (source / "config.json").write_text(json.dumps(hf))
     expected = tiny.their_logits(hf_model, tokens)
-    assert_close(tiny.their_logits(AutoModelForCausalLM.from_pretrained(source).eval(), tokens), expected)
+    theirs = AutoModelForCausalLM.from_pretrained(source).eval()
+    assert_close(tiny.their_logits(theirs, tokens), expected)
+    peft_loads_the_adapter_on(theirs, source, tmp_path)
     model = tiny.ours(source)
     assert_close(tiny.logits(model, tokens), expected)
     with dist.session(seed=0):

@@ -442,7 +442,7 @@ def test_a_path_that_is_no_model_folder_is_refused_with_the_reason(tmp_path, fol
         ('{"model_type": [1]}', "config.json: model_type [1] is not supported"),
         (
             '{"model_type": "bert"}',
-            "config.json: model_type 'bert' is not supported, only exaone4, ",
+            "config.json: model_type 'bert' is not supported, only exaone, ",
         ),
         ('{"model_type": "llama"}', "config.json: the setting 'num_attention_heads' is missing"),
         ('{"model_type": "llama", "quantization_config": {"bits": 4}}', "config.json: quantization_config"),

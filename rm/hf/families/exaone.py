@@ -11,7 +11,7 @@ from rm.model.transformer import ModelConfig
 
 NAMES = {"num_layers": "num_hidden_layers", "layer_norm_epsilon": "rms_norm_eps", "activation_function": "hidden_act"}
 DEFAULTS = {"num_key_value_heads": 8, "rms_norm_eps": 1e-5, "max_position_embeddings": 4096, "rope_theta": 500000.0}
-PARTS = {  # of the names of modules, in this order: a LLaMA's -> those here
+PARTS = {  # of the names of modules, in this order: a LLaMA's -> the published ones
     "model.embed_tokens": "transformer.wte",
     "model.norm": "transformer.ln_f",
     "model.layers": "transformer.h",
@@ -36,9 +36,9 @@ def config(hf: dict) -> ModelConfig:
 
 
 def _stored(module: str) -> str:
-    """The name here of a module of a LLaMA."""
-    for of_llama, here in PARTS.items():
-        module = module.replace(of_llama, here)
+    """The published name of a module of a LLaMA."""
+    for of_llama, published in PARTS.items():
+        module = module.replace(of_llama, published)
     return module
 
 
@@ -47,7 +47,8 @@ FAMILY = replace(
     config=config,
     aliases=NAMES,
     text=as_llama,
-    modules={_stored(module): part for module, part in llama.FAMILY.modules.items()},
+    # transformers' names first: adapters are written with them.
+    modules=llama.FAMILY.modules | {_stored(module): part for module, part in llama.FAMILY.modules.items()},
     prefix="transformer.",
     ignored=frozenset(),
     classes={"lm": "ExaoneForCausalLM", "reward": "ExaoneForSequenceClassification"},

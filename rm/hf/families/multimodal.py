@@ -5,6 +5,7 @@ mistral or a ministral3.
 """
 
 from dataclasses import replace
+from pathlib import Path
 
 from rm.hf.families import gemma3, ministral3, mistral
 from rm.hf.families.keys import FLAG
@@ -48,7 +49,7 @@ def text_part(inner: dict[str, Family], defaults: dict, classes: dict[str, str])
         flat = text(hf)
         if flat["model_type"] not in inner:
             raise ValueError(f"text_config.model_type {flat['model_type']!r} is not supported, only {', '.join(inner)}")
-        return inner[flat["model_type"]].read(flat | {"architectures": None})
+        return inner[flat["model_type"]].read(flat | {"architectures": None}, Path("text_config"))
 
     return replace(
         inner[first],
