@@ -22,7 +22,7 @@ import numpy as np
 
 from rm import cli
 from rm.config import REQUIRED, SettingsGroup, flatten, parse, setting
-from rm.data.batch import EvalBatches, PackingSettings
+from rm.data.batch import EvalBatches, PackingSettings, in_parts
 from rm.data.dataset import DataSettings, read_cached, say_report
 from rm.data.encode import Task
 from rm.data.reader import KeySettings
@@ -126,7 +126,9 @@ def score_sets(settings: Settings, model_path: str, sets: dict[str, list[str]]) 
         contract.verify(agreed, model_path, encoder, model.compute_dtype, score)
     results = {}
     for name, paths in sets.items():
-        rewards = all_rewards(model, EvalBatches(examples[name], settings.packing)).numpy() - np.float32(mean)
+        # Replies to one prompt need not fit into one micro-batch, since no loss compares them.
+        parts = in_parts(examples[name], settings.packing)
+        rewards = all_rewards(model, EvalBatches(parts, settings.packing)).numpy() - np.float32(mean)
         results[name] = Result(paths, examples[name], rewards, settings.keys)
         results[name].check_finite()
     sharding.release(model)  # for the next one

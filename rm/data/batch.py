@@ -12,6 +12,7 @@ Shapes: T tokens, L labelled tokens, N examples and R replies in a micro-batch, 
 
 import heapq
 import math
+from array import array
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -241,6 +242,37 @@ class EvalBatches:
 
     def __iter__(self) -> Iterator[MicroBatch]:
         return (pack(self.examples, indices, self.share_prefix) for indices in self.assigned)
+
+
+def in_parts(examples: Examples, packing: PackingSettings) -> Examples:
+    """The same replies in the same order, for scoring: an example of more than --max_tokens becomes several.
+
+    Each has the prefix and some of the replies, at least one. The others stay as they are; if all fit, no token is
+    copied.
+    """
+    if not len(examples) or _packed_lengths(examples, packing.share_prefix).max() <= packing.max_tokens:
+        return examples
+    record = array("q")
+
+    def parts() -> Iterator[Example]:
+        for i, example in enumerate(examples):
+            prefix = len(example.prefix)
+            once, each = (prefix, 0) if packing.share_prefix else (0, prefix)
+            start, total = 0, once
+            for end, reply in enumerate(example.replies):
+                if total + each + len(reply) > packing.max_tokens and end > start:
+                    yield part(example, slice(start, end))
+                    record.append(examples.record[i])
+                    start, total = end, once
+                total += each + len(reply)
+            yield part(example, slice(start, None))
+            record.append(examples.record[i])
+
+    def part(example: Example, kept: slice) -> Example:
+        replies, loss, grade = example.replies[kept], example.loss[kept], example.grade[kept]
+        return replace(example, replies=replies, loss=loss, grade=grade)
+
+    return Examples.build(parts(), record)
 
 
 def plan_micro_batches(

@@ -41,6 +41,7 @@ class Sample:
     without_loss: frozenset[int] = frozenset()  # positions of the messages of a demonstration that carry no loss
     joined_by_default: bool = False  # bare strings are a dialogue only if a setting says so (LMFlow's text2text)
     joined_by: str | None = None  # consecutive samples with the same one are the replies of one prompt
+    compared: tuple[tuple[int, int], ...] | None = None  # indices of the texts that a benchmark compares; None: all
     id: str | int | None = None
     subset: str = ""
 

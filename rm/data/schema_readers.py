@@ -302,13 +302,25 @@ def _grades(values, key: str, n: int) -> list[float]:
 
 
 def best_of_k(fields: Fields) -> Sample:
-    """PPE's correctness sets: response_1, response_2, ..., and a list that says which of them are right."""
+    """PPE's correctness sets: response_1, response_2, ..., which of them are right, and pairs of these to compare."""
     replies = []
     while f"response_{len(replies) + 1}" in fields.record:
         key = f"response_{len(replies) + 1}"
         replies.append((key, fields.get(key)))
     correct = [int(value) if isinstance(value, bool) else value for value in fields.get("scores")]
-    return _compared(fields, replies, _grades(correct, "scores", len(replies)))
+    sample = _compared(fields, replies, _grades(correct, "scores", len(replies)))
+    pairs = fields.get("sampled_conflict_pairs")
+    return sample if pairs is None else replace(sample, compared=_index_pairs(pairs, len(replies)))
+
+
+def _index_pairs(value, n: int) -> tuple[tuple[int, int], ...]:
+    """Pairs of indices of n replies."""
+    pairs = [tuple(pair) if isinstance(pair, list) else () for pair in value] if isinstance(value, list) else [()]
+    if not all(len(pair) == 2 and all(type(i) is int and 0 <= i < n for i in pair) for pair in pairs):
+        raise ValueError(
+            f"'sampled_conflict_pairs' is {reprlib.repr(value)}; expected pairs of indices of {n} responses, from 0"
+        )
+    return tuple(pairs)
 
 
 def best_and_losers(fields: Fields) -> Sample:

@@ -54,6 +54,7 @@ class Schema:
     read: "Callable[[Fields], Sample]"
     source: str  # the loader or data set it is known from
     when: Callable[[dict], bool] | None = None  # what the values have to be, where the keys alone do not tell
+    subset: str = "subset"  # the key by which its records name their part of the data
 
 
 @dataclass
@@ -127,8 +128,8 @@ class Reader:
         except (AttributeError, IndexError, KeyError, TypeError) as error:
             # A value is of another type than in the data sets of this schema.
             raise ValueError(f"is not as records of {schema.name} are: {type(error).__name__}, {error}") from None
-        fields.used.update(("id", "subset"))
-        subset = str(record.get("subset") or "")
+        fields.used.update(("id", "subset", schema.subset))
+        subset = str(record.get(schema.subset) or record.get("subset") or "")
         name = schema.name
         if name == "/".join(schema.keys) and fields.prompt_key and fields.prompt_key not in schema.keys:
             name = f"{fields.prompt_key}/{name}"
@@ -292,8 +293,16 @@ def _has_dialogue(record: dict) -> bool:
     return any(not is_empty(record[key]) for key in DIALOGUES if key in record)
 
 
-def _preference(name: str, keys: str, read: Callable, source: str, when: Callable | None = None) -> Schema:
-    return Schema(name, PREFERENCE, tuple(keys.split()), read, source, when)
+def _has_three_of_each(record: dict) -> bool:
+    """Whether it is a record of RM-Bench, and not one of RewardBench 2's Ties."""
+    three = all(is_list_of_strings(record[key]) and len(record[key]) == 3 for key in ("chosen", "rejected"))
+    return three and "num_correct" not in record and record.get("subset") != "Ties"
+
+
+def _preference(
+    name: str, keys: str, read: Callable, source: str, when: Callable | None = None, subset: str = "subset"
+) -> Schema:
+    return Schema(name, PREFERENCE, tuple(keys.split()), read, source, when, subset)
 
 
 def _demonstration(name: str, keys: str, read: Callable, source: str, when: Callable | None = None) -> Schema:
@@ -312,25 +321,29 @@ PREFERENCES = (
     _preference("ms-swift's messages/rejected_messages", "messages rejected_messages",
                 readers.pair("messages", "rejected_messages"), "ms-swift dataset/preprocessor/core.py"),
     _preference("RMB pairs", "conversation_input chosen reject", readers.pair("chosen", "reject"),
-                "Zhou-Zoey/RMB-Reward-Model-Benchmark"),
+                "Zhou-Zoey/RMB-Reward-Model-Benchmark", subset="category_path"),
     _preference("RMB best of n", "conversation_input bon_best loser_list", readers.best_and_losers,
-                "Zhou-Zoey/RMB-Reward-Model-Benchmark"),
+                "Zhou-Zoey/RMB-Reward-Model-Benchmark", subset="category_path"),
+    _preference("RM-Bench", "prompt chosen rejected", readers.pair("chosen", "rejected"), "THU-KEG/RM-Bench README",
+                when=_has_three_of_each, subset="domain"),
     _preference("HelpSteer3", "response1 response2 overall_preference",
                 readers.signed("response1", "response2", "overall_preference"),
-                "NeMo-RL preference_datasets/helpsteer3.py"),
+                "NeMo-RL preference_datasets/helpsteer3.py", subset="domain"),
     _preference("HelpSteer2-preference", "prompt response_1 response_2 preference_strength",
                 readers.signed("response_1", "response_2", "preference_strength"), "data card nvidia/HelpSteer2"),
     _preference("distilabel-capybara-dpo", "conversation generation_prompt chosen rejected", readers.capybara_dpo,
                 "data card argilla/distilabel-capybara-dpo-7k-binarized"),
     _preference("PPE correctness", "prompt response_1 response_2 scores", readers.best_of_k,
                 "data card lmarena-ai/PPE-GPQA-Best-of-K"),
+    _preference("PPE preference", "question_id prompt model_a model_b response_1 response_2 winner",
+                readers.voted("response_1", "response_2", "winner"), "data card lmarena-ai/PPE-Human-Preference-V1"),
     _preference("Arena 55k", "prompt response_a response_b winner_model_a winner_model_b", readers.arena_55k,
                 "Kaggle, LMSYS Chatbot Arena human preference predictions"),
     _preference("PKU-SafeRLHF", "prompt response_0 response_1 better_response_id",
                 readers.by_index("response_0", "response_1", "better_response_id"),
                 "data card PKU-Alignment/PKU-SafeRLHF"),
     _preference("JudgeBench", "question response_A response_B label",
-                readers.voted("response_A", "response_B", "label"), "ScalerLab/JudgeBench README"),
+                readers.voted("response_A", "response_B", "label"), "ScalerLab/JudgeBench README", subset="source"),
     _preference("SHP", "history human_ref_A human_ref_B labels", readers.shp, "data card stanfordnlp/SHP"),
     _preference("WebGPT comparisons", "question answer_0 answer_1 score_0 score_1", readers.webgpt,
                 "data card openai/webgpt_comparisons", when=lambda record: isinstance(record["question"], dict)),

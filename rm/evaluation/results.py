@@ -17,19 +17,11 @@ from rm.data.messages import Message
 from rm.data.reader import KeySettings, Located, SampleReader
 from rm.data.schemas import PREFERENCE
 from rm.evaluation import benchmarks, metrics, stats
+from rm.evaluation.benchmarks import Benchmark
 from rm.evaluation.length import length_report
 from rm.evaluation.lists import list_report
 from rm.evaluation.metrics import ScoredReplies
-
-
-@dataclass(frozen=True)
-class RecordInfo:
-    """What metrics need to know of one record besides its tokens."""
-
-    id: str | int  # the record's `id` if it has one, else its number in the set
-    subset: str  # "" if the record names none
-    turns: int  # number of user messages
-    lengths: list[int]  # characters of each reply's last message
+from rm.evaluation.records import RecordInfo, record_info
 
 
 @dataclass(frozen=True)
@@ -60,7 +52,7 @@ class Result:
     @cached_property
     def record_info(self) -> list[RecordInfo]:
         """(N,) the information of every example's record."""
-        return [_record_info(located) for located in self._samples(self.examples.record)]
+        return [record_info(located, str(self.paths[located.file])) for located in self._samples(self.examples.record)]
 
     @cached_property
     def scored(self) -> ScoredReplies:
@@ -176,16 +168,6 @@ def ensemble(results: Sequence[Result], scales: Sequence[tuple[float, float] | N
     return replace(results[0], examples=examples, rewards=members.mean(0), members=members)
 
 
-def _record_info(located: Located) -> RecordInfo:
-    sample, dialogues = located.sample, located.sample.dialogues()
-    return RecordInfo(
-        id=located.number if sample.id is None else sample.id,
-        subset=sample.subset,
-        turns=sum(message["role"] == "user" for message in dialogues[0]),
-        lengths=[len(dialogue[-1]["content"]) for dialogue in dialogues],
-    )
-
-
 def evaluation_report(results: dict[str, Result], baseline: dict[str, Result]) -> dict:
     """The metrics of report.json: a summary over all pairs, and the summary and tables of every set.
 
@@ -194,14 +176,16 @@ def evaluation_report(results: dict[str, Result], baseline: dict[str, Result]) -
         baseline: another model's results for the same sets, or {}. The models are compared on the records that both
             have scored.
     """
-    sets = {}
+    sets, of_benchmarks = {}, []
     for name, result in results.items():
         sets[name] = set_report(result.scored)
         if result.members is not None:
             sets[name]["ensemble"] = ensemble_report(result)
-        benchmark = benchmarks.rewardbench_scores(result.scored, [str(info.id) for info in result.record_info])
+        benchmark = benchmarks.benchmark_of(result.scored, result.record_info)
         if benchmark:
-            sets[name]["rewardbench"] = benchmark
+            common = common_benchmark(result, baseline[name]) if baseline else None
+            sets[name]["benchmark"] = benchmarks.benchmark_report(benchmark, common)
+            of_benchmarks.append((benchmark, common))
     report = metrics.summary(metrics.concatenate([result.scored for result in results.values()]))
     if baseline:
         model_sets, baseline_sets = [], []
@@ -211,6 +195,8 @@ def evaluation_report(results: dict[str, Result], baseline: dict[str, Result]) -
             model_sets.append(model_scored)
             baseline_sets.append(baseline_scored)
         report["baseline"] = compare(metrics.concatenate(model_sets), metrics.concatenate(baseline_sets))
+    if len(of_benchmarks) > 1:
+        report["benchmarks"] = benchmarks.mean_report(*zip(*of_benchmarks, strict=True))
     return report | {"sets": sets}
 
 
@@ -240,8 +226,20 @@ def ensemble_report(result: Result) -> dict:
 
 def common_records(result: Result, baseline: Result) -> tuple[ScoredReplies, ScoredReplies]:
     """Both models' scores of the records that both have scored; each may have left out others as too long."""
-    _, i, j = np.intersect1d(result.examples.record, baseline.examples.record, return_indices=True)
+    i, j = _common(result, baseline)
     return result.scored.select(i), baseline.scored.select(j)
+
+
+def common_benchmark(result: Result, baseline: Result) -> tuple[Benchmark, Benchmark] | None:
+    """Both models' results on the records of a benchmark that both have scored."""
+    records = [result.record_info[i] for i in _common(result, baseline)[0]]
+    ours, theirs = (benchmarks.benchmark_of(one, records) for one in common_records(result, baseline))
+    return (ours, theirs) if ours and theirs else None
+
+
+def _common(result: Result, baseline: Result) -> tuple[np.ndarray, np.ndarray]:
+    """The indices, in each, of the records that both have scored."""
+    return np.intersect1d(result.examples.record, baseline.examples.record, return_indices=True)[1:]
 
 
 def compare(ours: ScoredReplies, baseline: ScoredReplies) -> dict:

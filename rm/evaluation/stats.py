@@ -4,6 +4,7 @@ Shapes: n values, C clusters of values, B bootstrap resamples.
 """
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -38,7 +39,7 @@ def clustered_interval(x: np.ndarray, cluster: np.ndarray) -> tuple[float, float
     Returns:
         (low, high), or None if there are fewer than two clusters.
     """
-    return _clustered_interval(cluster, [(x, np.ones(len(x)))])
+    return weighted_interval([(1.0, x, cluster)])
 
 
 def balanced_interval(x: np.ndarray, sign: np.ndarray, cluster: np.ndarray) -> tuple[float, float] | None:
@@ -46,32 +47,40 @@ def balanced_interval(x: np.ndarray, sign: np.ndarray, cluster: np.ndarray) -> t
 
     Resamples without values of one sign are left out.
     """
-    parts = [(x * mask, mask.astype(float)) for mask in (sign > 0, sign < 0)]
-    if not all(counts.any() for _, counts in parts):
-        return None
-    return _clustered_interval(cluster, parts)
+    masks = [mask for mask in (sign > 0, sign < 0) if mask.any()]
+    return weighted_interval([(0.5, x[mask], cluster[mask]) for mask in masks]) if len(masks) == 2 else None
 
 
-def _clustered_interval(cluster: np.ndarray, parts: list[tuple[np.ndarray, np.ndarray]]) -> tuple[float, float] | None:
-    """The interval of the mean, over `parts`, of sum of values / sum of counts.
+def weighted_interval(
+    means: Sequence[tuple[float, np.ndarray, np.ndarray]],
+) -> tuple[float, float] | None:
+    """`clustered_interval` of a weighted sum of means, which may be over values of the same clusters.
+
+    Resamples without any value of one of the means are left out.
 
     Args:
-        parts: ((n,) values, (n,) counts) each.
+        means: (weight, (n,) values, (n,) their clusters) of each.
     """
-    _, cluster = np.unique(cluster, return_inverse=True)
-    clusters = int(cluster.max(initial=-1)) + 1
+    cluster = np.unique(np.concatenate([of_mean for _, _, of_mean in means])) if means else np.zeros(0)
+    clusters = len(cluster)
     if clusters < 2:
         return None
-    sums = [(np.bincount(cluster, values), np.bincount(cluster, counts)) for values, counts in parts]  # (C,) each
+    weights = np.array([weight for weight, _, _ in means])
+    totals, counts = np.zeros((2, clusters, len(means)))
+    for i, (_, x, of_mean) in enumerate(means):
+        index = np.searchsorted(cluster, of_mean)
+        totals[:, i], counts[:, i] = np.bincount(index, x, clusters), np.bincount(index, minlength=clusters)
     generator = np.random.default_rng(SEED)
     # Draw in chunks of at most about 4M indices, so that memory stays bounded for any number of clusters.
     chunk = max(1, 2**22 // clusters)
-    means = []
+    sums = []
     for start in range(0, RESAMPLES, chunk):
-        resamples = generator.integers(0, clusters, (min(chunk, RESAMPLES - start), clusters))  # (B, C)
-        with np.errstate(invalid="ignore"):  # 0 / 0 where a resample has nothing of a part
-            means.append(sum(total[resamples].sum(1) / n[resamples].sum(1) for total, n in sums) / len(sums))
-    low, high = np.nanquantile(np.concatenate(means), [0.025, 0.975])
+        rows = min(chunk, RESAMPLES - start)
+        drawn = generator.integers(0, clusters, (rows, clusters)) + clusters * np.arange(rows)[:, None]
+        times = np.bincount(drawn.ravel(), minlength=rows * clusters).reshape(rows, clusters)  # each cluster is drawn
+        with np.errstate(invalid="ignore"):  # 0 / 0 where a resample has nothing of a mean
+            sums.append(((times @ totals) / (times @ counts)) @ weights)
+    low, high = np.nanquantile(np.concatenate(sums), [0.025, 0.975])
     return float(low), float(high)
 
 

@@ -30,6 +30,11 @@ NOTE = (
     "the model's accuracies on pairs whose better reply is the longer and on pairs whose better reply is the shorter, "
     "which is 0.5 for a model to which longer, or shorter, is always better."
 )
+BENCHMARK_NOTE = (
+    "Scores by each benchmark's published rules, which count ties as wrong (RewardBench 2 shares them). Clustered 95% "
+    "CI: bootstrap over conversations. Baseline and difference: on the records that both models have scored. Sign "
+    "test: two-sided, over conversations."
+)
 
 
 def overview(report: dict) -> tuple[list[str], list[list]]:
@@ -40,6 +45,33 @@ def overview(report: dict) -> tuple[list[str], list[list]]:
     return ["set", *OVERVIEW], rows
 
 
+def benchmark_table(report: dict) -> tuple[list[str], list[list]]:
+    """(headers, rows) of the scores of benchmarks: a row for each, with its sections below it, and for their mean.
+
+    There are no rows where no set is a benchmark's, and more columns where there is a baseline.
+    """
+    rows = []
+    for name, one in report["sets"].items():
+        if benchmark := one.get("benchmark"):
+            title = benchmark["name"] if name == benchmark["name"] else f"{name} ({benchmark['name']})"
+            length = [one["length"][key] for key in ("longest_accuracy", "controlled_accuracy")]
+            rows.append([title, *_score_cells(benchmark), *length])
+            rows += [[f"· {part}", *_score_cells(row), None, None] for part, row in benchmark["sections"].items()]
+    if mean := report.get("benchmarks"):
+        rows.append([f"mean of {mean['sets']}", *_score_cells(mean), None, None])
+    headers = ["benchmark", "prompts", "score", "clustered 95% CI", "baseline", "difference", "its clustered 95% CI",
+               "sign test p", "longest reply", "length-controlled"]  # fmt: skip
+    if "baseline" not in report:
+        headers, rows = headers[:4] + headers[8:], [row[:4] + row[8:] for row in rows]
+    return headers, rows
+
+
+def _score_cells(row: dict) -> list:
+    test = row.get("baseline") or {}
+    of_test = [test.get(key) for key in ("score", "difference", "difference_ci95_clustered", "sign_test_p")]
+    return [row.get("prompts"), row["score"], row["ci95_clustered"], *of_test]
+
+
 def _value_at(report: dict, path: tuple[str, ...]):
     """The value under nested keys, None if there is none: the row for all pairs has no calibration and no length."""
     for key in path:
@@ -48,16 +80,14 @@ def _value_at(report: dict, path: tuple[str, ...]):
 
 
 def terminal_table(report: dict) -> str:
-    """The text that eval_rm.py prints when it ends: the overview, RewardBench scores, and the test of the baseline."""
+    """The text that eval_rm.py prints when it ends: the overview, benchmarks, and the test of the baseline."""
     lines = [html.text_table(*overview(report))]
+    headers, rows = benchmark_table(report)
+    if rows:
+        lines += ["", html.text_table(headers, rows), ""]
     for name, one in report["sets"].items():
-        benchmark = one.get("rewardbench")
-        if benchmark:
-            sections = "  ".join(
-                f"{section} {html.format_value(score)}" for section, score in benchmark["sections"].items()
-            )
-            score = html.format_value(benchmark["score"])
-            lines.append(f"{name}: RewardBench {benchmark['version']} {score}  ({sections})")
+        if absent := one.get("benchmark", {}).get("absent"):
+            lines.append(f"{name}: lacks, of {one['benchmark']['name']}, {', '.join(absent)}")
         if one.get("lists"):
             lines.append(f"{name}: {_describe_lists(one['lists'])}")
         if "ensemble" in one:
@@ -110,6 +140,9 @@ def evaluation_page(report: dict, results: dict[str, Result]) -> str:
         html.table(*overview(report)),
         html.note(NOTE),
     ]
+    headers, rows = benchmark_table(report)
+    if rows:
+        parts += [html.heading("Benchmarks"), html.table(headers, rows), html.note(BENCHMARK_NOTE)]
     for name, one in report["sets"].items():
         parts += [html.heading(name), *_set_parts(one, results[name].scored), *_mistake_parts(results[name].mistakes())]
     parts += [
@@ -149,13 +182,9 @@ def _set_parts(one: dict, scored: ScoredReplies) -> list[str]:
     test = one.get("baseline")
     if test:
         parts += [html.heading("Comparison with the baseline", 3), f"<p>{_describe_test(test)}</p>"]
-    benchmark = one.get("rewardbench")
-    if benchmark:
-        rows = [*benchmark["sections"].items(), ("overall", benchmark["score"])]
-        parts += [html.heading(f"RewardBench {benchmark['version']}", 3), html.table(["section", "score"], rows)]
-        if benchmark["absent"]:
-            absent = ", ".join(benchmark["absent"])
-            parts.append(html.note(f"Subsets that this set lacks, not included in the scores: {absent}."))
+    if absent := one.get("benchmark", {}).get("absent"):
+        lacks = f"Parts of {one['benchmark']['name']} that this set lacks, not included in its scores"
+        parts.append(html.note(f"{lacks}: {', '.join(absent)}."))
     tables = ""
     for key, title in BREAKDOWNS.items():
         if key in one["accuracy_by"]:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from rm.evaluation.stats import wilson_interval
 from rm.files import read_json, write_atomically
+from rm.report.evaluation import benchmark_table
 from rm.report.html import format_value
 from rm.report.run_files import read_metrics
 
@@ -213,11 +214,10 @@ def _evaluation(folder: Path, models: list[Path]) -> str:
     if len(of) != 1 or Path(of[0]).resolve() not in [model.resolve() for model in models]:
         raise ValueError(f"{folder / 'report.json'} is of {' '.join(map(str, of))}, and not of {models[0]}")
     parts = [_accuracies(report["sets"].items())]
-    for name, one in report["sets"].items():
-        if benchmark := one.get("rewardbench"):
-            rows = [*benchmark["sections"].items(), ("overall", benchmark["score"])]
-            parts.append(f"{name}, RewardBench {benchmark['version']}:\n")
-            parts.append(_table(["section", "score"], rows))
+    headers, rows = benchmark_table(report)
+    if rows:
+        parts.append("Benchmarks, by their published rules:\n")
+        parts.append(_table(headers, rows))
     return "\n".join(parts)
 
 

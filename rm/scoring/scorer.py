@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from rm.data.batch import pack, plan_micro_batches
+from rm.data.batch import PackingSettings, in_parts, pack, plan_micro_batches
 from rm.data.examples import Examples
 from rm.data.messages import Text, split_turns
 from rm.data.schemas import preference
@@ -55,7 +55,7 @@ class Scorer:
         """
         Args:
             path: a reward model's folder, or an adapter's; or a name on the hub, org/name or org/name@revision.
-            max_tokens: computed at a time; more where a single prompt with its responses has more.
+            max_tokens: computed at a time; more where a single text has more.
             dtype, max_length, chat_template, dialogue_format, bare_text, reward_label, overlong, truncation_side: as
                 the flags of eval_rm.py; None: as in training.
 
@@ -146,6 +146,7 @@ class Scorer:
 
     def rewards(self, examples: Examples) -> Tensor:
         """The reward of every reply, in order: (R,) fp32 on the CPU."""
+        examples = in_parts(examples, PackingSettings(max_tokens=self.max_tokens))
         lengths = examples.lengths
         (assigned,) = plan_micro_batches(lengths, lengths, max(self.max_tokens, int(lengths.max())), world_size=1)
         batches = (pack(examples, indices) for indices in assigned)
