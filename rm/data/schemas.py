@@ -324,7 +324,7 @@ PREFERENCES = (
                 "Zhou-Zoey/RMB-Reward-Model-Benchmark", subset="category_path"),
     _preference("RMB best of n", "conversation_input bon_best loser_list", readers.best_and_losers,
                 "Zhou-Zoey/RMB-Reward-Model-Benchmark", subset="category_path"),
-    _preference("RM-Bench", "prompt chosen rejected", readers.pair("chosen", "rejected"), "THU-KEG/RM-Bench README",
+    _preference("RM-Bench", "id prompt chosen rejected", readers.pair("chosen", "rejected"), "THU-KEG/RM-Bench README",
                 when=_has_three_of_each, subset="domain"),
     _preference("HelpSteer3", "response1 response2 overall_preference",
                 readers.signed("response1", "response2", "overall_preference"),

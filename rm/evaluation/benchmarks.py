@@ -105,6 +105,8 @@ def benchmark_of(scored: ScoredReplies, records: Sequence[RecordInfo]) -> Benchm
         return None
     names = {FORMS.get(record.schema) for record in records}
     name = names.pop() if len(names) == 1 else None
+    if name == "RM-Bench" and not all(map(_domain, records)):  # other data of that form
+        return None
     subsets, replies = {record.subset for record in records}, np.diff(scored.offsets)
     if name is None and subsets <= {*SUBSETS_1} and replies.max() == 2:
         name = "RewardBench"
@@ -201,7 +203,7 @@ def rm_bench(scored: ScoredReplies, records: Sequence[RecordInfo]) -> tuple[Scor
     is_right = (rewards[:, 0, :, None] > rewards[:, 1, None, :]).astype(float)  # (N, 3, 3): right, wrong
     fancier, prompt = np.subtract.outer(range(3), range(3)), np.arange(len(rewards))
     domain = np.array([_domain(record) for record in records])
-    masks = {name: domain == name for name in (*DOMAINS, "other") if name in domain}
+    masks = {name: domain == name for name in DOMAINS if name in domain}
     domains = {name: [Mean(is_right.mean((1, 2)), prompt).where(mask)] for name, mask in masks.items()}
     levels = {}
     for level, pairs in (("easy", fancier > 0), ("normal", fancier == 0), ("hard", fancier < 0)):
@@ -314,11 +316,9 @@ def _compared(scored: ScoredReplies, records: Sequence[RecordInfo]) -> tuple[np.
 
 
 def _domain(record: RecordInfo) -> str:
-    for text in (record.subset, PurePath(record.file).name):
-        for domain in DOMAINS:
-            if text.startswith(domain):
-                return domain
-    return "other"
+    """The domain of a record of RM-Bench, "" if it is unknown."""
+    texts = (record.subset, PurePath(record.file).name)
+    return next((domain for text in texts for domain in DOMAINS if text.startswith(domain)), "")
 
 
 def _data_set(path: str) -> str:

@@ -7,7 +7,7 @@ from rm.data.reader import Located
 
 @dataclass(frozen=True)
 class RecordInfo:
-    """What metrics need to know of one record besides its tokens."""
+    """One record, as `Result.record_info` has it."""
 
     id: str | int  # the record's `id` if it has one, else its number in the set
     subset: str  # "" if the record names none

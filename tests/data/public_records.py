@@ -168,8 +168,14 @@ PREFERENCES = {
                      "subset": "math", "id": 1}, "prompt/chosen/rejected", PAIR, [1, 0]),
     "RewardBench 2": ({"id": "0", "prompt": Q, "chosen": [A], "rejected": [B, C], "num_correct": 1,
                        "total_completions": 3, "subset": "Ties"}, "prompt/chosen/rejected", [QA, QB, QC], [1, 0, 0]),
-    "RM-Bench": ({"id": "1", "prompt": Q, "chosen": [A, C], "rejected": [B], "domain": "chat"},
-                 "prompt/chosen/rejected", [QA, QC, QB], [1, 1, 0]),
+    "RM-Bench": (
+        {"id": "1", "prompt": Q, "chosen": [A, C, A], "rejected": [B, B, B], "domain": "chat"},
+        "RM-Bench", [QA, QC, QA, QB, QB, QB], [1, 1, 1, 0, 0, 0],
+    ),
+    "RewardBench 2, Ties": (
+        {"id": "tied:0", "prompt": Q, "chosen": [A, C, A], "rejected": [B, B, B], "subset": "Ties"},
+        "prompt/chosen/rejected", [QA, QC, QA, QB, QB, QB], [1, 1, 1, 0, 0, 0],
+    ),
     "RMB pairs": (
         {"pair_uid": "u", "conversation_input": [user(Q)], "chosen": {"answer": A, "llm_name": "m"},
          "reject": {"answer": B, "llm_name": "n"}},
@@ -188,7 +194,7 @@ PREFERENCES = {
     "PPE human": (
         {"question_id": "u", "model_a": "m", "model_b": "n", "prompt": Q, "response_1": A, "response_2": B,
          "winner": "model_a", "language": "English", "is_code": False},
-        "prompt/response_1/response_2/winner", PAIR, [1, 0],
+        "PPE preference", PAIR, [1, 0],
     ),
     "PPE correctness": (
         {"question_id": "q", "prompt": Q, "model_name": "m", "response_1": B, "response_2": A, "response_3": C,
