@@ -100,6 +100,44 @@ def test_an_ensemble_on_one_scale_is_centred_already(models, tmp_path):
     assert centred == pytest.approx(plain, abs=1e-4)
 
 
+def test_one_command_scores_the_files_of_several_benchmarks(models, tmp_path, capfd):
+    judged, styled = [], []
+    for i in range(6):
+        label, domain, worse = ("A>B", "B>A")[i % 2], ("chat", "math")[i % 2], [f"{j}, {i}" * 9 for j in "abc"]
+        pair = {"question": f"{i}?", "response_A": "yes", "response_B": f"no {i}", "label": label}
+        judged.append(pair | {"pair_id": str(i), "source": "livecodebench"})
+        replies = {"chosen": [f"{i} {j}" for j in range(3)], "rejected": worse}
+        styled.append({"id": i, "prompt": f"{i}?", **replies, "domain": domain})
+    paths = []
+    for name, records in (("judged", judged), ("styled", styled)):
+        paths.append(str(tmp_path / f"{name}.jsonl"))
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, records)))
+    files = dict(dataset_path=tuple(paths), baseline_model_name_or_path=str(models[1]))
+    lines, report = evaluate(models[:1], tmp_path, "out", **files)
+    table = capfd.readouterr().out
+    assert "styled: lacks, of RM-Bench, code, safety" in table and "mean of 2" in table and "· coding" in table
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "styled (RM-Bench)" in page and "sign test p" in page
+
+    # Six replies need not fit into one micro-batch; one does.
+    tokens = max(n for line in lines for n in line["tokens"])
+    in_small, of_small = evaluate(models[:1], tmp_path, "small", **files, max_tokens=tokens)
+    assert sum(max(line["tokens"]) for line in lines) > tokens
+    for one, other in zip(lines, in_small, strict=True):
+        assert other["scores"] == pytest.approx(one["scores"], abs=1e-5)
+
+    for name, of_set in (("judged", lines[:6]), ("styled", lines[6:])):
+        half = len(of_set[0]["scores"]) // 2
+        right = [a > b for line in of_set for a in line["scores"][:half] for b in line["scores"][half:]]
+        benchmark = report["sets"][name]["benchmark"]
+        assert benchmark["score"] == pytest.approx(np.mean(right)) and benchmark["prompts"] == 6
+        test = benchmark["baseline"]
+        assert test["difference"] == pytest.approx(benchmark["score"] - test["score"])
+        assert of_small["sets"][name]["benchmark"]["score"] == benchmark["score"]
+    scores = [one["benchmark"]["score"] for one in report["sets"].values()]
+    assert report["benchmarks"]["score"] == pytest.approx(np.mean(scores))
+
+
 def test_one_model_is_no_ensemble(models, tmp_path):
     lines, report = evaluate(models[:1], tmp_path, "out")
     assert "spread" not in lines[0] and "ensemble" not in report["sets"]["data"]

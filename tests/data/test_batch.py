@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rm.data import batch
-from rm.data.batch import BatchSettings, EvalBatches, Loader, PackingSettings, pack, plan_micro_batches
+from rm.data.batch import BatchSettings, EvalBatches, Loader, PackingSettings, in_parts, pack, plan_micro_batches
 from rm.data.examples import Example, Examples
-from tests import reference
+from tests import made, reference
 from tests.made import pair_examples, ranking_examples, text_examples, token_pairs
 from tests.ranks import run_ranks
 
@@ -162,6 +162,28 @@ def test_an_evaluation_takes_every_example_once():
     micro_batches = list(EvalBatches(examples, PackingSettings(max_tokens=50)))
     assert sorted(np.concatenate([one.example_indices for one in micro_batches])) == list(range(30))
     assert sum(len(one.tokens) for one in micro_batches) == examples.lengths.sum()
+
+
+@given(seed=st.integers(0, 1000), max_tokens=st.integers(1, 40), share=st.booleans())
+def test_replies_to_one_prompt_are_scored_in_parts_that_fit(seed, max_tokens, share):
+    examples = ranking_examples(*made.token_rankings(5, seed))
+    parts = in_parts(examples, PackingSettings(max_tokens=max_tokens, share_prefix=share))
+
+    def texts(of) -> list[list[int]]:
+        return [[*one.prefix, *reply] for one in of for reply in one.replies]
+
+    assert texts(parts) == texts(examples) and parts.grade.tolist() == examples.grade.tolist()
+    assert [one.conversation for one in parts] == [examples.conversation[i] for i in parts.record]
+    fit = batch._packed_lengths(parts, share) <= max_tokens
+    assert (fit | (np.diff(parts.reply_offsets) == 1)).all()
+    for i in np.flatnonzero(np.diff(parts.record) == 0):  # as few parts as in order is possible
+        longer = len(parts[i + 1].replies[0]) + (0 if share else len(parts[i].prefix))
+        assert batch._packed_lengths(parts, share)[i] + longer > max_tokens
+
+
+def test_examples_that_fit_are_not_copied():
+    examples = pair_examples(token_pairs(3))
+    assert in_parts(examples, PackingSettings()) is examples and in_parts(examples[:0], PackingSettings()) is not None
 
 
 @given(st.integers(0, 1000))

@@ -4,12 +4,15 @@ import numpy as np
 import pytest
 
 from rm.evaluation.stats import (
+    RESAMPLES,
+    SEED,
     average_ranks,
     balanced_interval,
     clustered_interval,
     paired_test,
     pearson,
     sign_test,
+    weighted_interval,
     wilson_interval,
 )
 
@@ -49,6 +52,18 @@ def test_clustered_interval_is_deterministic_and_none_for_one_cluster():
     assert clustered_interval(x, cluster) == clustered_interval(x, cluster)
     assert clustered_interval(x[::-1], cluster) is not None
     assert clustered_interval(x, np.zeros(50, int)) is None and clustered_interval(x[:0], cluster[:0]) is None
+
+
+def test_the_interval_of_a_weighted_sum_is_that_of_its_sums_over_resampled_clusters():
+    random = np.random.default_rng(0)
+    means = [(weight, random.random(n), random.integers(0, 9, n)) for weight, n in ((0.25, 40), (0.7, 25))]
+    drawn = np.random.default_rng(SEED).integers(0, 9, (RESAMPLES, 9))
+    sums = []
+    for clusters in drawn:
+        of_means = [np.concatenate([x[cluster == c] for c in clusters]) for _, x, cluster in means]
+        sums.append(0.25 * of_means[0].mean() + 0.7 * of_means[1].mean())
+    assert weighted_interval(means) == pytest.approx(np.quantile(sums, [0.025, 0.975]), abs=1e-12)
+    assert weighted_interval([]) is None
 
 
 def test_sign_test_is_the_exact_binomial_test():

@@ -119,7 +119,10 @@ def test_a_card_says_data_recipe_and_held_out_accuracy_of_its_run(run):
 def test_the_numbers_of_an_evaluation_are_put_into_the_card(run, tmp_path, monkeypatch, capsys):
     one = {"n": 40, "accuracy": 0.75, "accuracy_ci95": [0.6, 0.86], "accuracy_ci95_clustered": [0.58, 0.9]}
     length = {"longest_accuracy": 0.5, "controlled_accuracy": 0.71}
-    report = {"settings": {"model_name_or_path": [str(run / "model")]}, "sets": {"mine|own": one | {"length": length}}}
+    math = {"prompts": 7, "score": 0.25, "ci95_clustered": [0.1, 0.4]}
+    benchmark = {"name": "RM-Bench", "sections": {"math": math}, "absent": []} | math | {"score": 0.5}
+    sets = {"mine|own": one | {"length": length, "benchmark": benchmark}}
+    report = {"settings": {"model_name_or_path": [str(run / "model")]}, "sets": sets}
     (tmp_path / "report.json").write_text(json.dumps(report))
     monkeypatch.setattr(sys, "argv", ["rm.report", str(run), str(tmp_path)])
     monkeypatch.setattr(training, "write_training_report", lambda folder: "")  # whose figures take seconds
@@ -127,6 +130,9 @@ def test_the_numbers_of_an_evaluation_are_put_into_the_card(run, tmp_path, monke
     assert str(run / "model" / "README.md") in capsys.readouterr().out
     card = (run / "model" / "README.md").read_text()
     assert "| mine\\|own | 40 | 0.7500 | 0.5800 to 0.9000 | 0.5000 | 0.7100 |" in card
+    assert (
+        "| mine\\|own (RM-Bench) | 7 | 0.5000 | 0.1000 to 0.4000 | 0.5000 | 0.7100 |\n| · math | 7 | 0.2500 |" in card
+    )
     report["settings"]["model_name_or_path"] = ["runs/other/model"]
     (tmp_path / "report.json").write_text(json.dumps(report))
     with pytest.raises(ValueError, match=r"report.json is of runs/other/model, and not of .*model"):
