@@ -4,6 +4,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+DATA_FILE = re.compile(r"[^._].*\.(parquet|(jsonl?|ndjson|csv|tsv)(\.gz)?)")
 UNNAMED = ""  # the one set of held-out data that has no name
 
 
@@ -12,10 +13,13 @@ def named_sets(paths: Sequence[str]) -> dict[str, list[str]]:
 
     Args:
         paths: "NAME=FILE" or "FILE" each. A file without a name forms a set that has the file's name up to its first
-            dot, or its whole path if several files have that name.
+            dot, or its whole path if several files have that name. A folder stands for all data files in it.
 
     Returns:
         {name: files}
+
+    Raises:
+        ValueError: a folder has no data files.
     """
     stems = [Path(path).name.split(".")[0] for path in paths]
     sets: dict[str, list[str]] = {}
@@ -25,8 +29,18 @@ def named_sets(paths: Sequence[str]) -> dict[str, list[str]]:
         if not sign or Path(path).exists():
             name = stem if stems.count(stem) == 1 else path
             file = path
-        sets.setdefault(name, []).append(file)
+        sets.setdefault(name, []).extend(_files(file))
     return sets
+
+
+def _files(path: str) -> list[str]:
+    """The data files in a folder and in those within it, in the order of their names; of a file, itself."""
+    if not Path(path).is_dir():
+        return [path]
+    files = sorted(str(file) for file in Path(path).rglob("*") if DATA_FILE.fullmatch(file.name) and file.is_file())
+    if not files:
+        raise ValueError(f"{path}: is a folder without data files (.parquet, .json, .jsonl, .csv, .tsv)")
+    return files
 
 
 def held_out_sets(paths: Sequence[str]) -> dict[str, list[str]]:

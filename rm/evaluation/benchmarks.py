@@ -85,7 +85,7 @@ class Benchmark:
 
     def prompts(self, section: str | None = None) -> int:
         """How many prompts a score is of."""
-        return len(np.unique(np.concatenate([np.zeros(0), *(mean.prompt for mean in self.of(section))])))
+        return len(np.unique(np.concatenate([np.zeros(0, int), *(mean.prompt for mean in self.of(section))])))
 
     def clustered(self, section: str | None = None) -> Clustered:
         """A score as `rm.evaluation.stats.weighted_interval` takes it."""
@@ -376,8 +376,10 @@ def comparison(ours: Clustered, baseline: Clustered) -> dict:
     one pair, it is McNemar's exact test.
     """
     difference = [(weight, x - y, at) for (weight, x, at), (_, y, _) in zip(ours, baseline, strict=True)]
-    _, conversation = np.unique(np.concatenate([at for _, _, at in difference]), return_inverse=True)
-    gain = np.bincount(conversation, np.concatenate([weight * x / max(1, len(x)) for weight, x, _ in difference]))
+    nothing = np.zeros(0, int)  # a section may have no record that both have scored
+    _, conversation = np.unique(np.concatenate([nothing, *(at for _, _, at in difference)]), return_inverse=True)
+    earned = np.concatenate([nothing, *(weight * x / max(1, len(x)) for weight, x, _ in difference)])
+    gain = np.bincount(conversation, earned)
     better, worse = int((gain > 1e-12).sum()), int((gain < -1e-12).sum())  # sums of what cancels may be off by rounding
     return {
         "score": _value(baseline),

@@ -51,19 +51,20 @@ def balanced_interval(x: np.ndarray, sign: np.ndarray, cluster: np.ndarray) -> t
     return weighted_interval([(0.5, x[mask], cluster[mask]) for mask in masks]) if len(masks) == 2 else None
 
 
-def weighted_interval(
-    means: Sequence[tuple[float, np.ndarray, np.ndarray]],
-) -> tuple[float, float] | None:
+def weighted_interval(means: Sequence[tuple[float, np.ndarray, np.ndarray]]) -> tuple[float, float] | None:
     """`clustered_interval` of a weighted sum of means, which may be over values of the same clusters.
 
     Resamples without any value of one of the means are left out.
 
     Args:
         means: (weight, (n,) values, (n,) their clusters) of each.
+
+    Returns:
+        (low, high), or None if there are fewer than two clusters, or a mean is over nothing.
     """
-    cluster = np.unique(np.concatenate([of_mean for _, _, of_mean in means])) if means else np.zeros(0)
+    cluster = np.unique(np.concatenate([np.zeros(0, int), *(of_mean for _, _, of_mean in means)]))
     clusters = len(cluster)
-    if clusters < 2:
+    if clusters < 2 or not all(len(x) for _, x, _ in means):
         return None
     weights = np.array([weight for weight, _, _ in means])
     totals, counts = np.zeros((2, clusters, len(means)))

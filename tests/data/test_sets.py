@@ -17,6 +17,16 @@ def test_named_sets_are_named_after_their_files_if_unambiguous(tmp_path):
     assert named_sets([str(file_with_equals_sign)]) == {"lr=3": [str(file_with_equals_sign)]}
 
 
+def test_a_folder_is_a_set_of_all_data_files_in_it(tmp_path):
+    for name in ("a/z.json", "a/b/x.jsonl.gz", "a/b/read me.md", "a/.hidden.json", "empty/notes.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    files = [str(tmp_path / "a/b/x.jsonl.gz"), str(tmp_path / "a/z.json")]
+    assert named_sets([f"RMB={tmp_path}/a"]) == {"RMB": files} and named_sets([f"{tmp_path}/a"]) == {"a": files}
+    with pytest.raises(ValueError, match="empty: is a folder without data files"):
+        named_sets([f"{tmp_path}/empty"])
+
+
 def test_held_out_files_are_one_set_or_all_have_names(tmp_path):
     assert held_out_sets([]) == {}
     assert held_out_sets(["a.jsonl", "b.jsonl"]) == {UNNAMED: ["a.jsonl", "b.jsonl"]}

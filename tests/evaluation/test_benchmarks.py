@@ -235,6 +235,9 @@ def test_a_baseline_is_compared_on_every_score_by_conversation():
     assert low < test["difference"] < high
     coding = report["sections"]["coding"]
     assert coding["baseline"]["difference"] == pytest.approx((right[0] - right[1])[30:].mean())
+    few = [pairs(random_rewards([2] * 5, seed), subset=sources[:5]) for seed in (1, 2)]  # no coding in common
+    lacking = benchmark_report(both[0], tuple(benchmark_of(one, records[:5]) for one in few))
+    assert lacking["sections"]["coding"]["baseline"]["difference"] is None
     mean = benchmarks.mean_report([both[0], both[1]], [both, both[::-1]])
     assert mean["score"] == pytest.approx((report["score"] + test["score"]) / 2)
     assert mean["baseline"]["difference"] == pytest.approx(0) and mean["baseline"]["better"] == 0
