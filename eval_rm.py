@@ -22,7 +22,7 @@ import numpy as np
 
 from rm import cli
 from rm.config import REQUIRED, SettingsGroup, flatten, parse, setting
-from rm.data.batch import EvalBatches, PackingSettings, in_parts
+from rm.data.batch import EvalBatches, PackingSettings, new_texts
 from rm.data.dataset import DataSettings, read_cached, say_report
 from rm.data.encode import Task
 from rm.data.reader import KeySettings
@@ -124,12 +124,11 @@ def score_sets(settings: Settings, model_path: str, sets: dict[str, list[str]]) 
     if agreed:
         score = partial(contract.score_examples, model)
         contract.verify(agreed, model_path, encoder, model.compute_dtype, score)
-    results = {}
+    results, seen, rewards = {}, {}, np.zeros(0, np.float32)  # of the texts that were seen, in that order
     for name, paths in sets.items():
-        # Replies to one prompt need not fit into one micro-batch, since no loss compares them.
-        parts = in_parts(examples[name], settings.packing)
-        rewards = all_rewards(model, EvalBatches(parts, settings.packing)).numpy() - np.float32(mean)
-        results[name] = Result(paths, examples[name], rewards, settings.keys)
+        new, index = new_texts(examples[name], settings.packing, seen)
+        rewards = np.append(rewards, all_rewards(model, EvalBatches(new, settings.packing)).numpy())
+        results[name] = Result(paths, examples[name], rewards[index] - np.float32(mean), settings.keys)
         results[name].check_finite()
     sharding.release(model)  # for the next one
     scale = None if agreed is None or not agreed.reward_std else (agreed.reward_mean - mean, agreed.reward_std)

@@ -10,9 +10,9 @@ collective; a surplus one is empty. Nothing needs to be replayed on resume: the 
 Shapes: T tokens, L labelled tokens, N examples and R replies in a micro-batch, K replies of the example that has most.
 """
 
+import hashlib
 import heapq
 import math
-from array import array
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -244,35 +244,57 @@ class EvalBatches:
         return (pack(self.examples, indices, self.share_prefix) for indices in self.assigned)
 
 
-def in_parts(examples: Examples, packing: PackingSettings) -> Examples:
-    """The same replies in the same order, for scoring: an example of more than --max_tokens becomes several.
+def new_texts(examples: Examples, packing: PackingSettings, seen: dict[bytes, int]) -> tuple[Examples, np.ndarray]:
+    """What has to be computed for the reward of every text: each distinct text once, in examples that fit.
 
-    Each has the prefix and some of the replies, at least one. The others stay as they are; if all fit, no token is
-    copied.
+    An example of more than --max_tokens becomes several, each with the prefix and some of the replies, at least one.
+    If all texts are new and all examples fit, no token is copied.
+
+    Args:
+        seen: the texts of earlier calls, to which the new ones are added: a hash -> the text's index among all of them.
+
+    Returns:
+        (examples whose replies are the new texts, (R,) index of each reply's text)
     """
-    if not len(examples) or _packed_lengths(examples, packing.share_prefix).max() <= packing.max_tokens:
-        return examples
-    record = array("q")
+    before, index, is_new = len(seen), [], []
+    for example in examples:
+        prefix = hashlib.blake2b(example.prefix, digest_size=16)
+        for reply in example.replies:
+            text = prefix.copy()
+            text.update(reply)
+            is_new.append(text.digest() not in seen)
+            index.append(seen.setdefault(text.digest(), len(seen)))
+    fits = len(examples) and _packed_lengths(examples, packing.share_prefix).max() <= packing.max_tokens
+    if not (fits and all(is_new)):
+        examples = Examples.build(_parts(examples, packing, np.array(is_new, bool)))
+    assert len(examples.reply_lengths) == len(seen) - before
+    return examples, np.array(index, np.int64)
 
-    def parts() -> Iterator[Example]:
-        for i, example in enumerate(examples):
-            prefix = len(example.prefix)
-            once, each = (prefix, 0) if packing.share_prefix else (0, prefix)
-            start, total = 0, once
-            for end, reply in enumerate(example.replies):
-                if total + each + len(reply) > packing.max_tokens and end > start:
-                    yield part(example, slice(start, end))
-                    record.append(examples.record[i])
-                    start, total = end, once
-                total += each + len(reply)
-            yield part(example, slice(start, None))
-            record.append(examples.record[i])
 
-    def part(example: Example, kept: slice) -> Example:
-        replies, loss, grade = example.replies[kept], example.loss[kept], example.grade[kept]
-        return replace(example, replies=replies, loss=loss, grade=grade)
+def _parts(examples: Examples, packing: PackingSettings, kept: np.ndarray) -> Iterator[Example]:
+    """Examples of at most --max_tokens, where one text has no more, with the replies that are `kept`, in order.
 
-    return Examples.build(parts(), record)
+    Args:
+        kept: (R,) mask.
+    """
+    for example, first in zip(examples, examples.reply_offsets, strict=False):
+        prefix = len(example.prefix)
+        once, each = (prefix, 0) if packing.share_prefix else (0, prefix)
+        part, total = [], once
+        for i in np.flatnonzero(kept[first : first + len(example.replies)]):
+            tokens = each + len(example.replies[i])
+            if part and total + tokens > packing.max_tokens:
+                yield _with_replies(example, part)
+                part, total = [], once
+            part.append(i)
+            total += tokens
+        if part:
+            yield _with_replies(example, part)
+
+
+def _with_replies(example: Example, indices: list[int]) -> Example:
+    replies, loss = (tuple(of[i] for i in indices) for of in (example.replies, example.loss))
+    return replace(example, replies=replies, loss=loss, grade=example.grade[indices])
 
 
 def plan_micro_batches(

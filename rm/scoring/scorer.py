@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from rm.data.batch import PackingSettings, in_parts, pack, plan_micro_batches
+from rm.data.batch import PackingSettings, new_texts, pack, plan_micro_batches
 from rm.data.examples import Examples
 from rm.data.messages import Text, split_turns
 from rm.data.schemas import preference
@@ -146,12 +146,12 @@ class Scorer:
 
     def rewards(self, examples: Examples) -> Tensor:
         """The reward of every reply, in order: (R,) fp32 on the CPU."""
-        examples = in_parts(examples, PackingSettings(max_tokens=self.max_tokens))
+        examples, index = new_texts(examples, PackingSettings(max_tokens=self.max_tokens), {})
         lengths = examples.lengths
         (assigned,) = plan_micro_batches(lengths, lengths, max(self.max_tokens, int(lengths.max())), world_size=1)
         batches = (pack(examples, indices) for indices in assigned)
         replies, rewards = local_rewards(self.model, batches, examples.reply_offsets)
-        return rewards[replies.argsort()]
+        return rewards[replies.argsort()][index]
 
 
 def _scale(folder: Path, contract: Contract | None) -> tuple[float, float] | None:

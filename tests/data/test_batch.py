@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rm.data import batch
-from rm.data.batch import BatchSettings, EvalBatches, Loader, PackingSettings, in_parts, pack, plan_micro_batches
+from rm.data.batch import BatchSettings, EvalBatches, Loader, PackingSettings, new_texts, pack, plan_micro_batches
 from rm.data.examples import Example, Examples
 from tests import made, reference
 from tests.made import pair_examples, ranking_examples, text_examples, token_pairs
@@ -164,26 +164,30 @@ def test_an_evaluation_takes_every_example_once():
     assert sum(len(one.tokens) for one in micro_batches) == examples.lengths.sum()
 
 
+def full_texts(examples: Examples) -> list[list[int]]:
+    return [[*one.prefix, *reply] for one in examples for reply in one.replies]
+
+
 @given(seed=st.integers(0, 1000), max_tokens=st.integers(1, 40), share=st.booleans())
-def test_replies_to_one_prompt_are_scored_in_parts_that_fit(seed, max_tokens, share):
-    examples = ranking_examples(*made.token_rankings(5, seed))
-    parts = in_parts(examples, PackingSettings(max_tokens=max_tokens, share_prefix=share))
-
-    def texts(of) -> list[list[int]]:
-        return [[*one.prefix, *reply] for one in of for reply in one.replies]
-
-    assert texts(parts) == texts(examples) and parts.grade.tolist() == examples.grade.tolist()
-    assert [one.conversation for one in parts] == [examples.conversation[i] for i in parts.record]
-    fit = batch._packed_lengths(parts, share) <= max_tokens
-    assert (fit | (np.diff(parts.reply_offsets) == 1)).all()
-    for i in np.flatnonzero(np.diff(parts.record) == 0):  # as few parts as in order is possible
-        longer = len(parts[i + 1].replies[0]) + (0 if share else len(parts[i].prefix))
-        assert batch._packed_lengths(parts, share)[i] + longer > max_tokens
+def test_each_distinct_text_is_scored_once_in_parts_that_fit(seed, max_tokens, share):
+    packing, seen, computed = PackingSettings(max_tokens=max_tokens, share_prefix=share), {}, []
+    some, others = made.token_rankings(5, seed), made.token_rankings(4, seed + 1)
+    for rankings, grades in (some, others, [both[:2] * 2 for both in some]):  # the last ones are all known
+        examples = ranking_examples(rankings, grades)
+        new, index = new_texts(examples, packing, seen)
+        computed += full_texts(new)
+        assert [computed[i] for i in index] == full_texts(examples)
+        fit = batch._packed_lengths(new, share) <= max_tokens
+        assert (fit | (np.diff(new.reply_offsets) == 1)).all()
+    assert len(computed) == len({*map(tuple, computed)}) and not len(new)
 
 
-def test_examples_that_fit_are_not_copied():
-    examples = pair_examples(token_pairs(3))
-    assert in_parts(examples, PackingSettings()) is examples and in_parts(examples[:0], PackingSettings()) is not None
+def test_examples_that_are_new_and_fit_are_not_copied():
+    examples = pair_examples([([1, 2], [1, 3]), ([4], [5])])
+    new, index = new_texts(examples, PackingSettings(), {})
+    assert new is examples and index.tolist() == [0, 1, 2, 3]
+    parts, _ = new_texts(examples, PackingSettings(max_tokens=2), {})
+    assert full_texts(parts) == full_texts(examples) and len(parts) == 3
 
 
 @given(st.integers(0, 1000))
