@@ -121,10 +121,13 @@ def test_one_command_scores_the_files_of_several_benchmarks(models, tmp_path, ca
 
     # Six replies need not fit into one micro-batch; one does.
     tokens = max(n for line in lines for n in line["tokens"])
+    again = tmp_path / "again.jsonl"  # whose texts are all known
+    again.write_text((tmp_path / "styled.jsonl").read_text())
+    files["dataset_path"] += (str(again),)
     in_small, of_small = evaluate(models[:1], tmp_path, "small", **files, max_tokens=tokens)
-    assert sum(max(line["tokens"]) for line in lines) > tokens
-    for one, other in zip(lines, in_small, strict=True):
+    for one, other in zip([*lines, *lines[6:]], in_small, strict=True):
         assert other["scores"] == pytest.approx(one["scores"], abs=1e-5)
+    assert of_small["sets"]["again"]["benchmark"] == of_small["sets"]["styled"]["benchmark"]
 
     for name, of_set in (("judged", lines[:6]), ("styled", lines[6:])):
         half = len(of_set[0]["scores"]) // 2
