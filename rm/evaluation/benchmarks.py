@@ -373,7 +373,7 @@ def comparison(ours: Clustered, baseline: Clustered) -> dict:
     """A baseline's score, and the paired test of its difference.
 
     The sign test counts the conversations in which the model earned more, and less, than the baseline; where each has
-    one pair, it is McNemar's exact test.
+    one pair, it is McNemar's exact test. It gives all the same weight, and so says nothing of a weighted sum of means.
     """
     difference = [(weight, x - y, at) for (weight, x, at), (_, y, _) in zip(ours, baseline, strict=True)]
     nothing = np.zeros(0, int)  # a section may have no record that both have scored
@@ -387,7 +387,7 @@ def comparison(ours: Clustered, baseline: Clustered) -> dict:
         "difference_ci95_clustered": weighted_interval(difference),
         "better": better,
         "worse": worse,
-        "sign_test_p": sign_test(better, worse),
+        "sign_test_p": sign_test(better, worse) if len(difference) == 1 else None,
     }
 
 

@@ -33,7 +33,7 @@ NOTE = (
 BENCHMARK_NOTE = (
     "Scores by each benchmark's published rules, which count ties as wrong (RewardBench 2 shares them). Clustered 95% "
     "CI: bootstrap over conversations. Baseline and difference: on the records that both models have scored. Sign "
-    "test: two-sided, over conversations."
+    "test: two-sided, over conversations, for scores that are one mean."
 )
 
 

@@ -241,6 +241,7 @@ def test_a_baseline_is_compared_on_every_score_by_conversation():
     mean = benchmarks.mean_report([both[0], both[1]], [both, both[::-1]])
     assert mean["score"] == pytest.approx((report["score"] + test["score"]) / 2)
     assert mean["baseline"]["difference"] == pytest.approx(0) and mean["baseline"]["better"] == 0
+    assert mean["baseline"]["sign_test_p"] is None  # of two means
 
 
 def test_any_other_set_is_no_benchmark():
