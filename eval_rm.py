@@ -188,7 +188,8 @@ def write(settings: Settings, results: dict[str, Result], baseline: dict[str, Re
     files[folder / "report.html"] = [evaluation_page(report, results)]
     files[folder / "report.json"] = [json.dumps(report, indent=2, allow_nan=False) + "\n"]  # last: all are there
     write_together(files)
-    dist.say(terminal_table(report))
+    for line in terminal_table(report):
+        dist.say(line)
     dist.say(f"report: {folder / 'report.html'}")
 
 

@@ -9,6 +9,7 @@ import traceback
 from collections.abc import Iterator
 
 from rm.distributed.process_group import Stopped, rank, under_torchrun, world_size
+from rm.terminal import warn
 
 
 @contextlib.contextmanager
@@ -85,7 +86,7 @@ def _report_and_exit(error: Exception) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         time.sleep(3)  # for rank 0 to report the same mistake first
         where = f" [rank {rank()}]"
-    print(f"error{where}: {error}", file=sys.stderr, flush=True)
+    warn(f"error{where}: {error}")
     if isinstance(error, ValueError):
         _prevent_restart()
     sys.exit(2)

@@ -38,6 +38,8 @@ import typing
 from dataclasses import dataclass
 from pathlib import Path
 
+from rm.terminal import printable
+
 REQUIRED = dataclasses.MISSING
 
 
@@ -248,7 +250,7 @@ def parse(cls: type[Settings], doc: str, argv: list[str] | None = None, position
         values = _read_file(given.pop("config", None), known) | given
         return compose(cls, **values)
     except ValueError as error:
-        parser.error(str(error))
+        parser.error(printable(str(error)))
 
 
 def _with_underscores(argv: list[str] | None) -> list[str]:

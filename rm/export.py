@@ -253,7 +253,7 @@ def _say_accuracies(summaries: dict[str, dict], results: dict[str, Result]) -> N
             line += f"; the mean's minus it {test['difference']:+.4f}"
             if test["difference_ci95_clustered"]:
                 line += " ({:+.4f} to {:+.4f})".format(*test["difference_ci95_clustered"])
-        print(line, flush=True)
+        dist.say(line)
 
 
 def _texts(source: str) -> TextFiles | None:

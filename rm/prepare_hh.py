@@ -170,14 +170,14 @@ def main(argv: list[str] | None = None) -> None:
             raise ValueError(f"{args.output_dir}/{name}.json exists already: choose another --output_dir")
     files = [path for file in args.files for path in hub.data(file)]
     conversations, left_out = read_pairs(files, KeySettings.of(args))
-    print(f"{sum(map(len, conversations.values())):,} usable pairs of {len(conversations):,} conversations")
+    dist.say(f"{sum(map(len, conversations.values())):,} usable pairs of {len(conversations):,} conversations")
     for reason, count in left_out.most_common():
-        print(f"left out: {count:,} ({reason})")
+        dist.say(f"left out: {count:,} ({reason})")
     args.output_dir.mkdir(parents=True, exist_ok=True)
     for name, pairs in draw(conversations, sizes, args.seed).items():
         content = json.dumps(file_content(name, pairs), ensure_ascii=False, indent=1)
         (args.output_dir / f"{name}.json").write_text(content + "\n", encoding="utf-8")
-        print(f"{args.output_dir}/{name}.json: {len(pairs):,} {'texts' if name == 'sft' else 'pairs'}")
+        dist.say(f"{args.output_dir}/{name}.json: {len(pairs):,} {'texts' if name == 'sft' else 'pairs'}")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,14 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-FOUNDATION = ("config", "files", "json_keys", "distributed", "cli")  # in this order: each may import those before it
+FOUNDATION = (
+    "terminal",
+    "config",
+    "files",
+    "json_keys",
+    "distributed",
+    "cli",
+)  # in this order: each may import those before it
 MAY_IMPORT = {  # besides FOUNDATION and the folder's own files
     "data": (),
     "model": ("data",),

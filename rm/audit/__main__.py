@@ -57,7 +57,8 @@ def main(argv: list[str] | None = None) -> int:
     args.sft = [path for file in args.sft for path in hub.data(file)]
     args.chat_template = args.chat_template and hub.template(args.chat_template)
     report = make_report(args)
-    print(format_report(report))
+    for line in format_report(report):
+        dist.say(line)
     if args.json:
         args.json.write_text(json.dumps(report, indent=1) + "\n")
     return 1 if positive_findings(report, FAIL_ON[args.fail_on]) else 0

@@ -126,8 +126,8 @@ def positive_findings(report: dict, severities: Sequence[str]) -> list[dict]:
     return [finding for finding in findings if finding["count"] and finding["severity"] in severities]
 
 
-def format_report(report: dict) -> str:
-    """The report as text for a terminal."""
+def format_report(report: dict) -> list[str]:
+    """The report as lines for a terminal."""
     lines = []
     for part in report["sets"]:
         schemas = " and ".join(f"{name} ({count:,})" for name, count in part["schemas"].items())
@@ -145,7 +145,7 @@ def format_report(report: dict) -> str:
         lines += _format_findings(report["across"], held_out_files)
     errors = _count_of(len(positive_findings(report, ["error"])), "error")
     warnings = _count_of(len(positive_findings(report, ["warning"])), "warning")
-    return "\n".join([*lines, f"checks with findings: {errors}, {warnings}"])
+    return [*lines, f"checks with findings: {errors}, {warnings}"]
 
 
 def _count_of(count: int, noun: str) -> str:

@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 import shutil
-import sys
 import tempfile
 import zlib
 from collections.abc import Callable
@@ -20,6 +19,7 @@ from pathlib import Path
 from rm.data.examples import Examples
 from rm.distributed import process_group as dist
 from rm.files import read_json, sync, sync_files, update_digest, write_json
+from rm.terminal import warn
 
 CHECKSUMS = "checksums.json"  # file name -> CRC-32 of all other files of an entry
 FORMAT = 8  # version of the entries' layout, part of their names: after a change old entries are not read
@@ -50,7 +50,7 @@ def open_or_make(
     def make_unless_whole() -> None:
         damage = _damage(entry) if entry.exists() else None
         if damage:
-            print(f"{damage}: this entry of the cache is made again", file=sys.stderr, flush=True)
+            warn(f"{damage}: this entry of the cache is made again")
         if damage or not entry.exists():
             _write(entry, *make())
 

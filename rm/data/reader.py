@@ -18,6 +18,7 @@ from rm.data.records import read_records
 from rm.data.sample import Sample
 from rm.data.schemas import Reader
 from rm.distributed import process_group as dist
+from rm.terminal import printable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,4 +168,4 @@ def _with_progress(records: Iterator, path: str | Path) -> Iterator:
     """Show on a terminal how many records have been read, if it takes more than a few seconds."""
     hidden = None if dist.is_main() else True  # None: hidden unless stderr is a terminal
     name = Path(path).name
-    return iter(tqdm(records, desc=f"reading {name}", unit=" records", delay=3, leave=False, disable=hidden))
+    return iter(tqdm(records, desc=printable(f"reading {name}"), unit=" records", delay=3, leave=False, disable=hidden))

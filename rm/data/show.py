@@ -23,19 +23,16 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
+from tqdm import tqdm
 
 from rm.data.examples import Example, Examples
 from rm.data.tokenizer import Tokenizer
 from rm.distributed import process_group as dist
+from rm.terminal import CONTROL
 
 MARKS = ("«»", "⟦⟧", "▐▌")  # the first whose signs are not in the text
 VISIBLE = {"\n": "↵", "\t": "⇥"}
-# Control and format characters, which move the cursor, turn the writing round or are invisible, but not the joiners
-# (U+200C, U+200D) that are part of words and emoji; noncharacters; and what has a meaning of its own here.
-ESCAPED = re.compile(
-    "[\x00-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ufdd0-\ufdef"
-    f"\U000e0000-\U000e007f{''.join(VISIBLE.values())}]"
-)
+ESCAPED = re.compile(f"[{CONTROL}{''.join(VISIBLE.values())}]")
 PLAIN, SPECIAL, MARKED, FAINT, BOLD = "", "36", "32", "2", "1"  # SGR codes of ANSI terminals
 MOST_PARTS = 16  # of a text that alternates between tokens with and without loss
 MOST_COLUMNS = 120
@@ -102,7 +99,8 @@ def say_example(examples: Examples, tokenizer: Tokenizer) -> None:
     """Print the first example of a training, in about 12 lines, before its first step."""
     if dist.is_main():
         title = f"example (record {examples.record[0] + 1} of the data)"
-        dist.say("\n".join(Screen(sys.stdout).example(examples[0], tokenizer, title, BRIEF)))
+        # As it is: its colours are codes of the terminal.
+        tqdm.write("\n".join(Screen(sys.stdout).example(examples[0], tokenizer, title, BRIEF)))
 
 
 class Screen:

@@ -21,6 +21,7 @@ from pathlib import Path
 from rm.distributed import process_group as dist
 from rm.files import names_file, sync
 from rm.json_keys import Key, check_keys
+from rm.terminal import warn
 
 FILE = "lease.json"
 RENEWED_EVERY = 10  # seconds
@@ -154,12 +155,10 @@ class Lease:
                 continue
             if holder not in (None, self.holder) and not self.released.is_set():
                 # Not even a checkpoint may be written: it would be among those of the other run.
-                print(
+                warn(
                     f"error: {self.file.parent} was taken over by {_name(holder)}: the SLURM job was started again, or "
                     f"this process was suspended for more than {RUNS_OUT_AFTER} s. It ends here, so that the two do "
-                    f"not overwrite each other",
-                    file=sys.stderr,
-                    flush=True,
+                    f"not overwrite each other"
                 )
                 os._exit(2)
 

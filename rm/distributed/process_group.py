@@ -22,6 +22,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 import rm
+from rm.terminal import printable
 
 
 class Stopped(Exception):
@@ -315,4 +316,4 @@ def barrier() -> None:
 def say(text: str) -> None:
     """Print a line from the main process, without breaking the progress bar."""
     if is_main():
-        tqdm.write(text)
+        tqdm.write(printable(text))

@@ -7,6 +7,7 @@ python -m rm.report runs/rm runs/eval    and into runs/rm/model/README.md the nu
 import sys
 
 from rm.cli import one_line_errors
+from rm.distributed import process_group as dist
 from rm.report import training
 
 
@@ -14,10 +15,10 @@ def main() -> None:
     if len(sys.argv) not in (2, 3) or sys.argv[1].startswith("-"):
         sys.exit(__doc__)
     with one_line_errors():
-        print(training.write_training_report(sys.argv[1]))
+        dist.say(str(training.write_training_report(sys.argv[1])))
         card = training.write_model_card(*sys.argv[1:])
         if card is not None:
-            print(card)
+            dist.say(str(card))
         elif len(sys.argv) == 3:
             raise ValueError(f"{sys.argv[1]} holds no reward model yet (model/scoring.json), for whose card this is")
 

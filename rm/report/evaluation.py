@@ -79,12 +79,12 @@ def _value_at(report: dict, path: tuple[str, ...]):
     return report
 
 
-def terminal_table(report: dict) -> str:
-    """The text that eval_rm.py prints when it ends: the overview, benchmarks, and the test of the baseline."""
-    lines = [html.text_table(*overview(report))]
+def terminal_table(report: dict) -> list[str]:
+    """The lines that eval_rm.py prints when it ends: the overview, benchmarks, and the test of the baseline."""
+    lines = html.text_table(*overview(report))
     headers, rows = benchmark_table(report)
     if rows:
-        lines += ["", html.text_table(headers, rows), ""]
+        lines += ["", *html.text_table(headers, rows), ""]
     for name, one in report["sets"].items():
         if absent := one.get("benchmark", {}).get("absent"):
             lines.append(f"{name}: lacks, of {one['benchmark']['name']}, {', '.join(absent)}")
@@ -95,7 +95,7 @@ def terminal_table(report: dict) -> str:
         test = one.get("baseline")
         if test:
             lines.append(f"{name}: {_describe_test(test)}")
-    return "\n".join(lines)
+    return lines
 
 
 def _describe_lists(lists: dict) -> str:

@@ -11,6 +11,8 @@ from collections.abc import Callable
 
 import numpy as np
 
+from rm.terminal import printable
+
 BLUE, RED, GREY, GREEN, VIOLET = "#2563a8", "#c2452d", "#8a8f98", "#3b8a4b", "#7d4fa3"
 STYLE = {
     "font.size": 9,
@@ -143,7 +145,9 @@ def curves(title: str, y_label: str, lines: dict[str, tuple[list, list]]) -> str
         colours = itertools.cycle([BLUE, RED, GREY, GREEN, VIOLET])
         for (label, (steps, values)), colour in zip(lines.items(), colours, strict=False):
             marker = "." if len(steps) < 30 else None
-            axes.plot(steps, values, color=colour, label=label, linewidth=1.3, marker=marker)
+            axes.plot(
+                steps, values, color=colour, label=printable(label).replace("$", r"\$"), linewidth=1.3, marker=marker
+            )
         axes.xaxis.get_major_locator().set_params(integer=True)
         if len(lines) > 1:
             axes.legend(frameon=False)

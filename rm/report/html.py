@@ -1,10 +1,12 @@
 """Building blocks of a self-contained HTML page: no scripts, no fonts, no external resources.
 
-Plain text is escaped by every function; `parts` and `body` are HTML already.
+Plain text is escaped by every function, also what would turn the writing round; `parts` and `body` are HTML already.
 """
 
+import html
 from collections.abc import Callable, Iterable
-from html import escape
+
+from rm.terminal import printable
 
 PAGE = """<!doctype html>
 <html lang="en">
@@ -54,6 +56,10 @@ def page(title: str, parts: Iterable[str]) -> str:
         parts: the body, as HTML.
     """
     return PAGE.format(title=escape(title), body="\n".join([f"<h1>{escape(title)}</h1>", *parts]))
+
+
+def escape(text: str) -> str:
+    return html.escape(printable(text, keep="\n\t"))
 
 
 def heading(text: str, level: int = 2) -> str:
@@ -118,13 +124,13 @@ def format_value(value) -> str:
     return str(value)
 
 
-def text_table(headers: list[str], rows: list[list]) -> str:
-    """The table as plain text for a terminal: the first column left-aligned, the others right-aligned."""
-    lines = [headers, *([format_value(cell) for cell in row] for row in rows)]
+def text_table(headers: list[str], rows: list[list]) -> list[str]:
+    """The lines of a table for a terminal: the first column left-aligned, the others right-aligned."""
+    lines = [headers, *([printable(format_value(cell)) for cell in row] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     aligned = []
     for first, *others in lines:
         cells = [first.ljust(widths[0])]
         cells += [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
         aligned.append("  ".join(cells))
-    return "\n".join(aligned)
+    return aligned

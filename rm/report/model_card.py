@@ -11,8 +11,9 @@ from pathlib import Path
 from rm.evaluation.stats import wilson_interval
 from rm.files import read_json, write_atomically
 from rm.report.evaluation import benchmark_table
-from rm.report.html import format_value
+from rm.report.html import escape, format_value
 from rm.report.run_files import read_metrics
+from rm.terminal import printable
 
 FILE = "README.md"
 RECIPE = {  # setting of run.json -> how the card calls it
@@ -109,11 +110,11 @@ def of_mean(models: list[str], contract: dict, accuracies: list[dict], sets: str
         accuracies: of each model and at last of the mean, as `rm.evaluation.metrics.summary` gives them; or [].
         sets: what they were evaluated on.
     """
-    names = ", ".join(f"`{Path(model).parent.name}/{Path(model).name}`" for model in models)
+    names = ", ".join(_code(f"{Path(model).parent.name}/{Path(model).name}") for model in models)
     parts = [f"A reward model whose weights are the mean of {len(models)} models' (WARM, arXiv 2401.12187): {names}."]
     if accuracies:
         rows = zip([*(f"model {n}" for n in range(1, len(models) + 1)), "the mean"], accuracies, strict=True)
-        parts += ["## Evaluation\n", f"Of `{sets}`:\n", _accuracies(rows)]
+        parts += ["## Evaluation\n", f"Of {_code(sets)}:\n", _accuracies(rows)]
     return _card(None, [*parts, *_use(contract)])
 
 
@@ -137,13 +138,13 @@ def _base(path: str) -> tuple[str, str | None]:
     if found:
         name = f"{found[1]}/{found[2]}"
         return f"[{name}](https://huggingface.co/{name}) (commit `{found[3][:12]}`)", name
-    return f"`{'/'.join(Path(path).parts[-2:])}`", None
+    return _code("/".join(Path(path).parts[-2:])), None
 
 
 def _data(description: dict, settings: dict) -> str:
     data = description.get("data", {})
     train, held_out = data.get("train", {}), data.get("held_out", {})
-    files = " ".join(f"`{Path(path).name}`" for path in settings.get("dataset_path", []))
+    files = " ".join(_code(Path(path).name) for path in settings.get("dataset_path", []))
     lines = [f"- {files}: {train.get('kept', 0):,} records" + _in_words(train.get("formats", {}))]
     if train.get("dropped"):
         lines.append(f"- left out{_in_words(train['dropped'])}")
@@ -232,8 +233,13 @@ def _accuracies(summaries: Iterable[tuple[str, dict]]) -> str:
     return _table([head[i] for i in kept], [[row[i] for i in kept] for row in rows])
 
 
+def _code(text: str) -> str:
+    """A name of a file as code, which it cannot end."""
+    return "`" + printable(text).replace("`", "'") + "`"
+
+
 def _table(head: list[str], rows: Iterable) -> str:
-    cells = [[str(format_value(cell)).replace("|", "\\|") for cell in row] for row in rows]
+    cells = [[escape(format_value(cell)).replace("|", "\\|") for cell in row] for row in rows]
     lines = [head, ["---", *["---:"] * (len(head) - 1)], *cells]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 

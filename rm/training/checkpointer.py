@@ -7,7 +7,6 @@ that every rank acts on them at the same step.
 
 import copy
 import shutil
-import sys
 import threading
 import time
 from pathlib import Path
@@ -19,6 +18,7 @@ from rm.distributed import checkpoint, sharding
 from rm.distributed import process_group as dist
 from rm.files import read_json
 from rm.model import lora
+from rm.terminal import warn
 from rm.training.resume import CheckpointSettings
 from rm.training.run_log import RunLog
 from rm.training.signals import FIRST_STEP, Watchdog
@@ -218,11 +218,7 @@ class Checkpointer:
         pending.thread.join()
         if pending.error:
             step = pending.state["step"]
-            print(
-                f"error [rank {dist.rank()}]: no checkpoint of step {step}: {pending.error}",
-                file=sys.stderr,
-                flush=True,
-            )
+            warn(f"error [rank {dist.rank()}]: no checkpoint of step {step}: {pending.error}")
         dist.barrier()
         if dist.is_main():
             shutil.rmtree(pending.folder, ignore_errors=True)

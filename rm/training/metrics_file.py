@@ -3,10 +3,10 @@
 import contextlib
 import json
 import os
-import sys
 from pathlib import Path
 
 from rm.files import write_atomically
+from rm.terminal import warn
 
 
 class MetricsFile:
@@ -36,7 +36,7 @@ class MetricsFile:
         try:
             self.flush()
         except OSError as error:
-            print(f"{self.file}: {error}; it will be tried again with the next line", file=sys.stderr, flush=True)
+            warn(f"{self.file}: {error}; it will be tried again with the next line")
 
     def flush(self) -> None:
         """Write the lines that could not be written before. Raises OSError where that fails again."""

@@ -7,7 +7,6 @@ one thread, up to the last bits on a GPU (docs/numerics.md). With another number
 it sees the same batches and differs by rounding (and by dropout, which every process draws for itself).
 """
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from rm.distributed.sharding import dtype_name
 from rm.files import read_json
 from rm.hf import weights
 from rm.model import lora
+from rm.terminal import warn
 from rm.training import run_log
 
 AUTO, NONE = "auto", "none"
@@ -168,7 +168,7 @@ def _valid_state(folder: Path, all_settings: SettingsGroup, identity: dict) -> d
         checkpoint.verify(folder, state)
     except checkpoint.CorruptCheckpoint as error:
         damage = error
-        print(f"skipping a corrupt checkpoint: {damage}", file=sys.stderr, flush=True)
+        warn(f"skipping a corrupt checkpoint: {damage}")
     return None if dist.any_rank(damage is not None) else state
 
 

@@ -29,6 +29,7 @@ from rm.distributed import process_group as dist
 from rm.distributed.sharding import dtype_name
 from rm.files import read_json, write_atomically
 from rm.model.transformer import Transformer
+from rm.terminal import warn
 from rm.training import trackers
 from rm.training.best import Best, BestSettings
 from rm.training.metrics_file import MetricsFile
@@ -167,7 +168,7 @@ class RunLog:
             lines = f"{error}. These lines of metrics are not in {self.metrics.file}:\n{self.metrics.unwritten}"
             if status == "finished":  # of the other ends the reason is the error to report
                 raise OSError(lines) from error
-            print(lines, file=sys.stderr, flush=True)
+            warn(lines)
 
     def log_step(
         self,
@@ -300,8 +301,7 @@ class RunLog:
             self.tracker.write(line)
 
     def _print(self, step: int, text: str) -> None:
-        if dist.is_main():
-            tqdm.write(f"step {step}/{self.steps}  {text}")
+        dist.say(f"step {step}/{self.steps}  {text}")
 
     def _history(self) -> dict:
         """For run.json: each start of this run, and the step from which it went on."""
@@ -318,7 +318,7 @@ def _reported(files: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        print(f"{files}: {error}; the same command writes what is missing", file=sys.stderr, flush=True)
+        warn(f"{files}: {error}; the same command writes what is missing")
 
 
 def complete(folder: Path) -> None:

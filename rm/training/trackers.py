@@ -80,11 +80,14 @@ def tracker(tool: str, folder: Path, step: int, settings: dict) -> NoTracker:
 
 
 def write_csv(metrics_file: Path) -> None:
-    """Write metrics.csv beside metrics.jsonl, with a column for every name that occurs in any line."""
+    """Write metrics.csv beside metrics.jsonl, with a column for every name that occurs in any line.
+
+    Spreadsheets take a cell that begins like a formula for one: an apostrophe before it says that it is text.
+    """
     lines = [json.loads(line) for line in metrics_file.read_text(encoding="utf-8").splitlines()]
     names = list(dict.fromkeys(name for line in lines for name in line))
     text = io.StringIO(newline="")
-    table = csv.DictWriter(text, names)
-    table.writeheader()
-    table.writerows(lines)
+    table = csv.writer(text)
+    table.writerow(f"'{name}" if name.startswith(("=", "+", "-", "@", "\t", "\r")) else name for name in names)
+    table.writerows([line.get(name) for name in names] for line in lines)
     write_atomically(metrics_file.with_suffix(".csv"), text.getvalue())

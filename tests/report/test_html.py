@@ -41,7 +41,7 @@ def test_format_value_formats_each_type_of_value():
 
 
 def test_text_table_aligns_its_columns():
-    assert html.text_table(["set", "n"], [["long name", 5], ["b", 1000]]).splitlines() == [
+    assert html.text_table(["set", "n"], [["long name", 5], ["b", 1000]]) == [
         "set            n",
         "long name      5",
         "b          1,000",

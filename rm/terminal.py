@@ -1,0 +1,34 @@
+"""Printing text that others wrote: names of files and tensors, keys and values of records, templates.
+
+A terminal obeys control characters, a browser those that turn the writing round, and a line break forges a line of the
+log. So what leaves this package as a line goes through `printable`, and shows them as Python writes them: \\x1b, \\n.
+"""
+
+import re
+import sys
+
+# Control and format characters, which move the cursor, turn the writing round or are invisible, but not the joiners
+# (U+200C, U+200D) that are part of words and emoji; noncharacters.
+CONTROL = (
+    "\x00-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ufdd0-\ufdef"
+    "\U000e0000-\U000e007f"
+)
+_UNPRINTABLE = re.compile(f"[{CONTROL}\ud800-\udfff]")  # halves of surrogate pairs cannot be encoded
+
+
+def printable(text: str, keep: str = "") -> str:
+    """A text in which every character is one that is shown, on one line.
+
+    Args:
+        keep: characters that stay as they are, such as line breaks.
+    """
+    return _UNPRINTABLE.sub(lambda match: match[0] if match[0] in keep else _escaped(match[0]), text)
+
+
+def _escaped(character: str) -> str:
+    return character.encode("unicode_escape").decode()
+
+
+def warn(text: str) -> None:
+    """Print a line to stderr, from whichever process calls it."""
+    print(printable(text), file=sys.stderr, flush=True)
