@@ -27,11 +27,12 @@ from pathlib import Path
 
 import jinja2
 import jinja2.ext
-import jinja2.sandbox
 
 from rm.data import tokenizer_config
 from rm.data.messages import REASONING, WRITTEN, Message, assistant, user
+from rm.data.sandbox import WIDTH, OutOfTime, Sandbox
 from rm.data.tokenizer import Parts, Tokenizer
+from rm.files import check_regular
 
 # A template's source is part of its fingerprint, which caches and scoring contracts store: do not reword these.
 _TURNS = (
@@ -102,6 +103,7 @@ class ChatTemplate:
     def __init__(self, source: str, name: str, tokenizer: Tokenizer, plain: bool = False, explicit: bool = True):
         self.source, self.name, self.plain, self.explicit = source, name, plain, explicit
         self._named_tokens, self._special_ids = tokenizer.named, tokenizer.special
+        self._refusal: OutOfTime | None = None
         self._written: dict[str, bool] = {}  # what `_writes` has found out
         # The longest first: an alternation takes the first alternative that matches.
         strings = [re.escape(string) for string in sorted(self._special_ids, key=len, reverse=True)]
@@ -161,14 +163,12 @@ class ChatTemplate:
     @cached_property
     def _template(self) -> jinja2.Template:
         """Compiled at the first dialogue: for plain texts only, a model's template may be broken."""
-        environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols]
-        )
-        environment.filters["tojson"] = _tojson
-        environment.globals |= {"raise_exception": _raise_exception, "strftime_now": FIXED_DATE.strftime}
+        environment = Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols])
+        environment.add_filter("tojson", _tojson)
+        environment.globals |= {"raise_exception": _raise_exception, "strftime_now": _strftime_now}
         try:
             return environment.from_string(self.source)
-        except jinja2.TemplateError as error:
+        except Exception as error:  # Python's compiler has limits of its own, such as twenty nested loops
             raise ValueError(f"{self.name} is not a valid Jinja template ({_one_line(error)}); correct it") from None
 
     def _prepared(self, message: Message, escaped: list[str]) -> Message:
@@ -211,10 +211,18 @@ class ChatTemplate:
 
     def _run(self, messages: list[Message], variables: dict | None = None, add_generation_prompt: bool = False) -> str:
         """The template's output for (escaped) messages."""
+        if self._refusal is not None:
+            raise ValueError(f"{self.name} {self._refusal}")
         template = self._template
         known = {"tools": None, "documents": None, "add_generation_prompt": add_generation_prompt}
         try:
-            return template.render(messages=messages, **known | self._named_tokens | (variables or {}))
+            variables = {"messages": messages} | known | self._named_tokens | (variables or {})
+            text = template.environment.limited(template, variables)
+            text.encode()  # fails for half of a surrogate pair
+            return text
+        except OutOfTime as error:
+            self._refusal = error  # no other dialogue is tried
+            raise ValueError(f"{self.name} {error}") from None
         except Exception as error:  # a template may fail in any way that a program can
             raise ValueError(f"{self.name} refuses the dialogue: {_one_line(error)}") from None
 
@@ -498,6 +506,7 @@ def _template_of(folder: Path) -> str | None:
 
 
 def _read(path: Path, name: str) -> str:
+    check_regular(path)
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
@@ -507,7 +516,7 @@ def _read(path: Path, name: str) -> str:
 
 
 def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
+    return " ".join(str(error).split())[:200] or type(error).__name__  # a MemoryError says nothing
 
 
 def _mark_whole(content: str, start_marker: str = REPLY_START) -> str:
@@ -578,6 +587,12 @@ def _with_parsed_arguments(call: dict) -> dict:
 
 def _raise_exception(message: str) -> None:
     raise jinja2.TemplateError(message)
+
+
+def _strftime_now(form: str) -> str:
+    if len(form) > 200 or WIDTH.search(form):
+        raise jinja2.TemplateError("strftime_now writes a date, not a text")
+    return FIXED_DATE.strftime(form)
 
 
 def _tojson(x, ensure_ascii=False, indent=None, separators=None, sort_keys=False) -> str:
