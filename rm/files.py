@@ -2,8 +2,10 @@
 
 import contextlib
 import errno
+import hashlib
 import json
 import os
+import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -80,18 +82,50 @@ def read_json(file: Path) -> dict:
     Raises:
         ValueError: the file does not contain JSON, or its JSON value is not an object.
     """
+    if not os.path.lexists(file):
+        return {}
+    check_regular(file)
     try:
-        value = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    except (ValueError, RecursionError) as error:  # the latter for lists in lists without end
+        text = file.read_text(encoding="utf-8")
+        value = json.loads(text)
+    except (ValueError, RecursionError, IsADirectoryError) as error:  # RecursionError: lists in lists without end
         raise ValueError(f"{file} is not JSON: {error}") from error
     if not isinstance(value, dict):
         raise ValueError(f"{file} holds a JSON {type(value).__name__}, not an object")
+    if "\\ud" in text.lower():  # half of a surrogate pair, which could not be written anywhere?
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            half = ascii(error.object[error.start])
+            raise ValueError(f"{file} has half of a surrogate pair, {half}, which is no character") from None
     return value
+
+
+def check_regular(file: str | Path) -> None:
+    """Raise ValueError for what exists and is neither a file nor a folder: a FIFO or a device may have no end."""
+    path = Path(file)
+    try:
+        kind = path.stat().st_mode
+    except FileNotFoundError:
+        problem = "is a link to nothing" if path.is_symlink() else None
+    except (OSError, ValueError) as error:  # links in a circle; a name that no file can have
+        problem = str(error)
+    else:
+        problem = None if stat.S_ISREG(kind) or stat.S_ISDIR(kind) else "is neither a file nor a folder"
+    if problem:
+        raise ValueError(f"{file}: {problem}; give a file")
 
 
 def write_json(file: Path, value: dict) -> None:
     """Write a JSON object to `file` atomically (`write_atomically`)."""
     write_atomically(file, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def sha256(file: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal digits."""
+    digest = hashlib.sha256()
+    update_digest(digest, file)
+    return digest.hexdigest()
 
 
 def update_digest(digest, file: Path) -> int:

@@ -20,6 +20,7 @@ from rm.data.sets import UNNAMED, held_out_sets
 from rm.data.split import SplitSettings, leak, split
 from rm.data.tokenizer import Tokenizer
 from rm.distributed import process_group as dist
+from rm.files import check_regular
 
 SHOWN_KEYS = 8  # keys passed over that the log names
 
@@ -209,6 +210,8 @@ def read_cached(
     train_on: str = "all",
 ) -> tuple[Examples, Report]:
     """`read` by one process of each machine, and once for all starts: see `rm.data.cache`."""
+    for path in paths:
+        check_regular(path)
     template = choose_template(text.chat_template, text.dialogue_format, tokenizer)
     keys = keys or KeySettings()
 

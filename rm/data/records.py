@@ -11,9 +11,12 @@ import json
 import reprlib
 import zlib
 from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 
 LAYOUTS = 'expected {"instances": [...]}, a list of records, or JSON lines with one record per line'
+# Of a few bytes that are packed, gzip makes as much as one likes.
+LONGEST_LINE, MOST_BLANK = 2**30, 10**6
 PARQUET_BATCH = 32_000_000  # bytes of strings that are in memory at a time, roughly
 
 
@@ -110,9 +113,10 @@ def _read_parquet(path: str | Path) -> Iterator[tuple[str, dict]]:
 
 
 def _rows_at_a_time(metadata) -> int:
-    """How many rows of a Parquet file to hold in memory: few, if they are long."""
+    """How many rows of a Parquet file to hold in memory: few, if they are long. A text that is stored once may be in
+    all of them."""
     size = sum(metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups))
-    return max(1, min(1024, PARQUET_BATCH * metadata.num_rows // max(1, size)))
+    return max(1, min(64, PARQUET_BATCH * metadata.num_rows // max(1, size)))
 
 
 def _read_csv(path: str | Path) -> Iterator[tuple[str, dict]]:
@@ -176,11 +180,17 @@ def _parse_json(text: str, path: str | Path, line: int):
 
 def _numbered_lines(path: str | Path) -> Iterator[tuple[int, str]]:
     """Yield (line number, text) of a file, plain or gzipped."""
-    number = 0
+    number = blank = 0
     try:
         with open(path, "rb") as file:
             gzipped = file.peek(2)[:2] == b"\x1f\x8b" or str(path).endswith(".gz")
-            for number, line in enumerate(gzip.open(file) if gzipped else file, start=1):
+            unpacked = gzip.open(file) if gzipped else file
+            for number, line in enumerate(iter(partial(unpacked.readline, LONGEST_LINE + 1), b""), start=1):
+                blank = blank + 1 if line.isspace() else 0
+                if blank > MOST_BLANK:
+                    raise ValueError(f"the last {MOST_BLANK:,} lines are blank")
+                if len(line) > LONGEST_LINE:
+                    raise ValueError(f"the next one has more than {LONGEST_LINE:,} bytes: write one record per line")
                 # Files from Windows may begin with a byte order mark, which "utf-8-sig" removes.
                 yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
         return

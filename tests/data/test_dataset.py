@@ -657,11 +657,11 @@ def test_long_rows_of_parquet_are_read_few_at_a_time(tmp_path, monkeypatch):
         return iter_batches(self, batch_size)
 
     monkeypatch.setattr(parquet.ParquetFile, "iter_batches", counted)
-    monkeypatch.setattr(records, "PARQUET_BATCH", 100_000)
+    monkeypatch.setattr(records, "PARQUET_BATCH", 20_000)
     assert [record for _, record in records.read_records(tmp_path / "a.parquet")] == rows
     monkeypatch.setattr(records, "PARQUET_BATCH", 10**9)
     assert len(list(records.read_records(tmp_path / "a.parquet"))) == 3000
-    assert 50 < sizes[0] < 200 and sizes[1] == 1024
+    assert 10 < sizes[0] < 40 and sizes[1] == 64
 
 
 def test_warnings_say_what_a_person_should_know_of_the_data(plain, file):
@@ -747,3 +747,17 @@ def test_the_replies_that_carry_loss_are_chosen(tmp_path, file):
     assert trained(one=0, two=1) == (["two", "six"], {})
     assert trained("last") == (["six"], {})
     assert trained("last", six=0) == trained(one=0, two=0, six=0) == ([], {"without a token that carries loss": 1})
+
+
+def test_what_has_no_end_is_refused(tmp_path, plain, monkeypatch):
+    os.mkfifo(tmp_path / "fifo.jsonl")
+    (tmp_path / "circle.jsonl").symlink_to(tmp_path / "circle.jsonl")
+    for name, reason in (("fifo.jsonl", "is neither a file nor a folder"), ("circle.jsonl", "symbolic links")):
+        with pytest.raises(ValueError, match=f"{name}: .*{reason}"):
+            dataset.read_cached(Task.SFT, [str(tmp_path / name)], TextSettings(), plain, str(tmp_path))
+    monkeypatch.setattr(records, "LONGEST_LINE", 1000)
+    monkeypatch.setattr(records, "MOST_BLANK", 1000)
+    for content, reason in ((b" " * 2000, "more than 1,000 bytes"), (b"\n" * 2000, "lines are blank")):
+        (tmp_path / "bomb.gz").write_bytes(gzip.compress(content))
+        with pytest.raises(ValueError, match=f"bomb.gz: .*{reason}"):
+            next(records.read_records(tmp_path / "bomb.gz"))
