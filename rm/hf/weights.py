@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from rm.distributed import process_group as dist
 from rm.distributed.sharding import full_tensor, local, local_slices
-from rm.files import read_json, sync, sync_files, write_json
+from rm.files import read_json, sha256, sync, sync_files, write_atomically, write_json
 from rm.hf import adapter, families, hub
 from rm.hf.adapter import SCORE, is_score
 from rm.hf.families.keys import HEADS
@@ -39,6 +39,7 @@ NOT_IN_TRANSFORMERS = (
     "GraniteMoeHybridForSequenceClassification",
     *WITH_TWO_LAYERS,
 )
+SUMS = "SHA256SUMS"  # of the weights in a folder, as sha256sum writes and checks them
 BIAS = "score.bias"  # of a linear reward head: it is left out
 HEADS_OF_OTHERS = tuple(f"{name}." for name in HEADS)
 OF_VOCABULARY = ("embed.weight", "lm_head.weight")  # parameters with a row for each token
@@ -366,13 +367,17 @@ def _weights_files(folder: Path) -> list[Path]:
 
 
 def check_whole(folder: Path) -> None:
-    """Raise ValueError where weights, or those of an adapter, are missing or cut off: sizes and headers are read."""
+    """Raise ValueError where weights, or those of an adapter, are missing, cut off or, by SHA256SUMS, changed."""
     if not folder.is_dir():
         raise ValueError(f"{folder} does not exist")
     of_adapter = (folder / adapter.CONFIG).is_file()
     for file in [folder / adapter.TENSORS] if of_adapter else _weights_files(folder):
         with open_safetensors(file):
             pass
+    for line in (folder / SUMS).read_text(errors="replace").splitlines() if (folder / SUMS).is_file() else []:
+        digest, _, name = line.partition("  ")
+        if Path(name).name != name or not (folder / name).is_file() or sha256(folder / name) != digest:
+            raise ValueError(f"{folder / name} has changed since it was written, as {SUMS} says")
 
 
 def save(
@@ -407,7 +412,7 @@ def save(
         names_of[hf_name] = names
         dtypes[hf_name] = torch.float32 if is_score(name) else dtype
         sizes[hf_name] = sum(parameters[part].numel() for part in names) * dtypes[hf_name].itemsize
-    shards = _plan_shards(sizes, max_shard_bytes)
+    shards, digests = _plan_shards(sizes, max_shard_bytes), {}
 
     with _replaced_folder(Path(out)) as folder:
         for file, hf_names in shards.items():
@@ -421,9 +426,11 @@ def save(
                     tensors[hf_name] = family.layout(hf_name).join(parts, config.n_kv_heads).contiguous()
             if dist.is_main():
                 save_tensors(tensors, folder / file)
+                digests[file] = sha256(folder / file)
             # The others wait here, in gloo, and not in NCCL's next gather, which has ten minutes from its start.
             dist.barrier()
         if dist.is_main():
+            write_atomically(folder / SUMS, "".join(f"{digest}  {file}\n" for file, digest in digests.items()))
             if len(shards) > 1:
                 weight_map = {hf_name: file for file, hf_names in shards.items() for hf_name in hf_names}
                 index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map}
