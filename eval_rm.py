@@ -36,6 +36,7 @@ from rm.hf import build, hub
 from rm.hf.build import HeadSettings
 from rm.model.heads import RewardModel
 from rm.report.evaluation import evaluation_page, terminal_table
+from rm.run_files import read_evaluation
 from rm.scoring import contract
 from rm.scoring.score import all_rewards
 from rm.scoring.settings import ScoringTextSettings
@@ -152,10 +153,9 @@ def averaged(scored: list[Scored]) -> dict[str, Result]:
 def check_folder(settings: Settings) -> None:
     """Raise ValueError where --output_dir holds anything but an evaluation by the same command, which is replaced."""
     folder = Path(settings.evaluation.output_dir)
-    report = folder / "report.json"
-    earlier = read_json(report)
+    earlier = read_evaluation(folder)
     with contextlib.suppress(ValueError):  # killed while this was written: no file has its name yet
-        earlier = earlier or read_json(temporary_name(report))  # killed while the files got their names
+        earlier = earlier or read_json(temporary_name(folder / "report.json"))  # killed while the files got their names
     check_unused(str(folder), ("run.json",) if earlier else ("run.json", "scores.jsonl"))
     if not earlier:
         return

@@ -4,6 +4,7 @@ A terminal obeys control characters, a browser those that turn the writing round
 log. So what leaves this package as a line goes through `printable`, and shows them as Python writes them: \\x1b, \\n.
 """
 
+import os
 import re
 import sys
 
@@ -13,16 +14,28 @@ CONTROL = (
     "\x00-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ufdd0-\ufdef"
     "\U000e0000-\U000e007f"
 )
+_PASSWORD = re.compile(r"(?<=://)[^/@\s]+(?=@)")  # https://user:password@host
+_SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACE_HUB_TOKEN", "WANDB_API_KEY")  # of the environment
 _UNPRINTABLE = re.compile(f"[{CONTROL}\ud800-\udfff]")  # halves of surrogate pairs cannot be encoded
 
 
 def printable(text: str, keep: str = "") -> str:
-    """A text in which every character is one that is shown, on one line.
+    """A text without secrets in which every character is one that is shown, on one line.
 
     Args:
         keep: characters that stay as they are, such as line breaks.
     """
-    return _UNPRINTABLE.sub(lambda match: match[0] if match[0] in keep else _escaped(match[0]), text)
+    return _UNPRINTABLE.sub(lambda m: m[0] if m[0] in keep else _escaped(m[0]), without_secrets(text))
+
+
+def without_secrets(text: str) -> str:
+    """A text in which tokens of the environment, and what stands before the host of a URL, are ***."""
+    if "://" in text:
+        text = _PASSWORD.sub("***", text)
+    for name in _SECRETS:
+        if len(os.environ.get(name, "")) >= 8:  # what is shorter is no token, and may be part of any word
+            text = text.replace(os.environ[name], "***")
+    return text
 
 
 def _escaped(character: str) -> str:

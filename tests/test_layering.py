@@ -12,6 +12,7 @@ FOUNDATION = (
     "config",
     "files",
     "json_keys",
+    "run_files",
     "distributed",
     "cli",
 )  # in this order: each may import those before it

@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 
 import pytest
 
@@ -9,7 +10,8 @@ from rm import cli, terminal
 from rm.data import show
 from rm.distributed import process_group as dist
 from rm.report import html, model_card
-from rm.training import trackers
+from rm.training import run_log, trackers
+from rm.training.run_log import RunSettings
 
 NASTY = "a\x1b[31m\x9b\r\nfinished: well\u202egnp.\ud800"
 
@@ -59,3 +61,11 @@ def test_every_file_of_the_package_prints_through_these_functions():
     allowed = {"rm/terminal.py", "rm/preview.py", "rm/demo.py", "rm/training/signals.py"}  # escaped, or our own words
     found = {str(path.relative_to(ROOT)) for path in PACKAGE if re.search(r"(?<![\w.])print\(", path.read_text())}
     assert found == allowed
+
+
+def test_tokens_and_passwords_are_not_printed(monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_abcdefgh")
+    monkeypatch.setenv("WANDB_API_KEY", "a")  # no token, and part of any word
+    text = "hf_abcdefgh https://me:pass@host/a@b http://host/x a"
+    assert terminal.printable(text) == "*** https://***@host/a@b http://host/x a"
+    assert run_log.provenance(RunSettings(output_dir="x"))["command"] == [terminal.without_secrets(w) for w in sys.argv]

@@ -18,7 +18,6 @@ from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_to
 
 from rm.data import sentencepiece_file, tokenizer_config
 from rm.data.sentencepiece_file import CONTROL, NORMAL, USER_DEFINED, SentencePieceModel
-from rm.files import read_json
 
 SPACE = "\u2581"  # stands for a space in the pieces of sentencepiece
 FLAGS = ("content", "single_word", "lstrip", "rstrip", "normalized", "special")  # of an added token
@@ -125,7 +124,7 @@ def read_settings(folder: Path) -> dict:
     Raises:
         ValueError: a setting splits texts in a way that is not implemented.
     """
-    file, config = folder / "tokenizer_config.json", read_json(folder / "config.json")
+    file, config = folder / "tokenizer_config.json", tokenizer_config.read_model_config(folder)
     settings, refused = tokenizer_config.read(folder), ["split_special_tokens"]
     if config.get("model_type") in ("ministral", "mistral", "mistral3") and not str(
         config.get("transformers_version", "")
@@ -143,7 +142,7 @@ def read_settings(folder: Path) -> dict:
 
 def _class_name(folder: Path, settings: dict, is_byte_level: bool) -> str | None:
     """The class that transformers chooses, if it is in CLASSES; None: the file's own rules."""
-    config = read_json(folder / "config.json")
+    config = tokenizer_config.read_model_config(folder)
     model_type = config.get("model_type")
     declared = settings.get("tokenizer_class") or config.get("tokenizer_class")
     name = declared.removesuffix("Fast") if isinstance(declared, str) else None

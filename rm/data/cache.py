@@ -7,21 +7,29 @@ no incomplete entry. One that a disk has damaged since is found by its checksums
 compares at every start, and is made again.
 """
 
+import contextlib
 import hashlib
 import json
 import os
 import shutil
 import tempfile
+import time
 import zlib
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 
+from rm import json_keys
 from rm.data.examples import Examples
 from rm.distributed import process_group as dist
 from rm.files import read_json, sync, sync_files, update_digest, write_json
+from rm.json_keys import Key
 from rm.terminal import warn
 
+MADE = {"hash": Key(str, required=True), "made": Key(dict, required=True)}  # what made.json may hold
+FILES = {"made.json", *(f"{field.name}.npy" for field in fields(Examples))}  # of an entry
 CHECKSUMS = "checksums.json"  # file name -> CRC-32 of all other files of an entry
+A_DAY = 24 * 3600
 FORMAT = 8  # version of the entries' layout, part of their names: after a change old entries are not read
 
 
@@ -55,7 +63,7 @@ def open_or_make(
             _write(entry, *make())
 
     dist.once_per_node(make_unless_whole)  # each machine may have a cache of its own
-    examples, stored = Examples.open(entry), json.loads((entry / "made.json").read_text())
+    examples, stored = Examples.open(entry), json_keys.read(entry / "made.json", MADE)
     # Computing the hash would read every token on every rank at every start.
     examples.hash = stored["hash"]
     return examples, stored["made"]
@@ -64,6 +72,10 @@ def open_or_make(
 def _write(entry: Path, examples: Examples, made: dict) -> None:
     """Write an entry; it replaces a damaged one."""
     entry.parent.mkdir(parents=True, exist_ok=True)
+    for leftover in entry.parent.glob("writing-*"):  # of processes that were killed; writing takes minutes
+        with contextlib.suppress(OSError):
+            if time.time() - leftover.stat().st_mtime > A_DAY:
+                shutil.rmtree(leftover, ignore_errors=True)
     temporary = Path(tempfile.mkdtemp(prefix="writing-", dir=entry.parent))
     new = temporary / "new"
     try:
@@ -88,12 +100,13 @@ def _damage(entry: Path) -> str | None:
     file = entry / CHECKSUMS
     try:
         checksums = read_json(file)
-        if not checksums:
-            return f"{file} is missing or empty"
+        if missing := FILES - checksums.keys():
+            return f"{file} lacks {min(missing)}"
         for name, checksum in checksums.items():
             file = entry / name
             if _crc32(file) != checksum:
                 return f"{file} has changed since it was written"
+        json_keys.read(entry / "made.json", MADE)
     except (OSError, ValueError) as error:
         return f"{file} is damaged ({error})"
     return None

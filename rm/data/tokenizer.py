@@ -18,7 +18,7 @@ from pathlib import Path
 
 import tokenizers
 
-from rm.data import backend
+from rm.data import backend, tokenizer_config
 from rm.data.backend import Backend, content
 from rm.files import read_json, write_json
 
@@ -233,11 +233,9 @@ def _eos_id(made: Backend, folder: Path) -> int | None:
     token = content(made.settings.get("eos_token"))
     if token is not None:
         return _id_of("eos_token", token, made, folder)
-    index = read_json(folder / "config.json").get("eos_token_id")
-    if isinstance(index, list) and index:
-        index = index[0]  # the first ends a document; the others may end a turn
-    if index is not None and type(index) is not int:
-        raise ValueError(f"{folder}/config.json: expected an id or a list of ids as eos_token_id, got {index!r}")
+    index = tokenizer_config.read_model_config(folder).get("eos_token_id")
+    if isinstance(index, list):
+        return index[0] if index else None  # the first ends a document; the others may end a turn
     return index
 
 

@@ -7,8 +7,9 @@ file that holds the vocabulary, tokenizer.json or tokenizer.model, decides the r
 
 from pathlib import Path
 
+from rm import json_keys
 from rm.files import read_json
-from rm.json_keys import Key, check_keys
+from rm.json_keys import Key
 
 FLAG = Key(bool)
 TOKEN_KEYS = {
@@ -46,11 +47,23 @@ KEYS = NAMED_TOKENS | {
 }
 
 
+MODEL_KEYS = {  # of config.json, as far as they concern the tokenizer
+    "model_type": Key(str),
+    "tokenizer_class": Key(str),
+    "transformers_version": Key(str),
+    "eos_token_id": Key((int, list), items=Key(int)),
+}
+
+
+def read_model_config(folder: Path) -> dict:
+    """config.json, {} if there is none, as beside an adapter."""
+    return json_keys.read(folder / "config.json", MODEL_KEYS, others=True)
+
+
 def read(folder: Path) -> dict:
     """tokenizer_config.json, {} if there is none; ValueError for a setting of another type or a refused one."""
     file = folder / "tokenizer_config.json"
-    content = read_json(file)
-    check_keys(file, content, KEYS, others=True)
+    content = json_keys.read(file, KEYS, others=True)
     for index in content.get("added_tokens_decoder") or {}:
         if not index.isdecimal():
             raise ValueError(f"{file}: added_tokens_decoder has to name tokens by their ids, got {index!r}")
@@ -59,10 +72,7 @@ def read(folder: Path) -> dict:
 
 def read_special_tokens_map(folder: Path) -> dict:
     """special_tokens_map.json, {} if there is none."""
-    file = folder / "special_tokens_map.json"
-    content = read_json(file)
-    check_keys(file, content, NAMED_TOKENS, others=True)
-    return content
+    return json_keys.read(folder / "special_tokens_map.json", NAMED_TOKENS, others=True)
 
 
 def read_added_tokens(folder: Path) -> dict[str, int]:

@@ -11,7 +11,6 @@ the folder (`publish`). A resumed run needs nothing else: learning rate, data or
 out: it is loaded from the folder that it came from.
 """
 
-import hashlib
 import os
 import shutil
 from dataclasses import dataclass
@@ -24,10 +23,39 @@ from torch import Tensor, nn
 
 from rm.distributed import process_group as dist
 from rm.distributed.sharding import is_dtensor, local, local_slices
-from rm.files import read_json, sync, update_digest, write_json
+from rm.files import read_json, sha256, sync, write_json
+from rm.json_keys import Key, check_keys
 
 FORMAT = 2
 COMPLETE = "COMPLETE"
+COUNT = Key(int, minimum=0)
+FILE_KEYS = {
+    "bytes": Key(int, minimum=0, required=True),
+    "sha256": Key(str, required=True),
+    "slices": Key(dict, items=Key(list, items=Key(list, items=COUNT)), required=True),
+}
+PARAMETER_KEYS = {
+    "shape": Key(list, items=COUNT, required=True),
+    "numbers": Key(dict, items=Key(float), required=True),
+    "arrays": Key(list, items=Key(str), required=True),
+}
+BEST_KEYS = {
+    "step": COUNT,
+    "value": Key(float),
+    "evaluated_step": COUNT,
+    "patience_counter": Key(int, minimum=0, required=True),
+    "held_out": Key(dict),
+}
+KEYS = {  # of state.json
+    "format": Key(int, only=(FORMAT,), required=True),
+    "world_size": Key(int, minimum=1, required=True),
+    "parameters": Key(dict, items=Key(dict, keys=PARAMETER_KEYS), required=True),
+    "files": Key(dict, items=Key(dict, keys=FILE_KEYS), required=True),
+    "step": Key(int, minimum=0, required=True),
+    "unlogged_sums": Key(list, items=Key(dict, items=Key(float)), required=True),
+    "identity": Key(dict, keys={"settings": Key(dict, required=True)}, others=True, required=True),
+    "best": Key(dict, keys=BEST_KEYS),
+}
 
 
 class CorruptCheckpoint(ValueError):
@@ -89,7 +117,7 @@ def write(folder: Path, rank: int, snapshot: Snapshot) -> None:
     except SafetensorError as error:
         raise OSError(f"{file}: {error}") from error
     sync(file)
-    description = {"bytes": file.stat().st_size, "sha256": _digest(file), "slices": snapshot.slices}
+    description = {"bytes": file.stat().st_size, "sha256": sha256(file), "slices": snapshot.slices}
     write_json(_description_file(folder, rank), description)
 
 
@@ -108,7 +136,7 @@ def publish(folder: Path, final: Path, state: dict, snapshot: Snapshot) -> None:
         file.unlink()
     header = {"format": FORMAT, "world_size": dist.world_size()}
     write_json(folder / "state.json", header | state | {"parameters": snapshot.parameters, "files": files})
-    (folder / COMPLETE).write_text(_digest(folder / "state.json") + "\n")
+    (folder / COMPLETE).write_text(sha256(folder / "state.json") + "\n")
     sync(folder / COMPLETE)
     sync(folder)
     if final.exists():  # a corrupt one, or the same
@@ -141,17 +169,32 @@ def read(checkpoint: Path) -> dict:
     try:
         if not mark.is_file():
             raise CorruptCheckpoint(f"{checkpoint} has no {COMPLETE}")
-        if mark.read_bytes() != f"{_digest(file)}\n".encode():
+        if mark.read_bytes() != f"{sha256(file)}\n".encode():
             raise CorruptCheckpoint(f"{file} has changed since it was written")
-        state = read_json(file)
+        state = _checked(file)
         for name, description in state["files"].items():
             size = (checkpoint / name).stat().st_size
             if size != description["bytes"]:
                 raise CorruptCheckpoint(f"{checkpoint / name} has {size} bytes instead of {description['bytes']}")
     except OSError as error:
         raise CorruptCheckpoint(f"{checkpoint} cannot be read: {error}") from error
-    if state["format"] != FORMAT:
-        raise ValueError(f"{checkpoint} has format {state['format']}, this version reads {FORMAT}")
+    return state
+
+
+def _checked(file: Path) -> dict:
+    """The content of a state.json; CorruptCheckpoint if it is not as it was written."""
+    try:
+        state = read_json(file)
+    except ValueError as error:
+        raise CorruptCheckpoint(str(error)) from error
+    if state.get("format", FORMAT) != FORMAT:
+        raise ValueError(f"{file.parent} has format {state['format']!r}, this version reads {FORMAT}")
+    try:
+        check_keys(file, state, KEYS)
+    except ValueError as error:
+        raise CorruptCheckpoint(str(error)) from error
+    if elsewhere := [name for name in state["files"] if Path(name).name != name]:
+        raise CorruptCheckpoint(f"{file} names {elsewhere[0]!r}: only files of the same folder are read")
     return state
 
 
@@ -159,7 +202,7 @@ def verify(checkpoint: Path, state: dict) -> None:
     """Hash this rank's share of the files. Raises CorruptCheckpoint if one has changed since it was written."""
     for name in sorted(state["files"])[dist.rank() :: dist.world_size()]:
         try:
-            digest = _digest(checkpoint / name)
+            digest = sha256(checkpoint / name)
         except OSError as error:
             raise CorruptCheckpoint(f"{checkpoint / name} cannot be read: {error}") from error
         if digest != state["files"][name]["sha256"]:
@@ -175,6 +218,8 @@ def load(
     Args:
         optimizer: None to fill the parameters only.
     """
+    if unknown := [name for name in saved if name not in state["parameters"]]:
+        raise CorruptCheckpoint(f"{checkpoint} does not hold {unknown[0]}")
     arrays = {}  # "parameter/NAME" ... -> (tensor to fill, NAME)
     for name, parameter in saved.items():
         arrays[f"parameter/{name}"] = parameter, name
@@ -188,10 +233,13 @@ def load(
             optimizer.state[parameter] = values
     filled = dict.fromkeys(arrays, 0)
     for file, description in state["files"].items():
-        with safe_open(checkpoint / file, "pt") as tensors:
-            for key, (tensor, name) in arrays.items():
-                if name in description["slices"]:
-                    filled[key] += _copy_overlap(tensors, key, tensor, description["slices"][name])
+        try:
+            with safe_open(checkpoint / file, "pt") as tensors:
+                for key, (tensor, name) in arrays.items():
+                    if name in description["slices"]:
+                        filled[key] += _copy_overlap(tensors, key, tensor, description["slices"][name])
+        except (SafetensorError, ValueError, RuntimeError) as error:
+            raise CorruptCheckpoint(f"{checkpoint / file} is not as state.json says: {error}") from error
     incomplete = [key for key, (tensor, _) in arrays.items() if filled[key] != local(tensor).numel()]
     if incomplete:
         raise CorruptCheckpoint(f"{checkpoint} does not hold all of {', '.join(incomplete[:5])}")
@@ -224,9 +272,3 @@ def _is_first_copy(parameter: Tensor) -> bool:
 
 def _description_file(folder: Path, rank: int) -> Path:
     return folder / f"rank_{rank:05}.json"
-
-
-def _digest(file: Path) -> str:
-    digest = hashlib.sha256()
-    update_digest(digest, file)
-    return digest.hexdigest()

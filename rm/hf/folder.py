@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from rm import json_keys
 from rm.data.chat import ChatTemplate, choose_template
 from rm.data.dataset import TextSettings
 from rm.data.tokenizer import Tokenizer
@@ -57,7 +58,8 @@ class TextFiles:
 
 
 def _generation(base: Path, eos_id: int, turn_end: int | None) -> dict:
-    file, config = base / "generation_config.json", read_json(base / "config.json")
+    file = base / "generation_config.json"
+    config = json_keys.read(base / "config.json", {"text_config": Key(dict)}, others=True)
     config |= config.get("text_config") or {}  # of a model that also reads images
     # Without the file, transformers takes these from config.json.
     content = read_json(file) if file.is_file() else {name: config[name] for name in GENERATION_KEYS if name in config}

@@ -3,13 +3,19 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from rm import json_keys
 from rm.config import SettingsGroup, changed_settings, require_positive, setting
 from rm.distributed import process_group as dist
-from rm.files import read_json
+from rm.json_keys import Key
 from rm.training.settings import TrainingSettings
 
 FILE = "plan.json"
 GIB = 2**30
+KEYS = {  # of the plan's file, as far as it is read
+    "peak": Key(float, minimum=1, required=True),
+    "processes": Key(int, minimum=1, required=True),
+    "settings": Key(dict, required=True),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +60,7 @@ def compare_with_plan(settings: TrainingSettings) -> None:
     what = "allocated" if dist.device().type == "cuda" else "resident, including Python and libraries"
     message = f"memory: {peak / GIB:.2f} GiB at the peak ({what})"
     if file.is_file():
-        plan = read_json(file)
+        plan = json_keys.read(file, KEYS, others=True)
         differing = _differing(plan, settings)
         message += f", planned {plan['peak'] / GIB:.2f}"
         if differing:
@@ -73,4 +79,4 @@ def _differing(plan: dict, settings: TrainingSettings) -> list[str]:
         "world_size": dist.world_size(),
     }
     planned = plan["settings"] | {"world_size": plan["processes"]}
-    return names + [name for name, value in used.items() if planned[name] != value]
+    return names + [name for name, value in used.items() if planned.get(name) != value]

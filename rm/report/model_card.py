@@ -12,7 +12,7 @@ from rm.evaluation.stats import wilson_interval
 from rm.files import read_json, write_atomically
 from rm.report.evaluation import benchmark_table
 from rm.report.html import escape, format_value
-from rm.report.run_files import read_metrics
+from rm.run_files import read_evaluation, read_metrics, read_run
 from rm.terminal import printable
 
 FILE = "README.md"
@@ -83,7 +83,7 @@ def of_training(run: Path, evaluation: Path | None = None) -> str:
     Raises:
         ValueError: the evaluation is of another model.
     """
-    description, contract = read_json(run / "run.json"), read_json(run / "model" / "scoring.json")
+    description, contract = read_run(run), read_json(run / "model" / "scoring.json")
     settings, lines = description.get("settings", {}), read_metrics(run / "metrics.jsonl")
     base, link = _base(settings.get("model_name_or_path", ""))
     parts = [
@@ -207,7 +207,7 @@ def _held_out(description: dict, lines: list[dict]) -> str:
 
 def _evaluation(folder: Path, models: list[Path]) -> str:
     """The table of an evaluation."""
-    report = read_json(folder / "report.json")
+    report = read_evaluation(folder)
     if not report:
         raise ValueError(f"{folder} holds no report.json: give the output_dir of an evaluation with eval_rm.py")
     of = report.get("settings", {}).get("model_name_or_path")

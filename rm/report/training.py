@@ -9,9 +9,9 @@ from functools import partial
 from pathlib import Path
 
 from rm.distributed import process_group as dist
-from rm.files import read_json, write_atomically
+from rm.files import write_atomically
 from rm.report import figures, html, model_card
-from rm.report.run_files import read_metrics
+from rm.run_files import read_metrics, read_run
 
 CURVES = [  # (title, label of the y axis, name in metrics.jsonl, which has the prefix eval_ for held-out data)
     ("Loss", "loss", "loss"),
@@ -59,7 +59,7 @@ def write_training_report(folder: str | Path) -> Path:
     if not lines:
         raise ValueError(f"{folder / 'metrics.jsonl'} holds no metrics; give the output_dir of a training run")
     out = folder / "report.html"
-    write_atomically(out, training_page(str(folder), lines, read_json(folder / "run.json")))
+    write_atomically(out, training_page(str(folder), lines, read_run(folder)))
     return out
 
 

@@ -408,7 +408,10 @@ def verify(
     # The texts are as long as they were in training, whatever max_length is requested now.
     cut = contract.truncation_side if contract.overlong == "truncate" else None
     encoder = replace(encoder, max_length=contract.max_length, cut=cut)
-    examples = encoder.examples([[golden.text] for golden in contract.golden])
+    try:
+        examples = encoder.examples([[golden.text] for golden in contract.golden])
+    except ValueError as error:
+        raise ValueError(f"{Path(folder) / FILE} is violated: a probe text cannot be written ({error})") from None
     scores = score(examples).tolist()
     for number, (golden, example, now) in enumerate(zip(contract.golden, examples, scores, strict=True), start=1):
         violated = f"{Path(folder) / FILE} is violated: probe text {number}, {reprlib.repr(golden.text)},"

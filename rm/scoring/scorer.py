@@ -13,17 +13,20 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from rm import json_keys
 from rm.data.batch import PackingSettings, new_texts, pack, plan_micro_batches
 from rm.data.examples import Examples
 from rm.data.messages import Text, split_turns
 from rm.data.schemas import preference
 from rm.distributed.sharding import ParallelSettings
-from rm.files import read_json
 from rm.hf import build, hub
+from rm.json_keys import Key
 from rm.model.heads import RewardModel
 from rm.scoring.contract import Contract, resolve, text_encoder, verify
 from rm.scoring.score import local_rewards
 from rm.scoring.settings import ScoringTextSettings
+
+SCALE_KEYS = {"mean": Key(float), "std": Key(float, minimum=1e-12)}  # of config.json, in OpenRLHF's models
 
 
 class Scorer:
@@ -157,5 +160,7 @@ class Scorer:
 def _scale(folder: Path, contract: Contract | None) -> tuple[float, float] | None:
     if contract:
         return None if contract.reward_std is None else (contract.reward_mean, contract.reward_std)
-    config = read_json(folder / "config.json")
-    return (config["mean"], config["std"]) if {"mean", "std"} <= config.keys() else None
+    config = json_keys.read(folder / "config.json", SCALE_KEYS, others=True)
+    if config.get("mean") is None or config.get("std") is None:
+        return None
+    return config["mean"], config["std"]

@@ -61,11 +61,11 @@ class Best:
         self.value: float | None = None
         self.evaluated_step: int | None = None  # of the last evaluation
         self.patience_counter = 0  # evaluations in a row without an improvement that counts
-        self.is_restored = saved is not None and saved["held_out"] == held_out
+        self.is_restored = saved is not None and saved.get("held_out") == held_out
         if self.is_restored:
-            self.step, self.value = saved["step"], saved["value"]
-            self.evaluated_step, self.patience_counter = saved["evaluated_step"], saved["patience_counter"]
-        elif saved is not None and saved["evaluated_step"] is not None:
+            self.step, self.value = saved.get("step"), saved.get("value")
+            self.evaluated_step, self.patience_counter = saved.get("evaluated_step"), saved["patience_counter"]
+        elif saved is not None and saved.get("evaluated_step") is not None:
             dist.say("the held-out data has changed: which evaluation is best is decided anew")
 
     @property

@@ -16,7 +16,6 @@ from torch import nn
 
 from rm.distributed import checkpoint, sharding
 from rm.distributed import process_group as dist
-from rm.files import read_json
 from rm.model import lora
 from rm.terminal import warn
 from rm.training.resume import CheckpointSettings
@@ -244,8 +243,8 @@ class Checkpointer:
 def _best_step(folder: Path) -> int | None:
     """The step of the best evaluation when a checkpoint was written; None if there was none, or for a corrupt one."""
     try:
-        return read_json(folder / "state.json")["best"]["step"]
-    except (OSError, ValueError, KeyError, TypeError):
+        return (checkpoint.read(folder).get("best") or {}).get("step")
+    except (OSError, ValueError):
         return None
 
 

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from rm.files import write_atomically
+from rm.run_files import read_metrics
 from rm.terminal import warn
 
 
@@ -14,21 +15,18 @@ class MetricsFile:
 
     def __init__(self, file: Path, step: int):
         """Read the lines up to `step`; the file is not changed before `begin`."""
-        self.file, self.unwritten, self.kept = file, "", []
-        for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else []:
-            line_step = _step(line)
-            if line_step is not None and line_step <= step:
-                self.kept.append(line)
+        self.file, self.unwritten = file, ""
+        self.kept = [line for line in read_metrics(file) if line["step"] <= step]
 
     def evaluation(self, step: int) -> dict | None:
         """The kept line of the last evaluation of this step."""
-        lines = [json.loads(line) for line in self.kept if _step(line) == step]
+        lines = [line for line in self.kept if line["step"] == step]
         found = [line for line in lines if any(name.startswith("eval_") for name in line)]
         return found[-1] if found else None
 
     def begin(self) -> None:
         """Truncate the file to the kept lines."""
-        write_atomically(self.file, "".join(f"{line}\n" for line in self.kept))
+        write_atomically(self.file, "".join(f"{json.dumps(line)}\n" for line in self.kept))
 
     def write(self, line: dict) -> None:
         """Append a line. A full disk does not end the run: what could not be written is tried again with the next."""
@@ -51,11 +49,3 @@ class MetricsFile:
                 os.truncate(self.file, size)  # a part may have been written
             raise
         self.unwritten = ""
-
-
-def _step(line: str) -> int | None:
-    """A line's step; None for an incomplete line."""
-    try:
-        return json.loads(line)["step"]
-    except (ValueError, KeyError, TypeError):
-        return None

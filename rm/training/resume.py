@@ -18,9 +18,9 @@ from rm.distributed import checkpoint
 from rm.distributed import process_group as dist
 from rm.distributed.lease import check_writable
 from rm.distributed.sharding import dtype_name
-from rm.files import read_json
 from rm.hf import weights
 from rm.model import lora
+from rm.run_files import read_run
 from rm.terminal import warn
 from rm.training import run_log
 
@@ -197,7 +197,7 @@ def _refuse(what: str, differences: dict[str, tuple]) -> None:
 
 
 def _settings_of(out: Path) -> dict:
-    saved = read_json(out / "run.json").get("settings")
+    saved = read_run(out).get("settings")
     if not isinstance(saved, dict):
         raise ValueError(f"--output_dir {out} already holds another run (run.json): name a new folder")
     return saved

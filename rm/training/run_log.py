@@ -27,9 +27,10 @@ from rm.data.batch import StepBatches
 from rm.data.sets import UNNAMED
 from rm.distributed import process_group as dist
 from rm.distributed.sharding import dtype_name
-from rm.files import read_json, write_atomically
+from rm.files import write_atomically
 from rm.model.transformer import Transformer
-from rm.terminal import warn
+from rm.run_files import read_exit, read_run
+from rm.terminal import warn, without_secrets
 from rm.training import trackers
 from rm.training.best import Best, BestSettings
 from rm.training.metrics_file import MetricsFile
@@ -157,7 +158,7 @@ class RunLog:
             if kind is None and self.stops_early:
                 reason = f"stopped early: {self.best.settings.metric} was best at step {self.best.step}"
             with _reported("exit.json and metrics.csv"):
-                mark_end(self.folder, status=status, step=self.step, steps=self.steps, reason=reason)
+                mark_end(self.folder, status=status, step=self.step, steps=self.steps, reason=without_secrets(reason))
                 trackers.write_csv(self.metrics.file)
 
     def _flush_metrics(self, status: str) -> None:
@@ -258,7 +259,7 @@ class RunLog:
         self.model_step = step
         if dist.is_main():
             best = {"metric": self.best.settings.metric, "step": self.best.step, "value": self.best.value}
-            description = read_json(self.folder / "run.json") | {"model_step": step, "best_evaluation": best}
+            description = read_run(self.folder) | {"model_step": step, "best_evaluation": best}
             write_atomically(self.folder / "run.json", json.dumps(description, indent=2) + "\n")
 
     def collect(self) -> list[dict]:
@@ -306,8 +307,8 @@ class RunLog:
     def _history(self) -> dict:
         """For run.json: each start of this run, and the step from which it went on."""
         try:
-            before = read_json(self.folder / "run.json")["starts"]
-        except (OSError, ValueError, KeyError, TypeError):
+            before = read_run(self.folder).get("starts") or []
+        except (OSError, ValueError):  # damaged: it is written again
             before = []
         return {"starts": before + [{"step": self.start.step, "time": _now(), "processes": dist.world_size()}]}
 
@@ -324,7 +325,7 @@ def _reported(files: str) -> Iterator[None]:
 def complete(folder: Path) -> None:
     """Write what a finished run lacks beside its model, since a disk was full or the power failed."""
     try:
-        status = read_json(folder / "exit.json").get("status")
+        status = read_exit(folder).get("status")
     except ValueError:  # damaged
         status = None
     with _reported("exit.json and metrics.csv"):
@@ -382,7 +383,7 @@ def provenance(settings: SettingsGroup) -> dict:
         commit = ""
     packages = ("torch", "tokenizers", "sentencepiece", "safetensors", "numpy")
     return {
-        "command": sys.argv,
+        "command": [without_secrets(word) for word in sys.argv],
         "settings": flatten(settings),
         "processes": dist.world_size(),
         "device": dist.device_name(),

@@ -3,12 +3,12 @@
 import csv
 import importlib.util
 import io
-import json
 import os
 import secrets
 from pathlib import Path
 
 from rm.files import write_atomically
+from rm.run_files import read_metrics
 
 TOOLS = ("none", "tensorboard", "wandb")
 
@@ -84,7 +84,7 @@ def write_csv(metrics_file: Path) -> None:
 
     Spreadsheets take a cell that begins like a formula for one: an apostrophe before it says that it is text.
     """
-    lines = [json.loads(line) for line in metrics_file.read_text(encoding="utf-8").splitlines()]
+    lines = read_metrics(metrics_file)
     names = list(dict.fromkeys(name for line in lines for name in line))
     text = io.StringIO(newline="")
     table = csv.writer(text)

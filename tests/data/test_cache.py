@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 
 import pytest
 
@@ -152,3 +153,12 @@ def test_any_rank_agrees_and_once_per_node_works_once_per_machine():
         ([True, False], [2]),
         ([True, False], []),
     ]
+
+
+def test_what_a_killed_process_left_is_removed_a_day_later(read_cached):
+    for name, age in (("writing-old", 2 * cache.A_DAY), ("writing-new", 0)):
+        (read_cached.cache / name / "new").mkdir(parents=True)
+        then = time.time() - age
+        os.utime(read_cached.cache / name, (then, then))
+    read_cached()
+    assert [folder.name for folder in read_cached.cache.glob("writing-*")] == ["writing-new"]

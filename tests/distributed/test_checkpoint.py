@@ -17,6 +17,8 @@ from tests import made
 from tests.ranks import run_ranks
 from tests.training_runs import sharded
 
+STATE = {"step": 2, "unlogged_sums": [], "identity": {"settings": {}}, "best": None}  # as a training has it
+
 
 def trained(steps: int, group_size: int | None = None, adapters: bool = False):
     """A sharded model and its optimizer after some steps with random gradients, the same for every world size."""
@@ -52,7 +54,7 @@ def saved(folder: Path, group_size: int | None = None, adapters: bool = False) -
     checkpoint.write(folder / ".writing", dist.rank(), snapshot)
     dist.barrier()
     if dist.is_main():
-        checkpoint.publish(folder / ".writing", folder / "step_2", {"step": 2}, snapshot)
+        checkpoint.publish(folder / ".writing", folder / "step_2", STATE, snapshot)
     dist.barrier()
     return values(model, optimizer)
 
@@ -112,7 +114,7 @@ def test_a_parameter_without_optimizer_state_is_saved_and_gets_none(tmp_path):
         before = values(model, optimizer)
         snapshot = checkpoint.snapshot(lora.checkpointed(model), optimizer)
         checkpoint.write(tmp_path / ".writing", 0, snapshot)
-        checkpoint.publish(tmp_path / ".writing", tmp_path / "step_2", {"step": 2}, snapshot)
+        checkpoint.publish(tmp_path / ".writing", tmp_path / "step_2", STATE, snapshot)
         return before, restored(tmp_path)
 
     ((before, after),) = run_ranks(1, round_trip)

@@ -1,0 +1,94 @@
+"""What a run leaves in its folder besides weights, read as files of others are: a disk or a person may have changed it.
+
+run.json         settings, versions, data, starts
+metrics.jsonl    an object with a step for each line
+exit.json        how the run ended
+report.json      of an evaluation
+"""
+
+import json
+from pathlib import Path
+
+from rm.json_keys import Key, check_keys, read
+from rm.terminal import warn
+
+COUNT = Key(int, minimum=0)
+DATA = {
+    "kept": COUNT,
+    "formats": Key(dict, items=COUNT),
+    "dropped": Key(dict, items=COUNT),
+    "shortened": COUNT,
+    "sets": Key(dict),
+}
+RUN = {
+    "settings": Key(dict),
+    "processes": Key(int, minimum=1),
+    "device": Key(str),
+    "versions": Key(dict, items=Key(str)),
+    "started": Key(str),
+    "starts": Key(list, items=Key(dict)),
+    "data": Key(dict, keys={"train": Key(dict, keys=DATA, others=True), "held_out": Key(dict, keys=DATA, others=True)},
+                others=True),
+    "model_step": COUNT,
+}  # fmt: skip
+LINE = {"step": Key(int, minimum=0, required=True)}
+EXIT = {"status": Key(str)}
+INTERVAL = Key(list, items=Key(float))
+SET = {
+    "n": Key(int, minimum=0, required=True),
+    "accuracy": Key(float),
+    "accuracy_ci95": INTERVAL,
+    "accuracy_ci95_clustered": INTERVAL,
+    "length": Key(dict, keys={"longest_accuracy": Key(float), "controlled_accuracy": Key(float)}, others=True),
+    "rewardbench": Key(dict, keys={"version": Key(str), "sections": Key(dict, items=Key(float)), "score": Key(float)},
+                       others=True),
+}  # fmt: skip
+EVALUATION = {
+    "settings": Key(dict),
+    "sets": Key(dict, items=Key(dict, keys=SET, others=True)),
+}
+
+
+def read_run(folder: Path) -> dict:
+    """run.json, {} if there is none."""
+    return read(folder / "run.json", RUN, others=True)
+
+
+def read_exit(folder: Path) -> dict:
+    """exit.json, {} if there is none."""
+    return read(folder / "exit.json", EXIT, others=True)
+
+
+def read_evaluation(folder: Path) -> dict:
+    """report.json, {} if there is none."""
+    return read(folder / "report.json", EVALUATION, others=True)
+
+
+def read_metrics(file: Path) -> list[dict]:
+    """The lines of a metrics.jsonl, [] if there is no such file.
+
+    Damaged lines are left out, and named unless it is the last one, which a run may be writing at this moment.
+    """
+    if not file.is_file():
+        return []
+    lines, texts = [], file.read_text(encoding="utf-8", errors="replace").split("\n")
+    for number, text in enumerate(texts, start=1):
+        try:
+            lines.append(_line(text))
+        except ValueError as error:
+            if number < len(texts):
+                warn(f"{file} line {number} is left out: {error}")
+    return lines
+
+
+def _line(text: str) -> dict:
+    try:
+        line = json.loads(text)
+    except RecursionError:
+        raise ValueError("lists in lists without end") from None
+    if not isinstance(line, dict):
+        raise ValueError("it is not a JSON object")
+    check_keys("its keys", line, LINE, others=True)
+    if wrong := [name for name, value in line.items() if not isinstance(value, int | float | None)]:
+        raise ValueError(f"{wrong[0]} is not a number")
+    return line
