@@ -23,8 +23,8 @@ from rm.data.dataset import TextSettings, read_cached
 from rm.data.encode import Task
 from rm.data.examples import Examples
 from rm.data.tokenizer import Tokenizer
+from rm.distributed import lease, sharding
 from rm.distributed import process_group as dist
-from rm.distributed import sharding
 from rm.distributed.sharding import ParallelSettings
 from rm.evaluation import metrics
 from rm.evaluation.results import Result, compare
@@ -266,5 +266,7 @@ def _texts(source: str) -> TextFiles | None:
 if __name__ == "__main__":
     with cli.one_line_errors():
         settings = parse(Settings, __doc__)
-        with dist.session(0):
+        out = Path(settings.export.output_dir).absolute()
+        # Beside the folder, which is replaced as a whole.
+        with dist.session(0), lease.held(str(out.with_name(f".{out.name}.lease"))):
             main(settings)

@@ -13,9 +13,10 @@ from safetensors.torch import load_file
 
 from rm import export
 from rm.config import compose, parse
+from rm.distributed import lease
 from rm.distributed import process_group as dist
 from rm.scoring import Scorer, contract
-from tests import similar_models, text_fixtures, tiny
+from tests import commands, similar_models, text_fixtures, tiny
 from tests.ranks import run_ranks
 
 peft = pytest.importorskip("peft")
@@ -217,3 +218,13 @@ def test_a_mean_reward_that_cannot_be_subtracted_is_an_error(three, tmp_path):
     with pytest.raises(RuntimeError, match="has no scoring.json that states the mean"):
         run(similar_models.write(tmp_path / "rm", seed=0), tmp_path / "out", "--center_rewards", "true")
     assert not (tmp_path / "out").exists()
+
+
+def test_two_exports_do_not_write_to_one_folder(three, tmp_path):
+    words = ["--model_name_or_path", three[0], "--output_dir", tmp_path / "out"]
+    held = lease.Lease(tmp_path / ".out.lease")
+    done = commands.run("rm.export", *words)
+    assert done.returncode == 2 and "is in use by process" in done.stderr and not (tmp_path / "out").exists()
+    held.release()
+    assert commands.run("rm.export", *words).returncode == 0
+    assert [file.name for file in tmp_path.iterdir()] == ["out"]

@@ -58,6 +58,8 @@ class Name:
         if not match:
             return None
         repo, file, split, revision = match.groups()
+        if explicit and file and ".." in file.split("/"):
+            raise ValueError(f"{text}: the name of a file in a repository has no '..'")
         is_file = data_files.READ_HERE.fullmatch(text) or Path(text).suffix in (".gz", *TEMPLATES)
         if not explicit and (file or is_file):  # a/b/c and a/b.jsonl are paths
             return None
@@ -239,6 +241,7 @@ def _files_of_split(text: str, name: Name, split: str) -> list[str]:
     except CachedRepoTreeNotFoundError:  # older versions of huggingface_hub kept none: what there is counts
         folder = download(local_files_only=True)
         paths = [file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()]
+    paths = [path for path in paths if ".." not in path.split("/") and not path.startswith("/")]
     if name.file in paths:
         return [name.file]
     try:
