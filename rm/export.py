@@ -9,6 +9,7 @@ Reads what the training scripts read, and writes what they write: a Hugging Face
 software reads it, and how.
 """
 
+import contextlib
 import reprlib
 import shutil
 from dataclasses import asdict, dataclass, replace
@@ -268,5 +269,9 @@ if __name__ == "__main__":
         settings = parse(Settings, __doc__)
         out = Path(settings.export.output_dir).absolute()
         # Beside the folder, which is replaced as a whole.
-        with dist.session(0), lease.held(str(out.with_name(f".{out.name}.lease"))):
+        beside = out.with_name(f".{out.name}.lease")
+        with dist.session(0), lease.held(str(beside)):
             main(settings)
+        if dist.is_main():
+            with contextlib.suppress(OSError):  # of an export that was killed
+                beside.rmdir()

@@ -29,6 +29,7 @@ from rm.data.reader import KeySettings, SampleReader
 from rm.data.sample import turns
 from rm.data.schemas import PREFERENCE
 from rm.distributed import process_group as dist
+from rm.files import write_together
 from rm.hf import hub
 
 NAMES = {"user": "Human", "assistant": "Assistant"}
@@ -165,18 +166,22 @@ def main(argv: list[str] | None = None) -> None:
     sizes = {name: getattr(args, name) for name in ("sft", "rm", "test") if getattr(args, name)}
     if not sizes:
         raise ValueError("--sft, --rm and --test are all 0: at least one of them must be positive")
-    for name in sizes:
-        if (args.output_dir / f"{name}.json").exists():
-            raise ValueError(f"{args.output_dir}/{name}.json exists already: choose another --output_dir")
     files = [path for file in args.files for path in hub.data(file)]
     conversations, left_out = read_pairs(files, KeySettings.of(args))
     dist.say(f"{sum(map(len, conversations.values())):,} usable pairs of {len(conversations):,} conversations")
     for reason, count in left_out.most_common():
         dist.say(f"left out: {count:,} ({reason})")
     args.output_dir.mkdir(parents=True, exist_ok=True)
-    for name, pairs in draw(conversations, sizes, args.seed).items():
-        content = json.dumps(file_content(name, pairs), ensure_ascii=False, indent=1)
-        (args.output_dir / f"{name}.json").write_text(content + "\n", encoding="utf-8")
+    drawn = draw(conversations, sizes, args.seed)
+    contents = {
+        args.output_dir / f"{name}.json": json.dumps(file_content(name, pairs), ensure_ascii=False, indent=1) + "\n"
+        for name, pairs in drawn.items()
+    }
+    for file, content in contents.items():  # the same one is of this command, which was killed between two files
+        if file.exists() and file.read_bytes() != content.encode():
+            raise ValueError(f"{file} exists already: choose another --output_dir")
+    write_together({file: [content] for file, content in contents.items()})
+    for name, pairs in drawn.items():
         dist.say(f"{args.output_dir}/{name}.json: {len(pairs):,} {'texts' if name == 'sft' else 'pairs'}")
 
 

@@ -28,6 +28,7 @@ from rm.data.show import BOLD, FULL, PLAIN, Screen
 from rm.data.special_tokens import TokenizerSettings
 from rm.data.tokenizer import Tokenizer
 from rm.distributed import process_group as dist
+from rm.files import write_atomically
 from rm.hf import hub
 from rm.hf.build import ModelSettings
 
@@ -86,7 +87,7 @@ def main(settings: Settings) -> None:
         if only_json:
             sys.stdout.write(text)
         else:
-            Path(settings.preview.json).write_text(text)
+            write_atomically(Path(settings.preview.json), text)
     if not only_json:
         screen = Screen(sys.stdout)
         lines = facts(screen, settings, script, note, report)

@@ -20,6 +20,7 @@ from rm.data import chat
 from rm.data.reader import KeySettings
 from rm.data.split import SPLITS
 from rm.distributed import process_group as dist
+from rm.files import write_atomically
 from rm.hf import hub
 
 FAIL_ON = {"never": (), "error": ("error",), "warning": ("error", "warning")}  # --fail_on: severities that fail
@@ -60,7 +61,7 @@ def main(argv: list[str] | None = None) -> int:
     for line in format_report(report):
         dist.say(line)
     if args.json:
-        args.json.write_text(json.dumps(report, indent=1) + "\n")
+        write_atomically(args.json, json.dumps(report, indent=1) + "\n")
     return 1 if positive_findings(report, FAIL_ON[args.fail_on]) else 0
 
 

@@ -60,6 +60,9 @@ PROBE = "\ufde4"  # a word that no text has, to learn what a template writes
 RESERVED = ("messages", "tools", "add_generation_prompt")  # names of variables that a record cannot set
 
 
+_GIVEN_UP: dict[str, str] = {}  # fingerprint of a template that takes too long -> what was said of it
+
+
 class RepliesNotFound(ValueError):
     """What the assistant writes cannot be told from the rest of a template's output, so that it cannot carry loss."""
 
@@ -103,7 +106,6 @@ class ChatTemplate:
     def __init__(self, source: str, name: str, tokenizer: Tokenizer, plain: bool = False, explicit: bool = True):
         self.source, self.name, self.plain, self.explicit = source, name, plain, explicit
         self._named_tokens, self._special_ids = tokenizer.named, tokenizer.special
-        self._refusal: OutOfTime | None = None
         self._written: dict[str, bool] = {}  # what `_writes` has found out
         # The longest first: an alternation takes the first alternative that matches.
         strings = [re.escape(string) for string in sorted(self._special_ids, key=len, reverse=True)]
@@ -211,8 +213,8 @@ class ChatTemplate:
 
     def _run(self, messages: list[Message], variables: dict | None = None, add_generation_prompt: bool = False) -> str:
         """The template's output for (escaped) messages."""
-        if self._refusal is not None:
-            raise ValueError(f"{self.name} {self._refusal}")
+        if self.fingerprint in _GIVEN_UP:
+            raise ValueError(f"{self.name} {_GIVEN_UP[self.fingerprint]}")
         template = self._template
         known = {"tools": None, "documents": None, "add_generation_prompt": add_generation_prompt}
         try:
@@ -221,7 +223,7 @@ class ChatTemplate:
             text.encode()  # fails for half of a surrogate pair
             return text
         except OutOfTime as error:
-            self._refusal = error  # no other dialogue is tried
+            _GIVEN_UP[self.fingerprint] = str(error)  # no other dialogue is tried
             raise ValueError(f"{self.name} {error}") from None
         except Exception as error:  # a template may fail in any way that a program can
             raise ValueError(f"{self.name} refuses the dialogue: {_one_line(error)}") from None

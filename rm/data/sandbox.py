@@ -42,6 +42,13 @@ SIZED = (
 NESTED = ("tojson", "string", "join", "pprint", "list", "urlencode", "xmlattr", "sum", "e", "escape", "forceescape")
 
 
+class _Clock(threading.local):
+    """Of each thread, since a server renders in several: until when a template may run, by CPU time; and when to look
+    at that, by the time of day."""
+
+    end = look_again = float("inf")
+
+
 class OutOfTime(SecurityError):
     """A template whose time is over."""
 
@@ -53,7 +60,7 @@ class Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
 
     def __init__(self, **options):
         super().__init__(finalize=_checked, **options)
-        self._clock = threading.local()  # a server renders in several threads
+        self._clock = _Clock()
         self.globals.pop("lipsum")  # random words
         for name, function in list(self.filters.items()):
             self.add_filter(name, function)
@@ -66,11 +73,14 @@ class Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
             Exception: of any kind, as a program may.
         """
         self._clock.end = time.thread_time() + SECONDS
+        self._clock.look_again = time.monotonic() + SECONDS
         return template.render(variables)
 
     def look(self, *_) -> None:
         """Give the template up if its time is over."""
-        if time.thread_time() > getattr(self._clock, "end", float("inf")):
+        if time.monotonic() < self._clock.look_again:  # read in a tenth of the time that the other clock takes
+            return
+        if time.thread_time() > self._clock.end:
             raise OutOfTime(f"takes more than {SECONDS:g} s for a dialogue")
 
     def counted(self, values: Iterable) -> "_Counted":
@@ -90,6 +100,9 @@ class Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
         return template
 
     def call_binop(self, context, operator: str, left, right):
+        if operator == "+" and type(left) is str and type(right) is str:
+            _check(len(left) + len(right))
+            return left + right
         if operator == "+" and not isinstance(left, int | float):
             _check(_length(left) + _length(right))
         elif operator == "*":

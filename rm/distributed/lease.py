@@ -93,6 +93,7 @@ class Lease:
                 new.write_text(json.dumps(asdict(self.holder)), encoding="utf-8")
                 sync(new)
             self._take(new)
+            self._remove_leftovers(new)
         except BaseException:
             self._remove_made()
             raise
@@ -120,9 +121,16 @@ class Lease:
                 holder, age = _read(self.file, new)
                 if holder == self.holder:  # NFS may report a failure although the link was made
                     return None
-                if not _may_take_over(holder, self.holder, age):
+                if not _may_take_over(holder, age, self.holder):
                     raise ValueError(_in_use(self.file, holder, age))
                 self._remove(holder, new)
+
+    def _remove_leftovers(self, new: Path) -> None:
+        """Remove what processes left that were killed while they took a lease."""
+        for leftover in self.file.parent.glob(f".{FILE}.*"):
+            with contextlib.suppress(OSError):
+                if leftover != new and _may_take_over(*_read(leftover, new), new=self.holder):
+                    leftover.unlink()
 
     def _remove(self, ended: Holder | None, new: Path) -> None:
         """Remove a lease that nobody holds any more; one process at a time, so that none removes that of a faster one.
@@ -136,7 +144,7 @@ class Lease:
         except FileExistsError:
             time.sleep(0.02)
             other, age = _read(removing, new)
-            if _may_take_over(other, self.holder, age):  # it was killed between two lines of this function
+            if _may_take_over(other, age, self.holder):  # it was killed between two lines of this function
                 removing.unlink()
             return
         try:
@@ -177,7 +185,7 @@ def check_writable(folder: Path) -> None:
         raise ValueError(f"--output_dir {folder} cannot be written: {existing} is read-only")
 
 
-def _may_take_over(old: Holder | None, new: Holder, age: float) -> bool:
+def _may_take_over(old: Holder | None, age: float, new: Holder) -> bool:
     """Whether the process that holds a lease has ended, or is to be replaced by this one.
 
     Args:
