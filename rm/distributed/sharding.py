@@ -9,6 +9,7 @@ torch.distributed.fsdp and torch.distributed.tensor are imported where they are 
 """
 
 import functools
+import os
 import sys
 from dataclasses import dataclass
 
@@ -130,8 +131,20 @@ def parallelize(
 
 
 def allocate(model: nn.Module, device: torch.device | None = None) -> None:
-    """Give a model on the meta device memory on a device, without values. None: this process's device."""
+    """Give a model on the meta device memory on a device, without values. None: this process's device.
+
+    Raises:
+        ValueError: this machine does not have as much memory.
+    """
     device = device or dist.device()
+    if device.type == "cpu":  # which may promise more than there is, and then end any process
+        needed = sum(local(p).numel() * p.dtype.itemsize for p in model.parameters())
+        there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        if needed > there:
+            raise ValueError(
+                f"the model's weights need {needed / 2**30:,.0f} GiB in this process, and this machine has "
+                f"{there / 2**30:,.0f} GiB: use more processes or a smaller model"
+            )
     if is_sharded(model):
         model.to_empty(device=device)
         return

@@ -327,10 +327,11 @@ def _by_pattern(file: Path, config: dict, key: str) -> Callable[[str, float | No
     """A function (module name, default) -> the value of the first pattern that matches the name, or the default."""
     values = {}
     for pattern, value in (config.get(key) or {}).items():
-        if re.search(r"\)[*+{]", pattern) or len(re.findall(r"[*+{]", pattern)) > 3:  # matching it may take years
+        # Matching may take years where much can match in several ways: repetitions, options, alternatives.
+        if re.search(r"\)[*+{]", pattern) or len(re.findall(r"[*+{(]|(?<!\()\?", pattern)) > 4:
             raise ValueError(
-                f"{file}: {key} {pattern!r} repeats a group, or more than three times something: write it as several "
-                f"patterns"
+                f"{file}: {key} {pattern!r} repeats a group, or has more than four groups and repetitions: write it as "
+                f"several patterns"
             )
         try:
             # As peft has it (get_pattern_key): the name's last components, or, behind ^, the name from its beginning.
