@@ -30,7 +30,7 @@ from rm.distributed import process_group as dist
 from rm.report import html, training
 from tests import text_fixtures, tiny
 
-CASES = 63
+CASES = 42
 EXTREMES = [
     None, True, False, -1, 0, 1, 2**31, 2**63, 10**300, -(10**300), 0.5, 1e-300, 1e300, float("nan"), float("inf"), "",
     "x", "x" * 5000, "\ud800", "../../etc/passwd", "/dev/zero", "a\x1b[31m\nfinished: well", "\u202eabc", [], {}, [[]],

@@ -55,6 +55,7 @@ KEYS = {  # of state.json
     "unlogged_sums": Key(list, items=Key(dict, items=Key(float)), required=True),
     "identity": Key(dict, keys={"settings": Key(dict, required=True)}, others=True, required=True),
     "best": Key(dict, keys=BEST_KEYS),
+    "own": Key(dict),  # of a changed loop
 }
 
 

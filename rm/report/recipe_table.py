@@ -6,14 +6,23 @@ python -m rm.report.recipe_table OUT    reads OUT/sft_E_lora_R/eval/report.json,
 
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+from rm import json_keys
 from rm.cli import one_line_errors
-from rm.files import read_json, write_atomically
+from rm.distributed import process_group as dist
+from rm.files import write_atomically
+from rm.json_keys import Key
 from rm.report import figures
 from rm.report.html import format_value
+from rm.run_files import INTERVAL, SET
 
 Cells = dict[tuple[float, int], dict]  # (epochs of SFT, rank) -> {"n", "accuracy", "ci95"}
+KEYS = SET | {
+    "accuracy": Key(float, required=True),
+    "accuracy_ci95": replace(INTERVAL, required=True),
+}  # of report.json
 NOTE = """
 Accuracy on {n} test pairs, with its 95 % interval{clustered}. "–": not evaluated yet.
 """
@@ -29,13 +38,13 @@ def read_cells(folder: Path) -> Cells:
     for file in folder.glob("sft_*_lora_*/eval/report.json"):
         name = re.fullmatch(r"sft_([\d.]+)_lora_(\d+)", file.parent.parent.name)
         if name:
-            report = read_json(file)
-            interval = report["accuracy_ci95_clustered"] or report["accuracy_ci95"]
+            report = json_keys.read(file, KEYS, others=True)
+            interval = report.get("accuracy_ci95_clustered") or report["accuracy_ci95"]
             cells[float(name[1]), int(name[2])] = {
                 "n": report["n"],
                 "accuracy": report["accuracy"],
                 "ci95": interval,
-                "is_clustered": report["accuracy_ci95_clustered"] is not None,
+                "is_clustered": report.get("accuracy_ci95_clustered") is not None,
             }
     if not cells:
         raise ValueError(f"{folder} has no sft_E_lora_R/eval/report.json; launch/hh_table.sh makes them")
@@ -68,11 +77,12 @@ def main() -> None:
         folder = Path(sys.argv[1])
         cells = read_cells(folder)
         write_atomically(folder / "table.md", as_markdown(cells))
-        print(f"{folder / 'table.md'}:\n{as_markdown(cells)}", end="")
+        for line in (f"{folder / 'table.md'}:", *as_markdown(cells).splitlines()):
+            dist.say(line)
         try:
             write_atomically(folder / "table.svg", figures.by_epochs_of_sft(cells))
         except ImportError:
-            print("no figure: pip install matplotlib")
+            dist.say("no figure: pip install matplotlib")
 
 
 if __name__ == "__main__":
