@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from rm import cli
 from rm.config import defaults, parse
 from rm.data import dataset, show, special_tokens
-from rm.data.batch import Loader, StepBatches
+from rm.data.batch import Loader, PreferenceBatchSettings, StepBatches
 from rm.data.encode import Task
 from rm.distributed import lease
 from rm.distributed import process_group as dist
@@ -44,6 +44,7 @@ from rm.training.settings import TrainingSettings
 class Settings(TrainingSettings):
     """Settings of reward modelling"""
 
+    batch: PreferenceBatchSettings
     optim: OptimSettings = defaults(learning_rate=1e-5)
     loss: LossSettings
     reward_set: RewardSetSettings
@@ -121,7 +122,9 @@ def main(settings: Settings) -> None:
     optimizer = optim.adamw(model, settings.optim)
 
     # examples -> the micro-batches of every step
-    loader = Loader(data.train, settings.batch, settings.packing, seed, model.config.attention_cost)
+    loader = Loader(
+        data.train, settings.batch, settings.packing, seed, model.config.attention_cost, settings.loss.has_sft_loss
+    )
     held_out = evaluation_sets(model, data.held_out, settings.packing, settings.run, settings.best)
 
     # the step to begin with: 0, or where this run was stopped

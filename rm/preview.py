@@ -208,7 +208,8 @@ def example_as_json(example: Example, tokenizer: Tokenizer) -> dict:
         }
         for text in show.texts_of(example)
     ]
-    return {"texts": texts, "label": example.label, "margin": example.margin}
+    labels = {name: getattr(example, name) for name in ("label", "margin", "weight", "strength")}
+    return {"texts": texts} | labels
 
 
 if __name__ == "__main__":

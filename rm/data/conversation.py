@@ -49,3 +49,16 @@ def key_of(sample: Sample) -> int:
         return 0
     text = sample.texts[0]
     return key(text.dialogue() if isinstance(text, Bare) else turns(text))
+
+
+def prompt_key_of(sample: Sample) -> int | None:
+    """An int64 hash of a sample's prompt: the turns that all of its texts begin with, and the tools.
+
+    None where nothing is known to be a prompt, as in plain texts without marked turns.
+    """
+    texts = [beginnings(dialogue)[:-1] for dialogue in sample.dialogues()]
+    shared = [hashes[0] for hashes in zip(*texts, strict=False) if len(set(hashes)) == 1]
+    if not shared:
+        return None
+    said_beside = json.dumps([shared[-1], sample.tools, sample.template_kwargs], sort_keys=True)
+    return int.from_bytes(hashlib.blake2b(said_beside.encode(), digest_size=8).digest(), "little", signed=True)

@@ -269,7 +269,8 @@ def read(
                 texts, loss_from = writer.write(sample)
             except ValueError as error:
                 raise ValueError(f"{where}: {error}") from None
-            yield PendingRecord(number, where, conversation.key_of(sample), sample, texts, loss_from, file)
+            prompt = conversation.prompt_key_of(sample) if task is Task.PREFERENCE else None
+            yield PendingRecord(number, where, conversation.key_of(sample), sample, texts, loss_from, file, prompt)
 
     examples = Examples.build(encoder.encode(pending()), encoder.kept)
     report = Report(

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from rm.data.chat import ChatTemplate, Rendered, RepliesNotFound
-from rm.data.examples import Example, Examples
+from rm.data.examples import Example, Examples, common_prefix
 from rm.data.messages import WRITTEN, Text
 from rm.data.sample import Sample
 from rm.data.tokenizer import Spans, Tokenizer
@@ -60,6 +60,7 @@ class PendingRecord:
     texts: list[Text]  # of the sample, as they are to be written
     loss_from: int = 0  # of a plain text for SFT: number of leading characters that carry no loss
     file: int = 0  # index of its file
+    prompt: int | None = None  # `rm.data.conversation.prompt_key_of`
 
 
 class TokenizedText(NamedTuple):
@@ -320,7 +321,10 @@ class Encoder:
             grade=None if sample.grade is None else np.array(sample.grade, np.float32),
             label=sample.label,
             margin=sample.margin,
+            weight=sample.weight,
+            strength=sample.strength,
             conversation=record.conversation,
+            prompt=record.prompt,
         )
 
     def _drop(self, record: PendingRecord, reason: str) -> None:
@@ -389,19 +393,6 @@ def _without_padding(text: TokenizedText, padding_id: int) -> TokenizedText:
     (others,) = np.nonzero(text.tokens != padding_id)
     length = int(others[-1]) + 1 if len(others) else 1
     return TokenizedText(text.tokens[:length], text.loss[:length], text.n_last)
-
-
-def common_prefix(texts: Sequence[np.ndarray]) -> int:
-    """How many leading tokens all texts share, leaving each at least its last token.
-
-    Args:
-        texts: K arrays of token ids, none empty.
-    """
-    longest = min(map(len, texts)) - 1
-    differs = np.zeros(longest, bool)
-    for text in texts[1:]:
-        differs |= text[:longest] != texts[0][:longest]
-    return int(differs.argmax()) if differs.any() else longest
 
 
 def _ending_special(parts: Sequence[str | int]) -> int | None:

@@ -18,7 +18,7 @@ import numpy as np
 from rm.files import names_file
 
 # The arrays of Examples that have one entry for each example
-_PER_EXAMPLE = ("starts", "prefix_lengths", "label", "margin", "conversation", "record")
+_PER_EXAMPLE = ("starts", "prefix_lengths", "label", "margin", "weight", "strength", "conversation", "prompt", "record")
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,7 +31,10 @@ class Example:
     grade: np.ndarray | None = None  # (K,) float32: higher is better, equal is a tie; None is K - 1, ..., 0
     label: float = 1.0  # probability that the grades are right; for a pair 0.5 is a tie
     margin: float = 0.0  # by how much a better reply's reward should exceed a worse one's
+    weight: float = 1.0  # factor of its loss
+    strength: float = 1.0  # how much better the better reply is; what becomes of it is for the loss to say
     conversation: int | None = None  # the same for all records of one conversation; None: shared with no other record
+    prompt: int | None = None  # the same for all records of one prompt; None: shared with no other record
 
 
 @dataclass(eq=False, repr=False)
@@ -51,14 +54,17 @@ class Examples(Sequence[Example]):
     grade: np.ndarray  # (R,) float32
     label: np.ndarray  # (N,) float32
     margin: np.ndarray  # (N,) float32
+    weight: np.ndarray  # (N,) float32
+    strength: np.ndarray  # (N,) float32
     conversation: np.ndarray  # (N,) int64, see `rm.data.conversation.key`
+    prompt: np.ndarray  # (N,) int64, see `rm.data.conversation.prompt_key_of`
     record: np.ndarray  # (N,) index of the record that it was made from, counted from 0 over all files read together
 
     def __post_init__(self):
         reply_ends = np.append(0, np.cumsum(self.reply_lengths))
         self.lengths = self.prefix_lengths + np.diff(reply_ends[self.reply_offsets])  # (N,) tokens of each example
         assert len(self.tokens) == len(self.loss) and len(self.grade) == len(self.reply_lengths)
-        assert len(self.record) == len(self.label) == len(self.margin) == len(self.conversation) == len(self.starts)
+        assert {len(getattr(self, name)) for name in _PER_EXAMPLE} == {len(self.reply_offsets) - 1}
 
     @classmethod
     def build(cls, examples: Iterable[Example], record: Sequence[int] | None = None) -> "Examples":
@@ -70,8 +76,8 @@ class Examples(Sequence[Example]):
         # Arrays that grow in place, at 4 bytes and 1 byte per token, while the number of examples is unknown
         tokens, loss = array("i"), array("b")
         prefix_lengths, reply_lengths, reply_offsets = array("q"), array("q"), array("q", [0])
-        starts, conversation = array("q"), array("q")
-        grade, label, margin = array("f"), array("f"), array("f")
+        starts, conversation, prompt = array("q"), array("q"), array("q")
+        grade, label, margin, weight, strength = array("f"), array("f"), array("f"), array("f"), array("f")
         for index, example in enumerate(examples):
             starts.append(len(tokens))
             tokens.frombytes(np.concatenate([example.prefix, *example.replies]).astype(np.int32).tobytes())
@@ -82,7 +88,10 @@ class Examples(Sequence[Example]):
             grade.extend(reversed(range(len(example.replies))) if example.grade is None else example.grade)
             label.append(example.label)
             margin.append(example.margin)
+            weight.append(example.weight)
+            strength.append(example.strength)
             conversation.append(index if example.conversation is None else example.conversation)
+            prompt.append(index if example.prompt is None else example.prompt)
         if record is None:
             record = range(len(prefix_lengths))
         return cls(
@@ -95,7 +104,10 @@ class Examples(Sequence[Example]):
             grade=np.asarray(grade),
             label=np.asarray(label),
             margin=np.asarray(margin),
+            weight=np.asarray(weight),
+            strength=np.asarray(strength),
             conversation=np.asarray(conversation),
+            prompt=np.asarray(prompt),
             record=np.array(record, np.int64),
         )
 
@@ -120,7 +132,10 @@ class Examples(Sequence[Example]):
             grade=self.grade[own_replies],
             label=float(self.label[i]),
             margin=float(self.margin[i]),
+            weight=float(self.weight[i]),
+            strength=float(self.strength[i]),
             conversation=int(self.conversation[i]),
+            prompt=int(self.prompt[i]),
         )
 
     @classmethod
@@ -155,10 +170,10 @@ class Examples(Sequence[Example]):
 
     @cached_property
     def hash(self) -> str:
-        """sha256 of what is trained on, wherever it came from: all arrays but `record` and `conversation`."""
+        """sha256 of what is trained on, wherever it came from: all arrays but `record`, `conversation` and `prompt`."""
         digest, compact = hashlib.sha256(), self._compact()
         for field in fields(self):
-            if field.name in ("record", "conversation"):
+            if field.name in ("record", "conversation", "prompt"):
                 continue
             values = np.ascontiguousarray(getattr(compact, field.name))
             digest.update(f"{field.name} {values.dtype.str} {len(values)}\n".encode())
@@ -184,3 +199,16 @@ class Examples(Sequence[Example]):
             file = Path(folder, f"{field.name}.npy")
             arrays[field.name] = np.asarray(np.load(file, mmap_mode="r", allow_pickle=False))
         return cls(**arrays)
+
+
+def common_prefix(texts: Sequence[np.ndarray]) -> int:
+    """How many leading tokens all texts share, leaving each at least its last token.
+
+    Args:
+        texts: K arrays of token ids, none empty.
+    """
+    longest = min(map(len, texts)) - 1
+    differs = np.zeros(longest, bool)
+    for text in texts[1:]:
+        differs |= text[:longest] != texts[0][:longest]
+    return int(differs.argmax()) if differs.any() else longest

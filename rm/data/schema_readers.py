@@ -90,7 +90,7 @@ def pair(better: str, worse: str) -> Callable[[Fields], Sample]:
             replies = [(f"{better} {n}", reply) for n, reply in enumerate(chosen, 1)]
             replies += [(f"{worse} {n}", reply) for n, reply in enumerate(rejected, 1)]
             return _compared(fields, replies, [1.0] * len(chosen) + [0.0] * len(rejected))
-        label, margin = _number_or(1.0, fields, "label"), _number_or(0.0, fields, "margin")
+        label, margin = number_or(1.0, fields, "label"), number_or(0.0, fields, "margin")
         if not 0 <= label <= 1:
             raise ValueError(f"'label' is {label:g}; expected the probability, 0 to 1, that the first text is better")
         sample = _compared(fields, [(better, chosen), (worse, rejected)], [1.0, 0.0], label)
@@ -99,7 +99,7 @@ def pair(better: str, worse: str) -> Callable[[Fields], Sample]:
     return read
 
 
-def _number_or(default: float, fields: Fields, key: str) -> float:
+def number_or(default: float, fields: Fields, key: str) -> float:
     """A number, or the default where a record has none, or an empty field of a CSV file."""
     value = fields.get(key)
     return default if value is None or value == "" else number(value, key)
@@ -143,7 +143,10 @@ def _verdict(value, key: str, first: str, second: str) -> float:
 
 
 def signed(first: str, second: str, key: str) -> Callable[[Fields], Sample]:
-    """Reads two replies and a number from -3 to 3, negative where the first is better (HelpSteer)."""
+    """Reads two replies and a number from -3 to 3, negative where the first is better (HelpSteer).
+
+    How far it is from 0 is the strength of the preference.
+    """
 
     def read(fields: Fields) -> Sample:
         preferred = number(fields.get(key), key)
@@ -152,7 +155,7 @@ def signed(first: str, second: str, key: str) -> Callable[[Fields], Sample]:
         prompt = fields.record.get("prompt")
         if isinstance(prompt, str) and HELPSTEER_TURN in prompt:
             fields.record = fields.record | {"prompt": _helpsteer_turns(prompt)}
-        return _two(fields, first, second, -preferred)
+        return replace(_two(fields, first, second, -preferred), strength=abs(preferred))
 
     return read
 
@@ -369,7 +372,7 @@ def rejected_response(fields: Fields) -> Sample:
     if isinstance(rejected, str):
         rejected = [assistant(rejected)]
     fields.record = fields.record | {"messages": dialogue[:start]}
-    margin = _number_or(0.0, fields, "margin")
+    margin = number_or(0.0, fields, "margin")
     replies = [("messages", dialogue[start:]), ("rejected_response", rejected)]
     return replace(_compared(fields, replies, [1.0, 0.0]), margin=margin)
 

@@ -123,6 +123,7 @@ class Reader:
     def _sample(self, record: dict) -> Sample:
         schema = self.schema_of(record)
         fields = Fields(record, self._seen)
+        weight = self._weight(fields)
         try:
             sample = schema.read(fields)
         except (AttributeError, IndexError, KeyError, TypeError) as error:
@@ -133,11 +134,20 @@ class Reader:
         name = schema.name
         if name == "/".join(schema.keys) and fields.prompt_key and fields.prompt_key not in schema.keys:
             name = f"{fields.prompt_key}/{name}"
-        sample = replace(sample, schema=name, id=record.get("id"), subset=subset)
+        sample = replace(sample, schema=name, id=record.get("id"), subset=subset, weight=weight)
+        if sample.joined_by is not None:  # it is one reply of a sample
+            fields.used.discard("weight")
         self.used |= record.keys() & fields.used
         if unread := record.keys() - fields.used:
             self._check_unread(record, unread, sample)
         return sample
+
+    def _weight(self, fields: Fields) -> float:
+        """The factor of a preference's loss, which records of any schema may have."""
+        weight = readers.number_or(1.0, fields, "weight") if self.script == PREFERENCE else 1.0
+        if weight < 0:
+            raise ValueError(f"'weight' is {weight:g}; expected the factor of the loss, 0 or more")
+        return weight
 
     def _check_unread(self, record: dict, unread: set[str], sample: Sample) -> None:
         for key in sorted(unread):

@@ -120,8 +120,10 @@ class Screen:
         else:
             total = sum(text.tokens for text in texts)
             label = "" if example.label in (0.0, 0.5, 1.0) else f", label {example.label:g}"
-            margin = f", margin {example.margin:g}" if example.margin else ""
-            facts = f"{total:,} tokens{label}{margin}; the reward is read at {marks[0]}...{marks[1]}"
+            label += f", margin {example.margin:g}" if example.margin else ""
+            label += f", weight {example.weight:g}" if example.weight != 1 else ""
+            label += f", strength {example.strength:g}" if example.strength != 1 else ""
+            facts = f"{total:,} tokens{label}; the reward is read at {marks[0]}...{marks[1]}"
         lines = self.wrapped(f"{title}: {facts}", BOLD)
         shown = texts[: size.replies + (texts[0].grade is None)]
         for text in shown:

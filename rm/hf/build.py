@@ -99,6 +99,11 @@ def build(
     config, *_ = weights.read_config(folder)
     config = replace(config, vocab_size=max([config.vocab_size, *(i + 1 for i in new_ids)])).for_texts(max_length or 0)
     dtype = sharding.compute_dtype(parallel.dtype)
+    if loss is not None and loss.has_sft_loss and head_of(weights.base_folder(folder)) is RewardModel:
+        raise ValueError(
+            f"--sft_loss_coefficient needs the LM head of a language model, and {folder} is a reward model: start from "
+            f"a language model, or set it to 0"
+        )
     if kernel is None:
         heads = config.n_heads, config.n_kv_heads, config.head_dim
         kernel = choose_kernel(dist.device(), dtype, *heads, config.attn_softcap)

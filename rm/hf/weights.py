@@ -131,13 +131,13 @@ def load(model: nn.Module, folder: str | Path, new_ids: Sequence[int] = ()) -> s
     if base is not None:
         missing = load(model, base, new_ids)
         config, family, _ = read_config(base)
-        head_is_embedding = model.head == "lm" and config.tie_embeddings
+        head_is_embedding = model.predicts_tokens and config.tie_embeddings
         replaced = adapter.add(parameters, Path(folder), family, config.n_kv_heads, head_is_embedding)
         return missing - replaced
     config, family, _ = read_config(folder)
     shapes = _stored_shapes(model, config, new_ids)
     tensors = _stored_tensors(Path(folder))
-    if model.head == "lm" and config.tie_embeddings:
+    if model.predicts_tokens and config.tie_embeddings:
         _check_tied_head(tensors, family)
     if left := [tensor.hf_name for tensor in tensors if tensor.hf_name.startswith(family.not_read)]:
         parts = [prefix for prefix in family.not_read if any(name.startswith(prefix) for name in left)]
@@ -402,7 +402,11 @@ def save(
     config, source_family, hf = read_config(source)
     family = families.find(hf)  # of the folder that is written
     assert all(layer.merged for layer in model.modules() if isinstance(layer, lora.LoRALinear))
-    parameters = {name: p for name, p in model.named_parameters() if not lora.is_adapter(name)}
+    parameters = {
+        name: p
+        for name, p in model.named_parameters()
+        if not lora.is_adapter(name) and name.partition(".")[0] not in model.training_modules
+    }
 
     # Of every checkpoint tensor, the parameters that it holds, its dtype and its size in bytes.
     names_of, dtypes, sizes = {}, {}, {}

@@ -7,6 +7,7 @@ Shapes: T tokens in a micro-batch, L labelled tokens, N prompts and R replies, K
 D width, V vocabulary.
 """
 
+import torch
 from torch import Tensor, nn
 
 from rm.data.batch import MicroBatch, StepBatches
@@ -17,21 +18,36 @@ from rm.model.transformer import ModelConfig, Transformer
 Sums = dict[str, Tensor]
 
 
-class LanguageModel(Transformer):
-    """Next-token prediction; the head is the embedding where the model ties them."""
+class _WithLMHead(Transformer):
+    """A Transformer that may predict tokens; the LM head is the embedding where the model ties them."""
 
-    head = "lm"
-    evaluated = ("loss", "perplexity", "token_accuracy")  # what an evaluation can be the best in
+    predicts_tokens: bool
 
-    def __init__(self, config: ModelConfig, kernel: type):
-        super().__init__(config, kernel)
-        if not config.tie_embeddings:
-            self.lm_head = nn.Linear(config.dim, config.vocab_size, bias=False)
+    def _make_lm_head(self) -> None:
+        if not self.config.tie_embeddings:
+            self.lm_head = nn.Linear(self.config.dim, self.config.vocab_size, bias=False)
 
     @property
     def head_weight(self) -> Tensor:
         """(V, D)"""
         return self.embed.weight if self.config.tie_embeddings else self.lm_head.weight
+
+    def _cross_entropy(self, hidden: Tensor, batch: MicroBatch) -> Tensor:
+        """The summed cross entropy of the labelled tokens: () fp32. `hidden`: (L, D)."""
+        scale, softcap = self.config.logit_scale, self.config.logit_softcap
+        return losses.linear_cross_entropy(hidden, self.head_weight, batch.targets, scale, softcap, batch.label_weights)
+
+
+class LanguageModel(_WithLMHead):
+    """Next-token prediction."""
+
+    head = "lm"
+    predicts_tokens = True
+    evaluated = ("loss", "perplexity", "token_accuracy")  # what an evaluation can be the best in
+
+    def __init__(self, config: ModelConfig, kernel: type):
+        super().__init__(config, kernel)
+        self._make_lm_head()
 
     def forward(self, batch: MicroBatch) -> Sums:
         """`loss`: summed cross entropy of the labelled tokens, () fp32; `count`: their number.
@@ -39,11 +55,11 @@ class LanguageModel(Transformer):
         In an evaluation also `token_accuracy`: to how many of them the model gives the highest probability.
         """
         hidden = self.hidden(batch.tokens, batch.position, batch.segments, batch.label_positions)  # (L, D)
-        scale, softcap = self.config.logit_scale, self.config.logit_softcap
         if not self.training:
+            scale, softcap = self.config.logit_scale, self.config.logit_softcap
             loss, hits = losses.cross_entropy_and_hits(hidden, self.head_weight, batch.targets, scale, softcap)
             return {"loss": loss, "token_accuracy": hits, "count": loss.new_full((), len(batch.targets))}
-        loss = losses.linear_cross_entropy(hidden, self.head_weight, batch.targets, scale, softcap)
+        loss = self._cross_entropy(hidden, batch)
         return {"loss": loss + _zero_with_grad(hidden), "count": loss.new_full((), len(batch.targets))}
 
     @staticmethod
@@ -63,8 +79,10 @@ def _score_of_two_layers(dim: int) -> nn.Module:
 SCORES = {"linear": _linear_score, "two layers": _score_of_two_layers}
 
 
-class RewardModel(Transformer):
-    """One number for each reply: an fp32 head on the hidden state of its last token. No logits anywhere.
+class RewardModel(_WithLMHead):
+    """One number for each reply: an fp32 head on the hidden state of its last token.
+
+    There are no logits anywhere but in training with an SFT loss, for which it has an LM head as well.
 
     Attributes:
         reward_label: which output of a head that has several in the folder is the reward, from 0.
@@ -73,26 +91,35 @@ class RewardModel(Transformer):
     head = "reward"
     evaluated = ("loss", "accuracy", "margin")  # what an evaluation can be the best in
     fp32_modules = ("score",)
+    training_modules = ("lm_head",)
     forward_methods = ("rewards",)
 
     def __init__(self, config: ModelConfig, kernel: type, loss: LossSettings = LossSettings()):  # noqa: B008
         super().__init__(config, kernel)
         self.score = SCORES[config.score](config.dim)
+        self.predicts_tokens = loss.has_sft_loss
+        if self.predicts_tokens:
+            self._make_lm_head()
         self.loss = loss
         self.reward_label: int | None = None
 
     def rewards(self, batch: MicroBatch) -> Tensor:
         """The rewards of the micro-batch's replies, in order: (R,) fp32."""
-        return self._rewards_and_hidden(batch)[0]
+        return self._rewards_and_hidden(batch, batch.reply_end)[0]
 
     def forward(self, batch: MicroBatch) -> Sums:
         """Summed over prompts, all () fp32: `loss`, `accuracy` and `margin` as in `losses.agreement`, `count`.
 
-        In an evaluation also `reward_chosen` and `reward_rejected`.
+        In a training with an SFT loss also `sft_loss`, which the loss includes; its positions are part of the one
+        forward. In an evaluation also `reward_chosen` and `reward_rejected`, and the loss is that of the rewards.
         """
-        rewards, hidden = self._rewards_and_hidden(batch)
+        n, has_sft_loss = len(batch.reply_end), self.training and self.loss.has_sft_loss
+        positions = torch.cat([batch.reply_end, batch.label_positions]) if has_sft_loss else batch.reply_end
+        rewards, hidden = self._rewards_and_hidden(batch, positions)
         table = rewards[batch.reply_table]  # (N, K)
-        loss = losses.preference_loss(table, batch.grade, batch.label, batch.margin, self.loss)
+        loss = losses.preference_loss(
+            table, batch.grade, batch.label, batch.margin, self.loss, batch.weight, batch.strength
+        )
         pairs = losses.pairs_of(table, batch.grade, batch.label)
         accuracy, margin = losses.agreement(pairs)
         sums = {
@@ -101,14 +128,18 @@ class RewardModel(Transformer):
             "margin": margin.sum(),
             "count": loss.new_full((), len(loss)),
         }
+        if has_sft_loss:
+            sums["sft_loss"] = self._cross_entropy(hidden[n:], batch)
+            sums["loss"] = sums["loss"] + self.loss.sft_loss_coefficient * sums["sft_loss"]
         if not self.training:
             chosen, rejected = losses.rewards_of_sides(pairs)
             sums |= {"reward_chosen": chosen.sum(), "reward_rejected": rejected.sum()}
         return sums
 
-    def _rewards_and_hidden(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
-        hidden = self.hidden(batch.tokens, batch.position, batch.segments, batch.reply_end)  # (R, D)
-        return self.score(hidden.float())[:, 0], hidden
+    def _rewards_and_hidden(self, batch: MicroBatch, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Rewards, (R,), and the hidden states at positions, of which the first R are those of the replies' ends."""
+        hidden = self.hidden(batch.tokens, batch.position, batch.segments, positions)
+        return self.score(hidden[: len(batch.reply_end)].float())[:, 0], hidden
 
     @staticmethod
     def count(batches: StepBatches) -> int:

@@ -38,6 +38,12 @@ class LossSettings(SettingsGroup):
     center_rewards_coefficient: float = setting(
         0.0, "weight of the squared sum of a pair's rewards, which keeps rewards near zero on average; 0.01 is common"
     )
+    scale_by_strength: bool = setting(
+        False, "multiply a pair's loss by how much better its better reply is, where the data says so (HelpSteer)"
+    )
+    sft_loss_coefficient: float = setting(
+        0.0, "weight of the chosen replies' cross entropy, which is added to the loss of their pair; GRM: 0.001"
+    )
 
     def check(self) -> None:
         if not 0 <= self.label_smoothing < 0.5:
@@ -46,7 +52,13 @@ class LossSettings(SettingsGroup):
             raise ValueError(
                 "--label_smoothing is only defined for --loss bradley_terry: use that loss, or leave it at 0"
             )
-        require_not_negative(center_rewards_coefficient=self.center_rewards_coefficient)
+        require_not_negative(
+            center_rewards_coefficient=self.center_rewards_coefficient, sft_loss_coefficient=self.sft_loss_coefficient
+        )
+
+    @property
+    def has_sft_loss(self) -> bool:
+        return self.sft_loss_coefficient > 0
 
 
 def check_fits(examples: Examples, settings: LossSettings) -> None:
@@ -64,7 +76,15 @@ def check_fits(examples: Examples, settings: LossSettings) -> None:
         )
 
 
-def preference_loss(rewards: Tensor, grade: Tensor, label: Tensor, margin: Tensor, settings: LossSettings) -> Tensor:
+def preference_loss(
+    rewards: Tensor,
+    grade: Tensor,
+    label: Tensor,
+    margin: Tensor,
+    settings: LossSettings,
+    weight: Tensor | float = 1.0,
+    strength: Tensor | float = 1.0,
+) -> Tensor:
     """The loss of every prompt, as the settings choose it.
 
     Args:
@@ -72,6 +92,9 @@ def preference_loss(rewards: Tensor, grade: Tensor, label: Tensor, margin: Tenso
         grade: (N, K), nan for no reply.
         label: (N,) probability that the grades are right.
         margin: (N,) by how much a better reply's reward should exceed a worse one's.
+        weight: (N,) factor of the loss.
+        strength: (N,) how much better a better reply is. With --scale_by_strength it multiplies what compares rewards:
+            the scaled Bradley-Terry loss of HelpSteer2-Preference (arXiv 2410.01257).
 
     Returns:
         (N,) fp32.
@@ -81,9 +104,11 @@ def preference_loss(rewards: Tensor, grade: Tensor, label: Tensor, margin: Tenso
         loss = plackett_luce(rewards, grade)
     else:
         loss = bradley_terry(pairs, margin, settings.label_smoothing)
+    if settings.scale_by_strength:
+        loss = loss * strength
     if settings.center_rewards_coefficient:
         loss = loss + settings.center_rewards_coefficient * off_centre(pairs)
-    return loss
+    return loss * weight
 
 
 class Pairs(NamedTuple):
@@ -209,7 +234,12 @@ def cross_entropy_and_hits(
 
 
 def linear_cross_entropy(
-    hidden: Tensor, weight: Tensor, targets: Tensor, scale: float = 1.0, softcap: float = 0.0
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    scale: float = 1.0,
+    softcap: float = 0.0,
+    factors: Tensor | None = None,
 ) -> Tensor:
     """The sum of cross entropies of `softmax(scale * hidden @ weight.T)` without the (L, V) logits in memory.
 
@@ -221,13 +251,14 @@ def linear_cross_entropy(
         weight: (V, D) of the language-model head.
         targets: (L,) ids of the next tokens.
         softcap: scaled logits become softcap * tanh(logits / softcap); 0: they stay.
+        factors: (L,) fp32, of the cross entropy of each token; None: all are 1.
 
     Returns:
         () fp32.
     """
     grad = torch.is_grad_enabled()
     need_hidden, need_weight = grad and hidden.requires_grad, grad and weight.requires_grad
-    return _LinearCrossEntropy.apply(hidden, weight, targets, need_hidden, need_weight, scale, softcap)
+    return _LinearCrossEntropy.apply(hidden, weight, targets, need_hidden, need_weight, scale, softcap, factors)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -241,6 +272,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         need_weight: bool,
         scale: float,
         softcap: float,
+        factors: Tensor | None,
     ) -> Tensor:
         loss = hidden.new_zeros((), dtype=torch.float32)
         hidden_grad = torch.empty_like(hidden) if need_hidden else None
@@ -255,12 +287,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 logits = logits.div_(softcap).tanh_().mul_(softcap)
                 slope = 1 - (logits / softcap).square_() if need_hidden or need_weight else None  # of the cap
             target = targets[part, None]
+            factor = None if factors is None else factors[part, None]  # (chunk, 1)
             largest = logits.amax(-1, keepdim=True)
             # -log softmax at the target is  log sum_v exp(l_v - largest)  +  largest - l_target.
-            loss += (largest - logits.gather(1, target)).sum()
+            loss += _times(largest - logits.gather(1, target), factor).sum()
             exponentials = logits.sub_(largest).exp_()  # in place: logsumexp would need the chunk's memory twice
             total = exponentials.sum(-1, keepdim=True)
-            loss += total.log().sum()
+            loss += _times(total.log(), factor).sum()
             if need_hidden or need_weight:  # d loss / d logits = softmax - one hot
                 logits_grad = exponentials.div_(total)
                 logits_grad.scatter_add_(1, target, torch.full_like(total, -1.0))
@@ -268,6 +301,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
                     logits_grad *= slope
                 if scale != 1:
                     logits_grad *= scale
+                if factor is not None:
+                    logits_grad *= factor
                 logits_grad = logits_grad.to(hidden.dtype)
             if need_hidden:
                 torch.mm(logits_grad, weight, out=hidden_grad[part])
@@ -279,7 +314,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_output: Tensor):
         hidden_grad, weight_grad = (None if g is None else g * grad_output.to(g.dtype) for g in ctx.saved_tensors)
-        return hidden_grad, weight_grad, *(None for _ in range(5))
+        return hidden_grad, weight_grad, *(None for _ in range(6))
+
+
+def _times(x: Tensor, factor: Tensor | None) -> Tensor:
+    return x if factor is None else x * factor
 
 
 def _add_product(total: Tensor, logits_grad: Tensor, hidden: Tensor) -> None:

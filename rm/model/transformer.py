@@ -236,10 +236,12 @@ class Transformer(nn.Module):
         memory_device: where its parameters are kept; None: on this process's device.
         fp32_modules: names of the submodules that compute, and are trained and saved, in float32 and in full,
             whatever the others do: a reward model's score head.
+        training_modules: names of the submodules that only a training has: they are not saved with the model.
         forward_methods: names of the methods besides `forward` that run a forward pass, which sharding has to know.
     """
 
     fp32_modules: tuple[str, ...] = ()
+    training_modules: tuple[str, ...] = ()
     forward_methods: tuple[str, ...] = ()
 
     def __init__(self, config: ModelConfig, kernel: type = SplitAttention):

@@ -153,7 +153,8 @@ def _end(model: nn.Module, weights: int) -> int:
     if model.head == "lm":
         return exported
     layers = sum(p.numel() for p in model.layers.parameters())
-    rest = sum(p.numel() for p in model.parameters()) - layers
+    saved = [p for name, p in model.named_parameters() if name.partition(".")[0] not in model.training_modules]
+    rest = sum(p.numel() for p in saved) - layers
     return max(exported, 4 * (rest + 2 * layers // len(model.layers)))
 
 

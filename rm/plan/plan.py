@@ -151,7 +151,8 @@ class Plan:
 
     def _loader(self, settings: TrainingSettings) -> Loader:
         cost = self.model.config.attention_cost
-        return Loader(self.examples, settings.batch, settings.packing, settings.run.seed, cost)
+        label_chosen = self.loss is not None and self.loss.has_sft_loss
+        return Loader(self.examples, settings.batch, settings.packing, settings.run.seed, cost, label_chosen)
 
     def simulate(self, **changes) -> Heaviest:
         """The heaviest step, with some settings changed."""

@@ -66,11 +66,11 @@ def step_flops(model: nn.Module, loader: Loader, gradient_checkpointing: str = "
 
     after_attention = products(model.layers[-1].attn.o_proj, model.layers[-1].mlp)
     flops = loader.lengths.sum() * (products(model.layers) - after_attention)
-    if model.head == "lm":
+    if model.head == "reward":
+        flops += loader.groups.replies.sum() * after_attention
+    if model.predicts_tokens:
         head = model.head_weight
         flops += loader.labels.sum() * (after_attention + 2 * head.numel() * (2 + head.requires_grad))
-    else:
-        flops += len(loader.examples.grade) * after_attention
     return float(flops) / loader.steps_per_epoch + attention_flops(model, loader, gradient_checkpointing)
 
 

@@ -190,16 +190,18 @@ class RunLog:
         """
         self.step = step
         self.window.append(sums | {"grad_norm": grad_norm})
-        self.work_done += np.array([1, batches.num_tokens, batches.num_examples])
+        self.work_done += np.array([1, batches.num_tokens, batches.num_examples, batches.num_prompts or 0])
         self.bar.update()
         if step % self.settings.logging_steps and step != self.steps and not self.evaluation_due(step):
             return
         values = self._means()
         seconds = time.perf_counter() - self.line_began
-        steps, tokens, examples = self.work_done.tolist()
+        steps, tokens, examples, prompts = self.work_done.tolist()
         line = self._position(step) | values | {"learning_rate": learning_rate}
         line["tokens_per_second"] = round(tokens / seconds, 2)
         line[f"{unit}_per_second"] = round(examples / seconds, 2)
+        if batches.num_prompts is not None:
+            line |= {f"{unit}_per_step": round(examples / steps, 2), "prompts_per_step": round(prompts / steps, 2)}
         mfu = self.utilization(tokens / seconds)
         if mfu is not None:
             line["mfu"] = round(mfu, 4)
@@ -290,7 +292,7 @@ class RunLog:
 
     def _begin_line(self) -> None:
         self.extra, self.line_began = {}, time.perf_counter()
-        self.work_done = np.zeros(3)  # steps, tokens, examples
+        self.work_done = np.zeros(4)  # steps, tokens, examples, prompts
 
     def _position(self, step: int) -> dict:
         return {"step": step, "epoch": round(step / self.steps_per_epoch, 4)}

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rm.data import batch
+from rm.data import batch, groups
 from rm.data.batch import BatchSettings, EvalBatches, Loader, PackingSettings, new_texts, pack, plan_micro_batches
 from rm.data.examples import Example, Examples
 from tests import made, reference
@@ -46,7 +46,7 @@ def test_a_label_position_is_the_token_before_one_that_carries_loss():
     answer = Example(np.array([1, 2], np.int32), (np.array([3, 4, 5], np.int32),), (np.array([True, False, True]),))
     micro_batch = pack(Examples.build([answer]), np.array([0]))
     assert (micro_batch.label_positions.tolist(), micro_batch.targets.tolist()) == ([1, 3], [3, 5])
-    assert batch._label_counts(Examples.build([answer])).tolist() == [2]
+    assert groups.label_counts(Examples.build([answer])).tolist() == [2]
 
 
 @given(lengths=st.lists(st.integers(1, 5), min_size=1, max_size=9), data=st.data())
@@ -56,7 +56,7 @@ def test_label_counts_of_a_selection_are_the_numbers_of_its_targets(lengths, dat
     indices = np.array(sorted(data.draw(st.sets(st.integers(0, len(texts) - 1), min_size=1))))
     selected = Examples.build(texts).select(indices)
     micro_batches = [pack(selected, np.array([i])) for i in range(len(selected))]
-    assert batch._label_counts(selected).tolist() == [len(micro_batch.targets) for micro_batch in micro_batches]
+    assert groups.label_counts(selected).tolist() == [len(micro_batch.targets) for micro_batch in micro_batches]
 
 
 def test_an_empty_micro_batch_is_one_token_that_nothing_reads():
@@ -196,14 +196,14 @@ def test_tokens_counted_by_the_plan_are_the_tokens_packed(seed):
     for share in (True, False):
         micro_batch = pack(examples, np.arange(6), share)
         packed = len(micro_batch.tokens)
-        assert batch._packed_lengths(examples, share).sum() == packed == sum(map(sum, micro_batch.segments))
+        assert groups.packed_lengths(examples, share).sum() == packed == sum(map(sum, micro_batch.segments))
 
 
 def test_attention_pairs_are_the_true_entries_of_the_attention_mask():
     examples = pair_examples(token_pairs(4, seed=5))
     for share in (True, False):
         masks = [reference.attention_mask(pack(examples, np.array([i]), share).segments, 0) for i in range(4)]
-        assert batch._attention_pairs(examples, share).tolist() == [int(mask.sum()) for mask in masks]
+        assert groups._attention_pairs(examples, share).tolist() == [int(mask.sum()) for mask in masks]
 
 
 def test_an_example_longer_than_a_micro_batch_is_an_error_with_advice():
