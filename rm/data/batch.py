@@ -3,9 +3,10 @@
 A micro-batch is one flat sequence of T tokens, at most `--max_tokens`: examples are packed end to end, and masked from
 each other in attention (`rm.model.attention`). There is no (B, T) shape, no padding and no padding token.
 
-A step takes `--global_batch_size` examples in the epoch's shuffled order (or the examples of whole prompts until it has
-as many, `rm.data.groups`), packs them into micro-batches, and assigns these to ranks by cost. Every rank gets the same number of micro-batches, since all ranks have to take part in each
-collective; a surplus one is empty. Nothing needs to be replayed on resume: the loader starts at any step.
+A step takes `--global_batch_size` examples in the epoch's shuffled order, or those of whole prompts until it has enough
+(`rm.data.groups`), packs them into micro-batches, and assigns these to ranks by cost. Every rank gets the same number
+of micro-batches, since all ranks have to take part in each collective; a surplus one is empty. Nothing needs to be
+replayed on resume: the loader starts at any step.
 
 Shapes: T tokens, L labelled tokens, N examples and R replies in a micro-batch, K replies of the example that has most.
 """
