@@ -36,7 +36,16 @@ def world() -> Path:
     (folder / "texts.json").write_text(json.dumps([{"text": text} for text in TEXTS]))
     pairs = [{"positive": text, "negative": text[:-3] + "no."} for text in TEXTS]
     (folder / "pairs.json").write_text(json.dumps(pairs))
+    (folder / "prompts.json").write_text(json.dumps(list(_pairs_of_prompts())))
     return folder
+
+
+def _pairs_of_prompts():
+    """Three pairs of each prompt, of three replies."""
+    for a in range(12):
+        prompt, replies = f"###Human: what is {a} and 1?###Assistant: ", [f"it is {a + 1}.", f"{a}.", "no."]
+        for better, worse in ((0, 1), (0, 2), (1, 2)):
+            yield {"prompt": prompt, "chosen": replies[better], "rejected": replies[worse], "weight": 1 + a % 2}
 
 
 def settings(out: Path, script=train_rm, **changes):

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from rm.data import chat, dataset
+from rm.data.conversation import prompt_key_of
 from rm.data.encode import Task, common_prefix
+from rm.data.schemas import preference
 from rm.data.split import SplitSettings
 from rm.data.tokenizer import Tokenizer
 from rm.distributed import process_group as dist
@@ -150,13 +152,36 @@ def test_a_ranking_keeps_its_order_and_grades_and_shares_a_prefix(plain, encode)
     assert one.grade.tolist() == [-2, -1, -3, -3, -2] and one.prefix.tolist() == plain.encode("a")
 
 
-def test_label_and_margin_of_a_record_are_kept(plain, encode):
-    (one, two), _ = encode(
-        Task.PREFERENCE,
-        plain,
-        [{"chosen": "a", "rejected": "b", "label": 0.5, "margin": 2}, {"chosen": "a", "rejected": "b"}],
-    )
-    assert [(e.label, e.margin) for e in (one, two)] == [(0.5, 2), (1, 0)]
+def test_label_margin_weight_and_strength_of_a_record_are_kept(plain, encode):
+    records = [
+        {"chosen": "a", "rejected": "b", "label": 0.5, "margin": 2, "weight": "0.25"},
+        {"chosen": "a", "rejected": "b"},
+        {"prompt": "a", "responses": ["a", "b", "cat"], "ranks": [1, 2, 3], "weight": 3},
+        {"prompt": "a", "response_1": "a", "response_2": "b", "preference_strength": -2},
+    ]
+    examples, _ = encode(Task.PREFERENCE, plain, records)
+    labels = [(e.label, e.margin, e.weight, e.strength) for e in examples]
+    assert labels == [(0.5, 2, 0.25, 1), (1, 0, 1, 1), (1, 0, 3, 1), (1, 0, 1, 2)]
+
+
+def test_records_of_one_prompt_have_one_key_in_every_form(tokenizer, encode):
+    question, other = ({"role": "user", "content": content} for content in ("the cat", "the mat"))
+    replies = [{"role": "assistant", "content": content} for content in ("yes", "no", "yes and no")]
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    records = [
+        {"prompt": [question], "chosen": "yes", "rejected": "no"},
+        {"chosen": [question, replies[2]], "rejected": [question, replies[1]]},
+        {"prompt": [question], "responses": ["yes", "no", "yes and no"], "scores": [3, 2, 1]},
+        {"prompt": [other], "chosen": "yes", "rejected": "no"},
+        {"chosen": [question, replies[0], other, replies[1]], "rejected": [question, replies[0], other, replies[2]]},
+        {"chosen": "the cat", "rejected": "the mat"},  # no prompt is known
+        {"chosen": "the cat", "rejected": "the mat"},
+    ]
+    examples, _ = encode(Task.PREFERENCE, tokenizer, records, dialogue_format="anthropic")
+    assert examples.prompt.tolist().count(examples.prompt[0]) == 3
+    assert len(set(examples.prompt.tolist())) == 5
+    with_tools = preference(records[0] | {"tools": tools})
+    assert prompt_key_of(with_tools) != prompt_key_of(preference(records[0]))
 
 
 @pytest.mark.parametrize(

@@ -163,6 +163,10 @@ REFUSED = {
         preference, {"input": {"messages": dialogue(Q), "system": "s"}, "preferred_output": [assistant(A)],
                      "non_preferred_output": [assistant(B)]}, "'input' has 'system', which is not used",
     ),
+    "a negative weight": (preference, {"prompt": Q, "chosen": A, "rejected": B, "weight": -1}, "'weight' is -1; expec"),
+    "a weight of one of the replies that are joined": (
+        preference, {"prompt": Q, "response": A, "helpfulness": 4, "weight": 2}, "has 'weight' beside HelpSteer2",
+    ),
     "HelpSteer3, no valid preference": (
         preference, {"context": Q, "response1": A, "response2": B, "overall_preference": -100}, "is -100; expected -3",
     ),

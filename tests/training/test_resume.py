@@ -65,6 +65,17 @@ def test_a_run_resumes_with_other_numbers_of_processes_and_micro_batches(changes
         assert (values - expected[0][name]).norm() <= 1e-3 * expected[0][name].norm()
 
 
+def test_a_run_on_pairs_grouped_by_prompt_with_an_sft_loss_resumes_bit_identically(tmp_path):
+    changes = dict(
+        dataset_path=(str(world() / "prompts.json"),), group_by_prompt=True, sft_loss_coefficient=0.01, save_steps=2
+    )
+    config = interrupted(tmp_path / "out", step=5, **changes)
+    run_ranks(1, main, config)
+    assert_same(outcome(config), undisturbed(1, **changes))
+    line = next(line for line in outcome(config)[1] if "sft_loss" in line)
+    assert line["pairs_per_step"] >= 8 and line["prompts_per_step"] < 4
+
+
 @pytest.mark.parametrize("state", ["drop", "keep", "cpu"])
 def test_within_lisas_interval_a_run_resumes_with_the_same_layers_and_moments(state, tmp_path):
     lisa = {"use_lisa": True, "lisa_activated_layers": 1, "lisa_interval_steps": 3, "lisa_state": state}
