@@ -81,8 +81,7 @@ class MicroBatch:
     targets: Tensor  # (L,) those next tokens
     label_weights: Tensor | None  # (L,) fp32 factors of their losses; None: all are 1
     reply_end: Tensor  # (R,) index of each reply's last token, where a reward model reads the reward
-    reply_table: Tensor  # (N, K) indices into `reply_end` of each example's replies; 0 where it has fewer than K.
-    # Examples that are computed together may share replies.
+    reply_table: Tensor  # (N, K) indices into `reply_end` of each example's replies; 0 where it has fewer than K
     grade: Tensor  # (N, K) fp32, as in `rm.data.examples`; nan where an example has fewer than K replies
     label: Tensor  # (N,) fp32
     margin: Tensor  # (N,) fp32
@@ -113,12 +112,12 @@ def pack(
         groups: the indices are those of parts of these, each of which has several examples.
         label_chosen: chosen replies carry SFT loss.
     """
-    of_parts = [groups.members_of(i) if groups else [i] for i in indices]
+    of_parts = [[i] if groups is None else groups.members_of(i) for i in indices]
     tokens, segments, reply_ends, compared, labels = [], [], [], [], []
     start = n_replies = 0  # where the next segment begins in the micro-batch, and the number of replies before it
     for members in of_parts:
         part = part_of(examples, members, label_chosen)
-        compared += [n_replies + own for own in part.compared]
+        compared += [n_replies + own for own in part.compared]  # examples of one part may share replies
         n_replies += len(part.replies)
         for prefix, replies, loss in _segments_of(part, share_prefix):
             segment = (len(prefix), *map(len, replies))

@@ -37,9 +37,7 @@ class Sample:
     label: float = 1.0  # probability that the grades of a pair are right
     margin: float = 0.0  # by how much the better reward should exceed the other
     weight: float = 1.0  # factor of the loss
-    strength: float = (
-        1.0  # how much better the better one is, where the record says it: HelpSteer's 1 to 3, 0 for a tie
-    )
+    strength: float = 1.0  # how much better the better text is, where the record says so: HelpSteer's 0 to 3
     tools: list[dict] | None = None  # for the chat template
     template_kwargs: dict = field(default_factory=dict)  # more variables for the chat template
     without_loss: frozenset[int] = frozenset()  # positions of the messages of a demonstration that carry no loss
