@@ -7,7 +7,7 @@ group of one part.
 Shapes: N examples, G groups, Q parts; of a part K distinct replies, of P tokens in common and R tokens each.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -136,9 +136,9 @@ def by_prompt(examples: Examples, share_prefix: bool, max_tokens: int, label_cho
     (ends,) = np.nonzero(np.diff(examples.prompt[order]))
     parts, group_starts, several = [], [0], {}  # several: index of a part of several examples -> its sizes
     for members in np.split(order, ends + 1):
-        for of_part in _split(examples, members, share_prefix, max_tokens):
-            if len(of_part) > 1:
-                several[len(parts)] = _sizes(part_of(examples, of_part, label_chosen), share_prefix)
+        for of_part, part in _split(examples, members, share_prefix, max_tokens, label_chosen):
+            if part is not None:
+                several[len(parts)] = _sizes(part, share_prefix)
             parts.append(of_part)
         group_starts.append(len(parts))
     each = alone(examples, share_prefix, label_chosen)
@@ -149,20 +149,23 @@ def by_prompt(examples: Examples, share_prefix: bool, max_tokens: int, label_cho
     return Groups(np.concatenate(parts), part_starts, np.array(group_starts), *sizes)
 
 
-def _split(examples: Examples, members: np.ndarray, share_prefix: bool, max_tokens: int) -> list[np.ndarray]:
-    """The examples of a group in as many parts as a micro-batch's tokens need."""
-
-    def fits(some: Sequence[int]) -> bool:
-        return len(some) == 1 or part_of(examples, some).num_tokens(share_prefix) <= max_tokens
-
-    if fits(members):
-        return [members]
-    parts: list[list[int]] = [[]]
-    for i in members:
-        if parts[-1] and not fits([*parts[-1], i]):
-            parts.append([])
-        parts[-1].append(i)
-    return [np.array(part) for part in parts]
+def _split(
+    examples: Examples, members: np.ndarray, share_prefix: bool, max_tokens: int, label_chosen: bool
+) -> Iterator[tuple[np.ndarray, Part | None]]:
+    """The examples of a group in as many parts as a micro-batch's tokens need. None: a part of one example."""
+    start = 0
+    while start < len(members):
+        end = len(members)
+        part = None if end - start == 1 else part_of(examples, members[start:], label_chosen)
+        if part is not None and part.num_tokens(share_prefix) > max_tokens:
+            end, part = start + 1, None
+            while end < len(members):
+                larger = part_of(examples, members[start : end + 1], label_chosen)
+                if larger.num_tokens(share_prefix) > max_tokens:
+                    break
+                end, part = end + 1, larger
+        yield members[start:end], part
+        start = end
 
 
 def _sizes(part: Part, share_prefix: bool) -> tuple[int, int, int, int]:

@@ -118,7 +118,10 @@ def step_batches(case: Case, step: int) -> StepBatches:
     else:
         examples = training_runs.examples_of(SCRIPTS[case.script][1], case.steps * n)
     ends = itertools.accumulate(case.micro_batches, initial=step * n)
-    micro_batches = [pack(examples, range(*ends_of_one)) for ends_of_one in itertools.pairwise(ends)]
+    label_chosen = "sft_loss_coefficient" in case.settings
+    micro_batches = [
+        pack(examples, range(*ends_of_one), label_chosen=label_chosen) for ends_of_one in itertools.pairwise(ends)
+    ]
     return StepBatches(micro_batches, num_examples=n, num_labels=n, num_tokens=n, seed=0)
 
 
