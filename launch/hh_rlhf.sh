@@ -55,7 +55,7 @@ else
         --learning_rate 2e-5 --num_train_epochs "$epochs" $sft_flags
 fi
 if [ -n "$lora" ]; then
-    train=(--use_lora true --lora_r "$lora" --learning_rate 3e-5) # the recipe's learning rate for adapters
+    train=(--use_lora true --lora_r "$lora" --learning_rate 3e-5) # LMFlow's; the rule for adapters is 1e-4 (docs/recipes.md)
 else
     train=(--learning_rate 5e-6)
 fi

@@ -59,8 +59,12 @@ class MixtureSettings(SettingsGroup):
     dataset_weights: tuple[float, ...] = setting(
         (), "how often to take the examples of each value of --dataset_path, such as 1 0.5 2"
     )
+    max_train_samples: int | None = setting(
+        None, "train on the first so many examples only, of those that are not held out; before --dataset_weights"
+    )
 
     def check(self) -> None:
+        require_positive(max_train_samples=self.max_train_samples)
         if not all(0 < weight < math.inf for weight in self.dataset_weights):
             raise ValueError(f"--dataset_weights must be positive, got {' '.join(map(str, self.dataset_weights))}")
 
@@ -188,9 +192,12 @@ def load(
         say_report(f"held out, {name}" if name else "held out", eval_report)
     if held.validation_split_percentage:
         train, held_out[UNNAMED] = split(train, held.validation_split_percentage, held.validation_split_by)
+    if mixture.max_train_samples is not None:
+        train = train[: mixture.max_train_samples]
     if weights := mixture.dataset_weights:
         train = train.select(weighted(train.record, report.files, weights, seed))
         dist.say(f"weights {' '.join(f'{weight:g}' for weight in weights)}: {len(train):,} examples")
+    facts["train"]["trained_on"] = len(train)
     facts["held_out"] = {"kept": sum(map(len, held_out.values())), "sets": {}}
     for name, examples in held_out.items():
         if warning := leak(train, examples):

@@ -14,8 +14,11 @@ from rm.config import SettingsGroup, require_not_negative, require_positive, set
 class OptimSettings(SettingsGroup):
     """Optimizer"""
 
-    learning_rate: float = setting(1e-5, "peak learning rate; LoRA usually needs ten times that of full fine-tuning")
-    lr_scheduler_type: str = setting("linear", "shape of the decay to zero", choices=("linear", "cosine", "constant"))
+    learning_rate: float = setting(1e-5, "peak learning rate; with --use_lora, ten times the default is usual")
+    lr_scheduler_type: str = setting("linear", "shape of the decay", choices=("linear", "cosine", "constant"))
+    min_lr_ratio: float = setting(
+        0.0, "the decay ends at this share of the peak: 0.1 with cosine is InstructGPT's schedule"
+    )
     warmup_ratio: float = setting(0.03, "share of the steps over which the learning rate rises from zero")
     weight_decay: float = setting(0.0, "decoupled weight decay of matrices; norms and biases have none")
     adam_beta1: float = setting(0.9, "decay rate of AdamW's mean of gradients")
@@ -31,6 +34,8 @@ class OptimSettings(SettingsGroup):
         require_not_negative(weight_decay=self.weight_decay, max_grad_norm=self.max_grad_norm)
         if not 0 <= self.warmup_ratio <= 1:
             raise ValueError(f"--warmup_ratio is a share of the steps, from 0 to 1, got {self.warmup_ratio}")
+        if not 0 <= self.min_lr_ratio <= 1:
+            raise ValueError(f"--min_lr_ratio is a share of --learning_rate, from 0 to 1, got {self.min_lr_ratio}")
         for name, beta in (("adam_beta1", self.adam_beta1), ("adam_beta2", self.adam_beta2)):
             if not 0 <= beta < 1:
                 raise ValueError(f"--{name} must be at least 0 and below 1, got {beta}")
@@ -64,7 +69,8 @@ def learning_rate(step: int, steps: int, settings: OptimSettings) -> float:
         return settings.learning_rate * (step + 1) / warmup
     remaining = (steps - step) / max(1, steps - warmup)  # 1 at the end of warmup, towards 0 after the last step
     factor = {"linear": remaining, "cosine": (1 - math.cos(math.pi * remaining)) / 2, "constant": 1.0}
-    return settings.learning_rate * factor[settings.lr_scheduler_type]
+    lowest = settings.min_lr_ratio
+    return settings.learning_rate * (lowest + (1 - lowest) * factor[settings.lr_scheduler_type])
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

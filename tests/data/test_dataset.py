@@ -512,6 +512,12 @@ def test_weights_apply_to_the_training_set_and_not_to_the_held_out_set(plain, fi
     )
     assert (train.record >= 20).sum() + (held_out.record >= 20).sum() == 20
     assert messages == ["data: 40 records of text_only: all kept", f"weights 3 1: {len(train):,} examples"]
+    with dist.session(0):
+        mixture = MixtureSettings(max_train_samples=15, dataset_weights=(3.0, 1.0))
+        few = dataset.load(Task.SFT, data, TextSettings(), mixture, held, plain, seed=0)
+    assert np.array_equal(few.held_out[UNNAMED].record, held_out.record)
+    assert np.unique(few.train.record).tolist() == np.unique(train.record)[:15].tolist()
+    assert few.facts["train"]["trained_on"] == len(few.train) and few.facts["train"]["kept"] == 40
 
 
 def test_invalid_settings_are_refused():

@@ -46,6 +46,29 @@ def test_schedules_equal_those_of_transformers_over_a_whole_run(kind, warmup_rat
     assert ours[warmup:] == pytest.approx(theirs[warmup:])
 
 
+@pytest.mark.parametrize("kind", ["linear", "cosine"])
+def test_schedules_that_end_above_zero_equal_those_of_transformers_and_torch(kind):
+    steps, warmup, lowest = 20, 5, 0.1
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    if kind == "cosine":
+        scheduler = transformers.get_cosine_with_min_lr_schedule_with_warmup(
+            optimizer, warmup, steps, min_lr_rate=lowest
+        )
+    else:
+        schedulers = torch.optim.lr_scheduler
+        rise = schedulers.LinearLR(optimizer, 1 / warmup, total_iters=warmup)
+        fall = schedulers.LinearLR(optimizer, 1.0, lowest, total_iters=steps - warmup)
+        scheduler = schedulers.SequentialLR(optimizer, [rise, fall], [warmup])
+    theirs = []
+    for _ in range(steps):
+        theirs.append(scheduler.get_last_lr()[0])
+        optimizer.step()
+        scheduler.step()
+    ours = rates(steps, warmup_ratio=warmup / steps, lr_scheduler_type=kind, min_lr_ratio=lowest)
+    assert ours[warmup:] == pytest.approx(theirs[warmup:])
+    assert learning_rate(steps, steps, OptimSettings(learning_rate=2.0, min_lr_ratio=0.1)) == pytest.approx(0.2)
+
+
 def test_only_matrices_decay_and_frozen_parameters_are_left_out():
     model = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.LayerNorm(3), torch.nn.Linear(3, 3))
     model[2].requires_grad_(False)
@@ -74,6 +97,7 @@ def test_betas_and_epsilon_reach_adamw():
     [
         ({"learning_rate": 0.0}, "--learning_rate must be positive, got 0.0"),
         ({"warmup_ratio": 1.5}, "from 0 to 1, got 1.5"),
+        ({"min_lr_ratio": 1.5}, "--min_lr_ratio is a share of --learning_rate, from 0 to 1, got 1.5"),
         ({"max_grad_norm": -1.0}, "--max_grad_norm must not be negative"),
         ({"adam_beta1": 1.0}, "--adam_beta1 must be at least 0 and below 1, got 1.0"),
         ({"adam_beta2": -0.1}, "--adam_beta2 must be at least 0 and below 1, got -0.1"),
