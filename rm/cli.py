@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import subprocess
 import sys
 import time
 import traceback
@@ -70,6 +71,7 @@ def _errors_to_exit_status() -> Iterator[None]:
         yield
     except SystemExit as done:
         if done.code == 2:  # from argparse, which has printed the mistake
+            _say_again(done.__context__)
             _prevent_restart()
         raise
     except KeyboardInterrupt:
@@ -88,8 +90,18 @@ def _report_and_exit(error: Exception) -> None:
         where = f" [rank {rank()}]"
     warn(f"error{where}: {error}")
     if isinstance(error, ValueError):
+        _say_again(error)
         _prevent_restart()
     sys.exit(2)
+
+
+def _say_again(error: BaseException | None) -> None:
+    """Have a mistake said again when torchrun has ended: it prints some thirty lines about the end of its processes."""
+    if error is not None and under_torchrun() and rank() == 0:
+        # A zombie has ended: whoever started torchrun may read its output first.
+        wait = 'for _ in $(seq 500); do case $(ps -o stat= -p "$1") in "" | Z*) break ;; esac; sleep 0.2; done'
+        command = ["sh", "-c", f'{wait}; echo "error: $2" >&2', "sh", str(os.getppid()), str(error)]
+        subprocess.Popen(command, start_new_session=True)  # torchrun's signals are not for it
 
 
 def _prevent_restart() -> None:

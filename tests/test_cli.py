@@ -22,6 +22,7 @@ from rm import cli
 )
 def test_torchrun_does_not_restart_a_users_mistake(error, restarts, ends_torchrun, monkeypatch):
     kills, exits = [], []
+    monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: None)
     monkeypatch.setattr(os, "kill", lambda *call: kills.append(call))
     monkeypatch.setattr(os, "_exit", exits.append)
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
@@ -30,6 +31,24 @@ def test_torchrun_does_not_restart_a_users_mistake(error, restarts, ends_torchru
         raise error
     assert kills == [(os.getppid(), signal.SIGTERM)] * ends_torchrun
     assert exits == [0 if error.args == (0,) else 2]
+
+
+def test_a_mistake_is_said_again_below_what_torchrun_prints():
+    child = """
+import argparse
+from rm import cli
+with cli.one_line_errors():
+    try:
+        raise ValueError("a wrong flag")
+    except ValueError as error:
+        argparse.ArgumentParser(prog="train", usage="u").error(str(error))
+"""
+    environment = os.environ | {"TORCHELASTIC_RUN_ID": "1"}
+    launcher = ["sh", "-c", '"$@"; echo "noise of the launcher" >&2', "sh", sys.executable, "-c", child]
+    done = subprocess.run(launcher, env=environment, capture_output=True, text=True, timeout=100)
+    assert done.stderr.splitlines() == [
+        "usage: u", "train: error: a wrong flag", "noise of the launcher", "error: a wrong flag",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("launcher", ["torchrun", "python"])

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from rm.config import SettingsGroup, require_positive, setting
-from rm.data.examples import Examples
+from rm.data.examples import Example, Examples
 from rm.data.groups import Groups, Part, alone, by_prompt, packed_lengths, part_of
 from rm.distributed import process_group as dist
 
@@ -352,7 +352,7 @@ def new_texts(examples: Examples, packing: PackingSettings, seen: dict[bytes, in
             text.update(reply)
             is_new.append(text.digest() not in seen)
             index.append(seen.setdefault(text.digest(), len(seen)))
-    fits = len(examples) and _packed_lengths(examples, packing.share_prefix).max() <= packing.max_tokens
+    fits = len(examples) and packed_lengths(examples, packing.share_prefix).max() <= packing.max_tokens
     if not (fits and all(is_new)):
         examples = Examples.build(_parts(examples, packing, np.array(is_new, bool)))
     assert len(examples.reply_lengths) == len(seen) - before

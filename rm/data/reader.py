@@ -11,14 +11,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from tqdm import tqdm
-
 from rm.config import SettingsGroup, setting
 from rm.data.records import read_records
 from rm.data.sample import Sample
 from rm.data.schemas import Reader
 from rm.distributed import process_group as dist
-from rm.terminal import printable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,7 +127,7 @@ class SampleReader:
         """One sample for each record."""
         number = 0
         for file, path in enumerate(paths):
-            for where, record in _with_progress(read_records(path), path):
+            for where, record in dist.progress(read_records(path), f"reading {Path(path).name}", "records"):
                 try:
                     sample = self._reader.sample(record)
                 except ValueError as error:
@@ -162,10 +159,3 @@ class SampleReader:
 
 def _belong_together(before: Located, after: Located) -> bool:
     return (before.file, before.sample.joined_by) == (after.file, after.sample.joined_by)
-
-
-def _with_progress(records: Iterator, path: str | Path) -> Iterator:
-    """Show on a terminal how many records have been read, if it takes more than a few seconds."""
-    hidden = None if dist.is_main() else True  # None: hidden unless stderr is a terminal
-    name = Path(path).name
-    return iter(tqdm(records, desc=printable(f"reading {name}"), unit=" records", delay=3, leave=False, disable=hidden))

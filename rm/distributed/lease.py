@@ -63,14 +63,7 @@ def held(output_dir: str | None) -> Iterator[None]:
     Raises:
         ValueError: another run holds it, or the folder cannot be written.
     """
-    lease = error = None
-    if output_dir is not None and dist.is_main():
-        try:
-            lease = Lease(Path(output_dir))
-        except (ValueError, OSError) as caught:
-            error = caught
-    if output_dir is not None and dist.any_rank(error is not None):
-        raise error or ValueError("stopped, since another process failed")
+    lease = None if output_dir is None else dist.on_main(lambda: Lease(Path(output_dir)))
     try:
         yield
     finally:

@@ -14,7 +14,8 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
 
 import torch
 import torch.distributed as torch_dist
@@ -23,6 +24,8 @@ from tqdm import tqdm
 
 import rm
 from rm.terminal import printable
+
+T = TypeVar("T")
 
 
 class Stopped(Exception):
@@ -295,14 +298,25 @@ def once_per_node(action: Callable[[], object]) -> None:
     if not torch_dist.is_initialized():
         action()
         return
-    error = None
-    if int(os.environ.get("LOCAL_RANK", 0)) == 0:
+    _for_all(action if int(os.environ.get("LOCAL_RANK", 0)) == 0 else None)
+
+
+def on_main(action: Callable[[], T]) -> T | None:
+    """Call `action` in the main process while the others wait, who get None. A failure is raised on every rank."""
+    return _for_all(action if is_main() else None)
+
+
+def _for_all(action: Callable[[], T] | None) -> T | None:
+    """Call the action, on ranks that have one. Where it fails on any rank, every rank raises ValueError or OSError."""
+    result = error = None
+    if action is not None:
         try:
-            action()
+            result = action()
         except (ValueError, OSError) as caught:
             error = caught
     if any_rank(error is not None):
         raise error or ValueError("stopped, since another process failed")
+    return result
 
 
 def barrier() -> None:
@@ -317,3 +331,12 @@ def say(text: str) -> None:
     """Print a line from the main process, without breaking the progress bar."""
     if is_main():
         tqdm.write(printable(text))
+
+
+def progress(items: Iterable[T], what: str, unit: str) -> Iterator[T]:
+    """The items; on a terminal, a bar of the main process counts them if they take more than a few seconds."""
+    hidden = None if is_main() else True  # None: hidden unless stderr is a terminal
+    counted = "{percentage:3.0f}%|{bar:10}| {n_fmt}/{total_fmt}" if hasattr(items, "__len__") else "{n_fmt}"
+    form = f"{{desc}}: {counted} {unit}, {{elapsed}}"
+    shown = printable(what)
+    return iter(tqdm(items, desc=shown, bar_format=form, delay=3, leave=False, dynamic_ncols=True, disable=hidden))

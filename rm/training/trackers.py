@@ -7,6 +7,7 @@ import os
 import secrets
 from pathlib import Path
 
+from rm.distributed import process_group as dist
 from rm.files import write_atomically
 from rm.run_files import read_metrics
 
@@ -17,6 +18,29 @@ def check_installed(tool: str) -> None:
     """Raise ValueError where the tool's package is missing, before anything long begins."""
     if tool != "none" and importlib.util.find_spec(tool) is None:
         raise ValueError(f"--report_to {tool}: the package {tool} is not installed; pip install {tool}, or use none")
+
+
+def log_in(tool: str) -> None:
+    """Raise ValueError where the tool will not take this user's metrics, before anything long begins.
+
+    All ranks call it.
+    """
+    if tool == "wandb" and os.environ.get("WANDB_MODE", "online") == "online":
+        dist.on_main(_log_in_to_wandb)
+
+
+def _log_in_to_wandb() -> None:
+    import wandb
+
+    try:
+        wandb.login(verify=True)
+    except wandb.Error as error:
+        raise _refusal(error) from None
+
+
+def _refusal(error: Exception) -> ValueError:
+    reason = str(error).strip().splitlines()[0].rstrip(".")
+    return ValueError(f"--report_to wandb: {reason}. Without its server: WANDB_MODE=offline, or --report_to none")
 
 
 class NoTracker:
@@ -56,10 +80,13 @@ class WandB(NoTracker):
         run_id = folder / "wandb_run_id"  # kept, so that a resumed run is one run there, too
         if not run_id.is_file():
             write_atomically(run_id, secrets.token_hex(4))
-        self.run = wandb.init(
-            project=os.environ.get("WANDB_PROJECT", "rm"), name=folder.name, dir=str(folder), config=settings,
-            id=run_id.read_text(), resume="allow",
-        )  # fmt: skip
+        try:
+            self.run = wandb.init(
+                project=os.environ.get("WANDB_PROJECT", "rm"), name=folder.name, dir=str(folder), config=settings,
+                id=run_id.read_text(), resume="allow",
+            )  # fmt: skip
+        except wandb.Error as error:
+            raise _refusal(error) from None
 
     def write(self, line: dict) -> None:
         self.run.log({name: value for name, value in line.items() if name != "step"}, step=line["step"])

@@ -9,7 +9,7 @@ import torch
 
 from rm.data.batch import StepBatches
 from rm.data.sets import UNNAMED
-from rm.training import run_log
+from rm.training import run_log, trackers
 from tests.ranks import run_ranks
 
 BATCHES = StepBatches(micro_batches=[], num_examples=2, num_labels=0, num_tokens=10, seed=0)
@@ -64,8 +64,40 @@ def test_a_tool_that_is_not_installed_is_refused(monkeypatch):
         run_log.RunSettings(output_dir="x", report_to="wandb")
 
 
+def test_wandb_without_a_login_is_refused_on_every_rank(tmp_path, monkeypatch):
+    wandb = pytest.importorskip("wandb")
+    for name in ("WANDB_API_KEY", "WANDB_MODE"):
+        monkeypatch.delenv(name, raising=False)
+
+    def refuse(verify: bool) -> None:
+        raise wandb.errors.UsageError("No API key configured. Use `wandb login` to log in.\nmore")
+
+    monkeypatch.setattr(wandb, "login", refuse)
+
+    def message() -> str:
+        with pytest.raises(ValueError) as refused:
+            trackers.log_in("wandb")
+        return str(refused.value)
+
+    first, second = run_ranks(2, message)
+    assert first == (
+        "--report_to wandb: No API key configured. Use `wandb login` to log in. Without its server: "
+        "WANDB_MODE=offline, or --report_to none"
+    )
+    assert second == "stopped, since another process failed"
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    trackers.log_in("wandb")
+
+
+def test_wandb_has_the_error_that_is_expected_of_it(tmp_path, monkeypatch):
+    wandb = pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_API_KEY", "short")
+    with pytest.raises(wandb.Error, match="API key"):
+        wandb.login(verify=True)
+
+
 def test_a_log_file_has_lines_and_no_progress_bar(tmp_path, capfd):
     run_ranks(1, run, tmp_path)
     out, err = capfd.readouterr()
-    assert [line.split("  ")[0] for line in out.splitlines()] == ["step 2/4", "step 4/4", "step 4/4"]
+    assert [line.split("  ")[0] for line in out.splitlines()] == ["step 2/4"] + 3 * ["step 4/4"]
     assert "\r" not in out + err and "%|" not in out + err
