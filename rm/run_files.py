@@ -29,22 +29,31 @@ RUN = {
     "starts": Key(list, items=Key(dict)),
     "data": Key(dict, keys={"train": Key(dict, keys=DATA, others=True), "held_out": Key(dict, keys=DATA, others=True)},
                 others=True),
+    "best_evaluation": Key(dict, keys={"step": COUNT}, others=True),
     "model_step": COUNT,
 }  # fmt: skip
 LINE = {"step": Key(int, minimum=0, required=True)}
 EXIT = {"status": Key(str)}
 INTERVAL = Key(list, items=Key(float))
+SCORE = {  # of a benchmark, or of a section of one
+    "prompts": COUNT,
+    "score": Key(float, required=True),
+    "ci95_clustered": Key(list, items=Key(float), required=True),
+    "baseline": Key(dict),
+}
 SET = {
     "n": Key(int, minimum=0, required=True),
     "accuracy": Key(float),
     "accuracy_ci95": INTERVAL,
     "accuracy_ci95_clustered": INTERVAL,
     "length": Key(dict, keys={"longest_accuracy": Key(float), "controlled_accuracy": Key(float)}, others=True),
-    "rewardbench": Key(dict, keys={"version": Key(str), "sections": Key(dict, items=Key(float)), "score": Key(float)},
-                       others=True),
+    "benchmark": Key(dict, keys=SCORE | {"name": Key(str, required=True), "absent": Key(list, items=Key(str)),
+                                         "sections": Key(dict, items=Key(dict, keys=SCORE, others=True), required=True)},
+                     others=True),
 }  # fmt: skip
 EVALUATION = {
     "settings": Key(dict),
+    "benchmarks": Key(dict, keys=SCORE | {"sets": Key(int, required=True)}, others=True),
     "sets": Key(dict, items=Key(dict, keys=SET, others=True)),
 }
 

@@ -8,12 +8,14 @@ Shapes: R replies, P ordered pairs.
 import io
 import itertools
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 
 from rm.terminal import printable
 
 BLUE, RED, GREY, GREEN, VIOLET = "#2563a8", "#c2452d", "#8a8f98", "#3b8a4b", "#7d4fa3"
+COLOURS = (BLUE, RED, GREEN, VIOLET, "#b8860b", "#1b9aaa", "#d1508c", "#5a4632")  # of several curves; then again
 STYLE = {
     "font.size": 9,
     "axes.spines.top": False,
@@ -105,7 +107,7 @@ def by_epochs_of_sft(cells: dict[tuple[float, int], dict]) -> str:
 
     def draw(axes):
         ranks = sorted({rank for _, rank in cells})
-        for rank, colour in zip(ranks, itertools.cycle([BLUE, RED, GREY, GREEN, VIOLET])):
+        for rank, colour in zip(ranks, itertools.cycle(COLOURS), strict=False):
             rows = {epochs: cell for (epochs, of), cell in cells.items() if of == rank}
             x, y = np.array(list(rows)), np.array([row["accuracy"] for row in rows.values()])
             x = x + 0.03 * (ranks.index(rank) - (len(ranks) - 1) / 2)  # so that intervals are side by side
@@ -138,18 +140,29 @@ def length(lengths: np.ndarray, rewards: np.ndarray) -> str:
     return _render("Reward vs. length", "reply length in characters", "reward", draw)
 
 
-def curves(title: str, y_label: str, lines: dict[str, tuple[list, list]]) -> str:
-    """Line plot over steps: {label: (steps, values)}. Short curves have markers, so that a single point is visible."""
+@dataclass(frozen=True)
+class Curve:
+    """Values over steps, and the step to mark, if any. Curves of one colour belong together."""
+
+    steps: list
+    values: list
+    colour: str
+    style: str = "-"
+    marked: int | None = None
+
+
+def curves(title: str, y_label: str, lines: dict[str, Curve]) -> str:
+    """Line plot over steps: {label: curve}. Short curves have markers, so that a single point is visible."""
 
     def draw(axes):
-        colours = itertools.cycle([BLUE, RED, GREY, GREEN, VIOLET])
-        for (label, (steps, values)), colour in zip(lines.items(), colours, strict=False):
-            marker = "." if len(steps) < 30 else None
-            axes.plot(
-                steps, values, color=colour, label=printable(label).replace("$", r"\$"), linewidth=1.3, marker=marker
-            )
+        for label, curve in lines.items():
+            shown, marker = printable(label).replace("$", r"\$"), "." if len(curve.steps) < 30 else None
+            axes.plot(curve.steps, curve.values, curve.style, color=curve.colour, label=shown, lw=1.3, marker=marker)
+            if curve.marked in curve.steps:
+                value = curve.values[curve.steps.index(curve.marked)]
+                axes.plot(curve.marked, value, "o", color=curve.colour, fillstyle="none", markersize=8)
         axes.xaxis.get_major_locator().set_params(integer=True)
         if len(lines) > 1:
-            axes.legend(frameon=False)
+            axes.legend(frameon=False, fontsize=7 if len(lines) > 5 else 9)
 
     return _render(title, "step", y_label, draw)

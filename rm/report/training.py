@@ -1,10 +1,13 @@
-"""The HTML report of a training run: its curves, drawn from metrics.jsonl.
+"""The HTML report of a training run, or of several side by side: all that metrics.jsonl has, drawn over the steps.
 
 The training scripts write it when a run ends, and the model card of a reward model (`rm.report.model_card`);
 `python -m rm.report RUN` writes both at any time.
 """
 
+import itertools
 import json
+from collections.abc import Iterable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -13,18 +16,71 @@ from rm.files import write_atomically
 from rm.report import figures, html, model_card
 from rm.run_files import read_metrics, read_run
 
-CURVES = [  # (title, label of the y axis, name in metrics.jsonl, which has the prefix eval_ for held-out data)
-    ("Loss", "loss", "loss"),
-    ("Accuracy", "accuracy", "accuracy"),
-    ("Margin", "reward margin", "margin"),
-    ("Reward of chosen replies", "mean reward", "reward_chosen"),
-    ("Reward of rejected replies", "mean reward", "reward_rejected"),
-    ("Perplexity", "perplexity", "perplexity"),
-    ("Token accuracy", "share of tokens", "token_accuracy"),
-    ("Learning rate", "learning rate", "learning_rate"),
-    ("Gradient norm before clipping", "gradient norm", "grad_norm"),
-    ("Throughput", "tokens per second", "tokens_per_second"),
-]
+TITLES = {  # name in metrics.jsonl, which has the prefix eval_ for held-out data -> (title, label of the y axis)
+    "loss": ("Loss", "loss"),
+    "accuracy": ("Accuracy", "accuracy"),
+    "margin": ("Margin", "reward margin"),
+    "reward_chosen": ("Reward of chosen replies", "mean reward"),
+    "reward_rejected": ("Reward of rejected replies", "mean reward"),
+    "perplexity": ("Perplexity", "perplexity"),
+    "token_accuracy": ("Token accuracy", "share of tokens"),
+    "learning_rate": ("Learning rate", "learning rate"),
+    "grad_norm": ("Gradient norm before clipping", "gradient norm"),
+    "tokens_per_second": ("Throughput", "tokens per second"),
+}
+NOT_DRAWN = ("step", "epoch", "accuracy_ci95_low", "accuracy_ci95_high")
+COMPARISON = "comparison.html"
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a training run has written so far."""
+
+    name: str
+    lines: list[dict]  # of metrics.jsonl
+    description: dict  # run.json
+
+    @classmethod
+    def read(cls, folder: Path) -> "Run":
+        """Raises ValueError if the folder has no metrics."""
+        lines = read_metrics(folder / "metrics.jsonl")
+        if not lines:
+            raise ValueError(f"{folder / 'metrics.jsonl'} holds no metrics; give the output_dir of a training run")
+        return cls(str(folder), lines, read_run(folder))
+
+    @property
+    def settings(self) -> dict:
+        return self.description.get("settings", {})
+
+    @property
+    def latest(self) -> dict[str, float]:
+        """The newest value of each metric."""
+        return {key: value for line in self.lines for key, value in line.items() if isinstance(value, (int, float))}
+
+    @property
+    def best_step(self) -> int | None:
+        """The step of the best evaluation, once the run has ended."""
+        return self.description.get("best_evaluation", {}).get("step")
+
+    @property
+    def held_out_sets(self) -> list[str]:
+        """Their names; all of them together have none."""
+        return [name for name in self.description.get("data", {}).get("held_out", {}).get("sets", {}) if name != "all"]
+
+    def metrics(self) -> list[str]:
+        """The names of what is drawn, without the prefixes of held-out data: those that have a title first."""
+        prefixes = [f"eval_{name}_" for name in self.held_out_sets] + ["eval_"]
+        names = {}
+        for name in self.latest:
+            prefix = next((prefix for prefix in prefixes if name.startswith(prefix)), "")
+            names[name.removeprefix(prefix)] = None
+        return [*(name for name in TITLES if name in names), *(name for name in names if name not in TITLES)]
+
+    def points(self, name: str) -> tuple[list, list]:
+        """(steps, values) of one metric, sorted by step."""
+        # A run that resumes from a checkpoint logs some steps again: the later value replaces the earlier one.
+        values = {line["step"]: line[name] for line in self.lines if isinstance(line.get(name), (int, float))}
+        return sorted(values), [values[step] for step in sorted(values)]
 
 
 def write_report(folder: str | Path, if_missing: bool = False) -> None:
@@ -54,12 +110,21 @@ def write_training_report(folder: str | Path) -> Path:
     Raises:
         ValueError: if the folder has no metrics.
     """
-    folder = Path(folder)
-    lines = read_metrics(folder / "metrics.jsonl")
-    if not lines:
-        raise ValueError(f"{folder / 'metrics.jsonl'} holds no metrics; give the output_dir of a training run")
-    out = folder / "report.html"
-    write_atomically(out, training_page(str(folder), lines, read_run(folder)))
+    run = Run.read(Path(folder))
+    out = Path(folder) / "report.html"
+    write_atomically(out, training_page(run))
+    return out
+
+
+def write_comparison(folders: list[str]) -> Path:
+    """Write comparison.html, of several training runs, into the output folder of the first one.
+
+    Raises:
+        ValueError: if one of the folders has no metrics.
+    """
+    runs = [Run.read(Path(folder)) for folder in folders]
+    out = Path(folders[0]) / COMPARISON
+    write_atomically(out, comparison_page(runs))
     return out
 
 
@@ -76,44 +141,77 @@ def write_model_card(folder: str | Path, evaluation: str | Path | None = None) -
     return model_card.write(folder / "model", text)
 
 
-def training_page(name: str, lines: list[dict], run: dict) -> str:
-    """The HTML page: curves, latest metrics and settings.
-
-    Args:
-        name: the run's name, for the title.
-        lines: the content of metrics.jsonl.
-        run: the content of run.json.
-    """
-    held_out_sets = run.get("data", {}).get("held_out", {}).get("sets", {})  # by name; "all" has none
-    curves = []
-    for title, y_label, metric in CURVES:
-        points = {"training": _points(lines, metric), "held-out": _points(lines, f"eval_{metric}")}
-        points |= {name: _points(lines, f"eval_{name}_{metric}") for name in held_out_sets}
-        points = {label: values for label, values in points.items() if values}
-        if points:
-            curves.append(partial(figures.curves, title, y_label, points))
-    latest = {}
-    for line in lines:
-        latest |= {key: value for key, value in line.items() if isinstance(value, (int, float))}
-    settings = [[key, json.dumps(value, ensure_ascii=False)] for key, value in run.get("settings", {}).items()]
-    subtitle = [run.get("started"), run.get("device")]
-    if "processes" in run:
-        subtitle.append(f"{run['processes']} processes")
+def training_page(run: Run) -> str:
+    """The HTML page of a run: curves, latest metrics and settings."""
+    colours = itertools.cycle(figures.COLOURS)
+    sources = {"training": "", "held-out": "eval_"} | {name: f"eval_{name}_" for name in run.held_out_sets}
+    curves = [
+        (label, run, prefix, "-", colour) for (label, prefix), colour in zip(sources.items(), colours, strict=False)
+    ]
+    subtitle = [run.description.get("started"), run.description.get("device")]
+    if "processes" in run.description:
+        subtitle.append(f"{run.description['processes']} processes")
+    if run.best_step is not None:
+        subtitle.append(f"circle: step {run.best_step}, the best evaluation")
     parts = [
         html.note(" · ".join(filter(None, subtitle))),
-        html.figures(*curves),
+        _figures(run.metrics(), curves),
         html.heading("Latest metrics"),
-        html.table(["metric", "value"], [*latest.items()]),
+        html.table(["metric", "value"], [*run.latest.items()]),
         html.heading("Settings"),
-        html.table(["setting", "value"], settings),
+        html.table(["setting", "value"], [[name, _as_json(value)] for name, value in run.settings.items()]),
     ]
-    return html.page(f"Training run {name}", parts)
+    return html.page(f"Training run {run.name}", parts)
 
 
-def _points(lines: list[dict], name: str) -> tuple[list, list] | None:
-    """(steps, values) of one metric, sorted by step; None if it was never logged."""
-    # A run that resumes from a checkpoint logs some steps again: the later value replaces the earlier one.
-    values = {line["step"]: line[name] for line in lines if isinstance(line.get(name), (int, float))}
-    if not values:
-        return None
-    return sorted(values), [values[step] for step in sorted(values)]
+def comparison_page(runs: list[Run]) -> str:
+    """The HTML page of several runs: their curves in one figure, and the settings in which they differ."""
+    names = [run.name for run in runs]
+    curves = []
+    for run, colour in zip(runs, itertools.cycle(figures.COLOURS), strict=False):
+        curves.append((run.name, run, "", ":", colour))
+        curves.append((f"{run.name}, held-out", run, "eval_", "-", colour))
+        curves += [
+            (f"{run.name}, {name}", run, f"eval_{name}_", style, colour)
+            for name, style in zip(run.held_out_sets, itertools.cycle(["--", "-."]), strict=False)
+        ]
+    metrics = dict.fromkeys(name for run in runs for name in run.metrics())
+    settings = [
+        [name, *(_as_json(run.settings.get(name)) for run in runs)]
+        for name in dict.fromkeys(name for run in runs for name in run.settings)
+    ]
+    latest = {name: [run.latest.get(name) for run in runs] for name in dict.fromkeys(n for r in runs for n in r.latest)}
+    parts = [
+        html.note("Dotted: training. Circles: each run's best evaluation."),
+        _figures(metrics, curves),
+        html.heading("Latest metrics"),
+        html.table(["metric", *names], [[name, *values] for name, values in latest.items()]),
+        html.heading("Settings that differ"),
+        html.table(["setting", *names], [row for row in settings if len(set(row[1:])) > 1]),
+    ]
+    return html.page("Training runs", parts)
+
+
+def _figures(metrics: Iterable[str], curves: list[tuple[str, Run, str, str, str]]) -> str:
+    """A figure for each metric.
+
+    Args:
+        curves: (label, run, prefix of the metric's name, style, colour).
+    """
+    drawn = []
+    for metric in metrics:
+        if metric in NOT_DRAWN:
+            continue
+        lines = {}
+        for label, run, prefix, style, colour in curves:
+            steps, values = run.points(prefix + metric)
+            if steps:
+                marked = run.best_step if prefix else None
+                lines[label] = figures.Curve(steps, values, colour, style, marked)
+        title, y_label = TITLES.get(metric, (metric, metric))
+        drawn.append(partial(figures.curves, title, y_label, lines))
+    return html.figures(*drawn)
+
+
+def _as_json(value) -> str:
+    return json.dumps(value, ensure_ascii=False)

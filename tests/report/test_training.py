@@ -37,14 +37,41 @@ def test_each_held_out_set_has_its_curve():
     pytest.importorskip("matplotlib")
     lines = [{"step": 1, "eval_loss": 0.6, "eval_calm_loss": 0.5, "eval_odd_loss": 0.7}]
     run = {"data": {"held_out": {"sets": {"calm": {"kept": 3}, "odd": {"kept": 2}}}}}
-    page = Tags(training.training_page("run", lines, run))
-    assert all(label in page.text for label in ("held-out", "calm", "odd"))
+    run["best_evaluation"] = {"step": 1}
+    page = Tags(training.training_page(training.Run("run", lines, run)))
+    assert all(label in page.text for label in ("held-out", "calm", "odd", "step 1, the best evaluation"))
+
+
+def test_all_that_is_logged_is_drawn_and_the_best_step_is_marked(monkeypatch):
+    drawn = {}
+    monkeypatch.setattr(training.figures, "curves", lambda title, _, lines: drawn.setdefault(title, lines) and "")
+    lines = [{"step": s, "epoch": 1.0, "loss": 0.7, "mine": s, "eval_loss": 0.6, "eval_x_loss": 0.5} for s in (1, 2)]
+    lines += [{"step": 2, "eval_mine": 3, "eval_accuracy": 0.5, "eval_accuracy_ci95_low": 0.4}]
+    description = {"data": {"held_out": {"sets": {"x": {}}}}, "best_evaluation": {"step": 2}}
+    training.training_page(training.Run("run", lines, description))
+    assert list(drawn) == ["Loss", "Accuracy", "mine"]
+    assert {name: curve.marked for name, curve in drawn["Loss"].items()} == {"training": None, "held-out": 2, "x": 2}
+    assert drawn["mine"]["training"].values == [1, 2] and drawn["mine"]["held-out"].values == [3]
+
+
+def test_several_runs_are_drawn_side_by_side(run, tmp_path_factory):
+    pytest.importorskip("matplotlib")
+    other = tmp_path_factory.mktemp("other")
+    (other / "metrics.jsonl").write_text('{"step": 3, "loss": 0.125, "eval_loss": 0.25}\n')
+    (other / "run.json").write_text('{"settings": {"learning_rate": 2e-05, "dataset_path": ["<b>x</b>.jsonl"]}}')
+    done = commands.run("rm.report", run, other)
+    assert done.returncode == 0 and done.stdout == f"{run / 'comparison.html'}\n"
+    page = Tags((run / "comparison.html").read_text())
+    titles = [attributes["aria-label"] for tag, attributes in page.tags if tag == "svg"]
+    assert titles == ["Loss", "Accuracy", "Learning rate", "Gradient norm before clipping", "Throughput"]
+    assert f"{other}, held-out" in page.text and "0.1250" in page.text and "2e-05" in page.text
+    assert "<b>x</b>" not in page.text  # a setting that they share
 
 
 def test_curve_has_the_later_value_of_a_step_repeated_after_a_resume():
     lines = [{"step": 2, "loss": 3.0}, {"step": 4, "loss": 2.0}, {"step": 4, "loss": 1.0}, {"step": 6, "other": 1}]
-    assert training._points(lines, "loss") == ([2, 4], [3.0, 1.0])
-    assert training._points(lines, "accuracy") is None
+    run = training.Run("run", lines, {})
+    assert run.points("loss") == ([2, 4], [3.0, 1.0]) and run.points("accuracy") == ([], [])
 
 
 def hide_matplotlib(monkeypatch):
@@ -79,7 +106,7 @@ def test_report_command_fails_for_a_folder_without_metrics(tmp_path):
 
 
 def test_report_command_without_a_folder_prints_its_usage():
-    for arguments in ([], ["--help"], ["runs/a", "runs/b", "runs/c"]):
+    for arguments in ([], ["--help"]):
         done = commands.run("rm.report", *arguments)
         assert done.returncode == 1 and "python -m rm.report runs/rm" in done.stderr
 
