@@ -40,7 +40,8 @@ from rm.run_files import read_evaluation
 from rm.scoring import contract
 from rm.scoring.score import all_rewards
 from rm.scoring.settings import ScoringTextSettings
-from rm.training.run_log import check_unused, provenance, say_what_runs
+from rm.training.run_log import check_unused, provenance
+from rm.training.summary import say_what_runs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,7 +122,7 @@ def score_sets(settings: Settings, model_path: str, sets: dict[str, list[str]]) 
     model = build.build(RewardModel, model_path, settings.parallel, max_length=text.max_length, reward_label=label)
     build.check_data(model, text.max_length, *examples.values())
     build.load(model, model_path)
-    say_what_runs(model, train=False)
+    say_what_runs(model)
     if agreed:
         score = partial(contract.score_examples, model)
         contract.verify(agreed, model_path, encoder, model.compute_dtype, score)

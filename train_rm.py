@@ -32,12 +32,13 @@ from rm.plan.settings import PlanSettings, compare_with_plan
 from rm.report.training import write_report
 from rm.scoring import contract, reward_set
 from rm.scoring.reward_set import RewardSetSettings
-from rm.training import flops, optim, resume
+from rm.training import flops, optim, resume, trackers
 from rm.training.checkpointer import Checkpointer
 from rm.training.evaluate import add_sums, evaluate, evaluation_sets
 from rm.training.optim import OptimSettings
-from rm.training.run_log import RunLog, say_what_runs
+from rm.training.run_log import RunLog
 from rm.training.settings import TrainingSettings
+from rm.training.summary import say_start
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +81,7 @@ def train_step(
 
 
 def main(settings: Settings) -> None:
+    trackers.log_in("none" if settings.plan.plan else settings.run.report_to)
     settings = hub.fetched(settings, weights=not settings.plan.plan)
     base, out, seed = settings.model.model_name_or_path, settings.run.output_dir, settings.run.seed
     last_file = contract.last_file(settings.lora.use_lora)
@@ -118,17 +120,17 @@ def main(settings: Settings) -> None:
     )
     build.check_data(model, max_length, data.train, *data.held_out.values())
     build.load(model, base, seed, tokenizer.new_ids)
-    say_what_runs(model)
     optimizer = optim.adamw(model, settings.optim)
 
     # examples -> the micro-batches of every step
     loader = Loader(
         data.train, settings.batch, settings.packing, seed, model.config.attention_cost, settings.loss.has_sft_loss
     )
-    held_out = evaluation_sets(model, data.held_out, settings.packing, settings.run, settings.best)
+    held_out = evaluation_sets(model, data.held_out, settings.packing, settings.best)
 
     # the step to begin with: 0, or where this run was stopped
     start = resume.restore(model, optimizer, out, settings.checkpoint, settings, base, data.facts)
+    say_start(settings, model, data, loader, start.step, "pairs")
     if start.step == 0:
         show.say_example(data.train, tokenizer)
     facts = {"data": data.facts}

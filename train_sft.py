@@ -30,12 +30,13 @@ from rm.model import lisa
 from rm.model.heads import LanguageModel, Model, Sums
 from rm.plan.settings import PlanSettings, compare_with_plan
 from rm.report.training import write_report
-from rm.training import flops, optim, resume
+from rm.training import flops, optim, resume, trackers
 from rm.training.checkpointer import Checkpointer
 from rm.training.evaluate import add_sums, evaluate, evaluation_sets
 from rm.training.optim import OptimSettings
-from rm.training.run_log import RunLog, say_what_runs
+from rm.training.run_log import RunLog
 from rm.training.settings import TrainingSettings
+from rm.training.summary import say_start
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +77,7 @@ def train_step(
 
 
 def main(settings: Settings) -> None:
+    trackers.log_in("none" if settings.plan.plan else settings.run.report_to)
     settings = hub.fetched(settings, weights=not settings.plan.plan)
     base, out, seed = settings.model.model_name_or_path, settings.run.output_dir, settings.run.seed
     if not settings.plan.plan and resume.is_finished(out, settings.checkpoint, settings):
@@ -108,15 +110,15 @@ def main(settings: Settings) -> None:
     )
     build.check_data(model, max_length, data.train, *data.held_out.values())
     build.load(model, base, seed, tokenizer.new_ids)
-    say_what_runs(model)
     optimizer = optim.adamw(model, settings.optim)
 
     # examples -> the micro-batches of every step
     loader = Loader(data.train, settings.batch, settings.packing, seed, model.config.attention_cost)
-    held_out = evaluation_sets(model, data.held_out, settings.packing, settings.run, settings.best)
+    held_out = evaluation_sets(model, data.held_out, settings.packing, settings.best)
 
     # the step to begin with: 0, or where this run was stopped
     start = resume.restore(model, optimizer, out, settings.checkpoint, settings, base, data.facts)
+    say_start(settings, model, data, loader, start.step, "texts")
     if start.step == 0:
         show.say_example(data.train, tokenizer)
     facts = {"data": data.facts}

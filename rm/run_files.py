@@ -41,15 +41,18 @@ SCORE = {  # of a benchmark, or of a section of one
     "ci95_clustered": Key(list, items=Key(float), required=True),
     "baseline": Key(dict),
 }
+BENCHMARK = {
+    "name": Key(str, required=True),
+    "absent": Key(list, items=Key(str)),
+    "sections": Key(dict, items=Key(dict, keys=SCORE, others=True), required=True),
+}
 SET = {
     "n": Key(int, minimum=0, required=True),
     "accuracy": Key(float),
     "accuracy_ci95": INTERVAL,
     "accuracy_ci95_clustered": INTERVAL,
     "length": Key(dict, keys={"longest_accuracy": Key(float), "controlled_accuracy": Key(float)}, others=True),
-    "benchmark": Key(dict, keys=SCORE | {"name": Key(str, required=True), "absent": Key(list, items=Key(str)),
-                                         "sections": Key(dict, items=Key(dict, keys=SCORE, others=True), required=True)},
-                     others=True),
+    "benchmark": Key(dict, keys=SCORE | BENCHMARK, others=True),
 }  # fmt: skip
 EVALUATION = {
     "settings": Key(dict),

@@ -10,6 +10,7 @@ Names: see `rm.hf.families.rules`; `hf_name` is a tensor's name in a checkpoint,
 
 import contextlib
 import hashlib
+import itertools
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -145,19 +146,21 @@ def load(model: nn.Module, folder: str | Path, new_ids: Sequence[int] = ()) -> s
     label = getattr(model, "reward_label", None)
     matched = _match(shapes, tensors, Path(folder), family, label)
     _say_bias(tensors, family, shapes, label)
-    for file in sorted({tensor.file for tensor in matched}):
+    by_file = sorted(matched, key=lambda tensor: tensor.file)
+    shown = dist.progress(by_file, f"loading {folder}", "tensors")
+    for file, tensors_of_file in itertools.groupby(shown, key=lambda tensor: tensor.file):
         with open_safetensors(file) as opened, torch.no_grad():
-            for tensor, names in matched.items():
-                if tensor.file == file:
-                    parts = [parameters[name] for name in names]
-                    stored = opened.get_slice(tensor.hf_name)
-                    if names == [SCORE] and tensor.shape[0] > 1:
-                        stored = stored[label : label + 1]
-                    if is_score(names[0]):
-                        adapter.check_finite(file, tensor.hf_name, stored[:])
-                    _copy(stored, family.layout(tensor.hf_name), parts, [shapes[name] for name in names], config)
-                    if new_ids and names[0] in OF_VOCABULARY:
-                        _start_new_rows(parts[0], stored, new_ids)
+            for tensor in tensors_of_file:
+                names = matched[tensor]
+                parts = [parameters[name] for name in names]
+                stored = opened.get_slice(tensor.hf_name)
+                if names == [SCORE] and tensor.shape[0] > 1:
+                    stored = stored[label : label + 1]
+                if is_score(names[0]):
+                    adapter.check_finite(file, tensor.hf_name, stored[:])
+                _copy(stored, family.layout(tensor.hf_name), parts, [shapes[name] for name in names], config)
+                if new_ids and names[0] in OF_VOCABULARY:
+                    _start_new_rows(parts[0], stored, new_ids)
     loaded = {name for names in matched.values() for name in names}
     return parameters.keys() - loaded
 
@@ -419,9 +422,11 @@ def save(
     shards, digests = _plan_shards(sizes, max_shard_bytes), {}
 
     with _replaced_folder(Path(out)) as folder:
-        for file, hf_names in shards.items():
+        in_order = [(file, hf_name) for file, hf_names in shards.items() for hf_name in hf_names]
+        shown = dist.progress(in_order, f"saving {out}", "tensors")
+        for file, of_file in itertools.groupby(shown, key=lambda item: item[0]):
             tensors = {}
-            for hf_name in hf_names:
+            for _, hf_name in of_file:
                 # All ranks take part in gathering a parameter. It is cast before, on its device: a copy to the host
                 # would cast on one core, and in bfloat16 there is half as much to gather and to copy.
                 parts = [full_tensor(parameters[name].detach().to(dtypes[hf_name])) for name in names_of[hf_name]]

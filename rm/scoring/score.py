@@ -20,7 +20,8 @@ def all_rewards(model: nn.Module, batches: EvalBatches) -> Tensor:
     Those of example i are `[reply_offsets[i] : reply_offsets[i + 1]]`; where all are pairs, `.view(-1, 2)` has the
     chosen ones first. All ranks call it.
     """
-    indices, rewards = local_rewards(model, batches, batches.examples.reply_offsets)
+    shown = dist.progress(batches, "scoring", "micro-batches")
+    indices, rewards = local_rewards(model, shown, batches.examples.reply_offsets)
     return dist.concat_over_ranks(rewards)[dist.concat_over_ranks(indices).argsort()]
 
 

@@ -18,15 +18,14 @@ from rm.distributed import sharding
 from rm.evaluation.stats import wilson_interval
 from rm.model.heads import Model, Sums
 from rm.training.best import BestSettings
-from rm.training.run_log import RunSettings
 
 MAX_EXPONENT = 700  # exp of more is no float64
 
 
 def evaluation_sets(
-    model: Model, held_out: dict[str, Examples], packing: PackingSettings, run: RunSettings, best: BestSettings
+    model: Model, held_out: dict[str, Examples], packing: PackingSettings, best: BestSettings
 ) -> dict[str, EvalBatches]:
-    """The micro-batches of every set of held-out data. Says so where there is none to evaluate on.
+    """The micro-batches of every set of held-out data.
 
     Raises:
         ValueError: an evaluation of this model on these sets has no --metric_for_best_model.
@@ -35,11 +34,6 @@ def evaluation_sets(
     allowed += [f"eval_{set_name}_{name}" for set_name in held_out if set_name != UNNAMED for name in model.evaluated]
     if best.metric not in allowed:
         raise ValueError(f"--metric_for_best_model {best.metric_for_best_model} must be one of {', '.join(allowed)}")
-    if run.eval_steps is not None and not held_out:
-        dist.say(
-            f"--eval_steps {run.eval_steps} has no effect: nothing is held out; --eval_dataset_path or "
-            f"--validation_split_percentage would"
-        )
     return {name: EvalBatches(examples, packing) for name, examples in held_out.items()}
 
 
@@ -58,9 +52,9 @@ def evaluate(
     """
     model.eval()
     totals: list[Sums] = []
-    for batches in sets.values():
+    for name, batches in sets.items():
         totals.append({})
-        for batch in batches:
+        for batch in dist.progress(batches, f"evaluating {name}".rstrip(), "micro-batches"):
             between_batches()
             add_sums(totals[-1], model(batch.to(dist.device())))
     model.train()

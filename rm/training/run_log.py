@@ -1,4 +1,4 @@
-"""What a run writes and prints: run.json, metrics.jsonl, exit.json, and a progress bar or, in a log file, lines.
+"""What a run writes: run.json, metrics.jsonl and exit.json; `rm.training.progress` shows a part of it.
 
 Steps hand in sums on the device. They are brought to the host, summed over ranks and divided only when a line is due,
 so that no step waits for logging. That is also when a loss or gradient that is not finite is found, and named by its
@@ -20,20 +20,18 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from rm.config import REQUIRED, SettingsGroup, flatten, require_positive, setting
 from rm.data.batch import StepBatches
 from rm.data.sets import UNNAMED
 from rm.distributed import process_group as dist
-from rm.distributed.sharding import dtype_name
 from rm.files import write_atomically
-from rm.model.transformer import Transformer
 from rm.run_files import read_exit, read_run
 from rm.terminal import warn, without_secrets
 from rm.training import trackers
 from rm.training.best import Best, BestSettings
 from rm.training.metrics_file import MetricsFile
+from rm.training.progress import Progress
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,19 +130,13 @@ class RunLog:
             self.metrics.begin()
             self.tracker = trackers.tracker(settings.report_to, self.folder, start.step, flatten(all_settings))
         self._begin_line()
-        self.bar = tqdm(
-            total=steps,
-            initial=start.step,
-            unit="step",
-            disable=not (dist.is_main() and sys.stderr.isatty()),
-            dynamic_ncols=True,
-        )
+        self.progress = Progress(steps, start.step)
 
     def __enter__(self):
         return self
 
     def __exit__(self, kind, error, _):
-        self.bar.close()
+        self.progress.close()
         if kind is None:
             status = "finished"
         else:
@@ -191,7 +183,7 @@ class RunLog:
         self.step = step
         self.window.append(sums | {"grad_norm": grad_norm})
         self.work_done += np.array([1, batches.num_tokens, batches.num_examples, batches.num_prompts or 0])
-        self.bar.update()
+        self.progress.after_step()
         if step % self.settings.logging_steps and step != self.steps and not self.evaluation_due(step):
             return
         values = self._means()
@@ -210,11 +202,7 @@ class RunLog:
             line["reserved_memory_gib"] = round(torch.cuda.max_memory_reserved() / 2**30, 3)
         line |= self.extra
         self._record(line)
-        text = "  ".join(f"{name} {_short(value)}" for name, value in line.items() if name not in ("step", "epoch"))
-        if self.bar.disable:
-            self._print(step, f"{text}  {tqdm.format_interval(seconds / steps * (self.steps - step))} left")
-        else:
-            self.bar.set_postfix_str(text)
+        self.progress.show_metrics(step, line, seconds / steps)
         self.unlogged_sums = []
         self._begin_line()
 
@@ -243,12 +231,7 @@ class RunLog:
             line |= {f"{prefix}{name}": value for name, value in values.items()}
         self._record(line)
         self.best.take(step, line)
-        for set_name, values in means.items():
-            if set_name != UNNAMED:
-                self._print(step, f"{set_name}: {_evaluation_text(values)}")
-                continue
-            so_far = "" if self.best.step is None else f"  (best so far: {self.best})"
-            self._print(step, _evaluation_text(values, "eval_") + so_far)
+        self.progress.show_evaluation(step, means, None if self.best.step is None else str(self.best))
         self.line_began = time.perf_counter()
 
     @property
@@ -303,9 +286,6 @@ class RunLog:
             self.metrics.write(line)
             self.tracker.write(line)
 
-    def _print(self, step: int, text: str) -> None:
-        dist.say(f"step {step}/{self.steps}  {text}")
-
     def _history(self) -> dict:
         """For run.json: each start of this run, and the step from which it went on."""
         try:
@@ -351,29 +331,6 @@ def _check_finite(step: int, sums: dict[str, float]) -> None:
         )
 
 
-def say_what_runs(model: Transformer, train: bool = True) -> None:
-    """Print one line: devices, dtype, attention kernel, parameters; and a warning where the dtype is a slow choice."""
-    parameters = sum(p.numel() for p in model.parameters())
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    training = f", of which {trained:,} train" if train else ""
-    dist.say(
-        f"{dist.world_size()} x {dist.device().type} ({dist.device_name()}), {dtype_name(model.compute_dtype)}, "
-        f"{model.kernel.__name__}; {parameters:,} parameters{training}"
-    )
-    config = model.config
-    if config.long_ropes:
-        which = "long" if config.ropes == config.long_ropes else "short"
-        limit = f"{'above' if which == 'long' else 'at most'} {config.long_beyond}"
-        dist.say(f"rotary positions: {which}_factor for all texts, as --max_length is {limit}")
-    if model.compute_dtype == torch.bfloat16 and dist.device().type == "cpu" and not _cpu_has_bfloat16():
-        dist.say("warning: this CPU has no bfloat16 units and emulates them: --dtype float32 is up to 100 times faster")
-
-
-def _cpu_has_bfloat16() -> bool:
-    capabilities = torch.cpu.get_capabilities()
-    return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))  # the last: of ARM
-
-
 def provenance(settings: SettingsGroup) -> dict:
     """Everything that identifies a run later: command, settings, versions, device, commit."""
     try:
@@ -397,20 +354,3 @@ def provenance(settings: SettingsGroup) -> dict:
 
 def _now() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S%z")
-
-
-def _evaluation_text(means: dict[str, float], prefix: str = "") -> str:
-    """An evaluation as it is printed; an interval stands behind its mean."""
-    parts = []
-    for name, value in means.items():
-        if name.endswith("_ci95_low"):
-            parts[-1] += f" ({_short(value)} to {_short(means[name.replace('_low', '_high')])})"
-        elif not name.endswith("_ci95_high"):
-            parts.append(f"{prefix}{name} {_short(value)}")
-    return "  ".join(parts)
-
-
-def _short(value: float) -> str:
-    if abs(value) >= 100:
-        return f"{value:,.0f}"
-    return f"{value:.2e}" if 0 < abs(value) < 1e-3 else f"{value:.4g}"

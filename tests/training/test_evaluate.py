@@ -9,9 +9,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 import train_rm
 import train_sft
-from rm.distributed import process_group as dist
 from rm.evaluation.stats import wilson_interval
-from rm.model.heads import RewardModel
 from rm.training import evaluate
 from tests.ranks import run_ranks
 from tests.runs import TEXTS, main, outcome, settings, world
@@ -89,14 +87,7 @@ def test_a_language_model_is_evaluated_on_each_set_and_on_all_tokens(tmp_path, c
     assert "held out, many: 20 records" in printed and "step 4/4  few: loss " in printed
 
 
-def test_eval_steps_without_held_out_data_is_said_and_eval_on_start_is_refused(monkeypatch, tmp_path):
-    said = []
-    monkeypatch.setattr(dist, "say", said.append)
-    config = settings(tmp_path / "out", validation_split_percentage=0.0)
-    assert evaluate.evaluation_sets(RewardModel, {}, config.packing, config.run, config.best) == {}
-    assert said == [
-        "--eval_steps 3 has no effect: nothing is held out; --eval_dataset_path or --validation_split_percentage would"
-    ]
+def test_eval_on_start_without_held_out_data_is_refused(tmp_path):
     with pytest.raises(ValueError, match="--eval_on_start needs held-out data: give --eval_dataset_path"):
         settings(tmp_path / "out", validation_split_percentage=0.0, eval_on_start=True)
 

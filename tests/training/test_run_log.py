@@ -8,9 +8,7 @@ import torch
 from rm.data.batch import StepBatches
 from rm.data.sets import UNNAMED
 from rm.distributed import process_group as dist
-from rm.model.heads import RewardModel
 from rm.training import run_log
-from tests import made
 from tests.ranks import run_ranks
 
 BATCHES = StepBatches(micro_batches=[], num_examples=6, num_labels=0, num_tokens=100, seed=0)
@@ -85,30 +83,6 @@ def test_an_output_folder_that_holds_a_run_is_refused_and_left_alone(tmp_path):
     with pytest.raises(ValueError, match="already holds another run .run.json.: name a new folder"):
         run_log.check_unused(str(tmp_path))
     assert [f.name for f in tmp_path.iterdir()] == ["run.json"]
-
-
-def said_of(dtype: str, *capabilities: str) -> list[str]:
-    """What is printed of a model of which one matrix is frozen, on a CPU with these capabilities."""
-    model = made.model(RewardModel)
-    model.compute_dtype = getattr(torch, dtype)
-    model.layers[0].mlp.up_proj.weight.requires_grad_(False)
-    torch.cpu.get_capabilities = lambda: dict.fromkeys(capabilities, True)  # in this forked process only
-    lines = []
-    run_log.dist.say = lines.append
-    run_log.say_what_runs(model)
-    return lines
-
-
-def test_one_line_says_what_runs_and_a_slow_dtype_is_warned_of():
-    size = sum(p.numel() for p in made.model(RewardModel).parameters())
-    frozen = made.LLAMA.dim * made.LLAMA.hidden_dim
-    ((line,),) = run_ranks(1, said_of, "float32")
-    assert line.startswith("1 x cpu (")
-    assert line.endswith(f", float32, SplitAttention; {size:,} parameters, of which {size - frozen:,} train")
-    ((line, warning),) = run_ranks(1, said_of, "bfloat16", "avx2")
-    assert ", bfloat16, " in line and "no bfloat16 units" in warning and "--dtype float32" in warning
-    for unit in ("avx512_bf16", "amx_bf16", "bf16"):
-        assert len(run_ranks(1, said_of, "bfloat16", unit)[0]) == 1
 
 
 def test_the_utilization_of_devices_is_logged_where_it_is_known(tmp_path):

@@ -1,0 +1,117 @@
+"""rm.training.summary: what a training says before its first step."""
+
+import json
+
+import pytest
+import torch
+
+import train_rm
+from rm.distributed import process_group as dist
+from rm.model.heads import RewardModel
+from rm.training import summary
+from tests import made, runs
+from tests.ranks import run_ranks
+
+LARGE = 7_000_000_000  # parameters
+
+
+def test_the_summary_counts_records_steps_and_parameters_in_80_columns(tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    folder = runs.world()
+    held_out = tmp_path / "odd.json"
+    held_out.write_text(json.dumps(json.loads((folder / "pairs.json").read_text())[:7]))
+    out = tmp_path / ("a-long-name-" * 8)
+    config = runs.settings(
+        out, validation_split_percentage=0.0, eval_dataset_path=(f"odd={held_out}",), max_train_samples=20, max_steps=4,
+        use_lora=True, lora_r=2,
+    )  # fmt: skip
+
+    def lines() -> list[str]:
+        said = []
+        dist.say = said.append  # in this forked process only
+        train_rm.show.say_example = lambda *_: said.append("example")
+        train_rm.RunLog.__enter__ = lambda _: 1 / 0  # before the first step
+        with pytest.raises(ZeroDivisionError):
+            runs.main(config)
+        first = next(i for i, line in enumerate(said) if line.startswith("data   "))
+        return said[first:]
+
+    (said,) = run_ranks(1, lines)
+    assert all(len(line) <= 80 for text in said for line in text.splitlines())
+    facts = {text[: summary.NAMES].strip(): text[summary.NAMES :] for text in said[:6]}
+    assert facts["data"] == "30 records read, 30 kept; trained on 20 pairs"
+    assert facts["held out"] == "odd 7 pairs"
+    assert facts["steps"].startswith("4, each of 8 pairs, ") and facts["steps"].endswith(" tokens; epochs: 1.33")
+    # Adapters of rank 2 on q_proj and v_proj of two layers, 32 to 32, and the score head.
+    assert facts["parameters"].startswith(f"{2 * 2 * 2 * (32 + 32) + 32:,} of ")
+    assert facts["parameters"].endswith(" train (LoRA, rank 2)")
+    assert facts["runs on"].startswith("1 x cpu (") and facts["runs on"].endswith("), float32, SplitAttention")
+    assert facts["output"].replace("\n" + " " * 14, "") == str(out)
+    assert said[-1] == "example"
+
+
+def said_of(dtype: str, *capabilities: str) -> list[str]:
+    """What is printed of a model, on a CPU with these capabilities."""
+    model = made.model(RewardModel)
+    model.compute_dtype = getattr(torch, dtype)
+    torch.cpu.get_capabilities = lambda: dict.fromkeys(capabilities, True)  # in this forked process only
+    lines = []
+    summary.dist.say = lines.append
+    summary.say_what_runs(model)
+    return lines
+
+
+def test_one_line_says_what_runs_and_a_slow_dtype_is_warned_of():
+    size = sum(p.numel() for p in made.model(RewardModel).parameters())
+    ((line,),) = run_ranks(1, said_of, "float32")
+    assert line.startswith("1 x cpu (") and line.endswith(f", float32, SplitAttention; {size:,} parameters")
+    ((line, warning),) = run_ranks(1, said_of, "bfloat16", "avx2")
+    assert ", bfloat16, " in line and "no bfloat16 units" in warning and "--dtype float32" in warning
+    for unit in ("avx512_bf16", "amx_bf16", "bf16"):
+        assert len(run_ranks(1, said_of, "bfloat16", unit)[0]) == 1
+
+
+def warnings(parameters: int = 1000, **changes) -> list[str]:
+    quiet = dict(validation_split_percentage=20, learning_rate=1e-5)
+    return list(summary.warnings(runs.settings("out", **quiet | changes), parameters, records=30))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"lora_r": 8, "lora_alpha": 8.0}, "without --use_lora true this has no effect: --lora_r, --lora_alpha"),
+        ({"lisa_interval_steps": 5}, "without --use_lisa true this has no effect: --lisa_interval_steps"),
+        ({"loraplus_lr_ratio": 16.0}, "--loraplus_lr_ratio has no effect without --use_lora true"),
+        ({"min_lr_ratio": 0.1, "lr_scheduler_type": "constant"}, "--min_lr_ratio has no effect on a constant learning"),
+        ({"truncation_side": "right"}, "--truncation_side has no effect without --overlong truncate"),
+        ({"validation_split_percentage": 0.1}, "0.1 is 0.1 % of 30 records; 10 would be 0.1 of them"),
+    ],
+)
+def test_a_setting_without_effect_has_one_line(changes, message):
+    (warning,) = warnings(**changes)
+    assert message in warning
+
+
+def test_settings_that_evaluate_have_no_effect_without_held_out_data():
+    without, by = warnings(validation_split_percentage=0.0, validation_split_by="order")[::-1]
+    assert without.startswith("--eval_steps 3 has no effect: nothing is held out; --eval_dataset_path or")
+    assert by.startswith("--validation_split_by has no effect without")
+
+
+def test_settings_that_have_an_effect_have_no_line():
+    assert warnings() == []
+    assert warnings(use_lora=True, lora_r=8, loraplus_lr_ratio=16.0, min_lr_ratio=0.1) == []
+
+
+def test_a_learning_rate_that_is_ten_times_off_has_a_line():
+    """The rule: 1e-5 for all weights of a reward model, ten times that for adapters (docs/recipes.md)."""
+    for rate in (2e-6, 1e-5, 5e-5):
+        assert warnings(LARGE, learning_rate=rate) == []
+        assert warnings(LARGE, learning_rate=10 * rate, use_lora=True) == []
+    for rate in (1e-6, 1e-4):
+        (of_all,), (of_adapters,) = (
+            warnings(LARGE, learning_rate=rate), warnings(LARGE, learning_rate=10 * rate, use_lora=True)
+        )  # fmt: skip
+        assert of_all.startswith(f"--learning_rate {rate:g} is far from what is usual for all weights, about 1e-05")
+        assert "usual for adapters, about 0.0001" in of_adapters
+    assert warnings(LARGE // 1000, learning_rate=1e-3) == []  # small models take more
