@@ -28,6 +28,7 @@ from tests.docs_pages import PAGES, ROOT, commands, without_remark
 
 SKIPPED = {  # part of a command -> reason
     "launch/quickstart.sh": "takes minutes, and installs into .venv",
+    "launch/hh_table.sh": "nine trainings; tests/test_launch.py",
     "tests/run.sh": "run by CI",
     "sbatch": "tests/cluster/slurm.py",
     "multi_node.sh": "tests/cluster/netns.py",
