@@ -227,7 +227,8 @@ def load(
         if optimizer is None:
             continue
         stored = state["parameters"][name]
-        values = {kind: torch.zeros_like(parameter) for kind in stored["arrays"] if kind != "parameter"}
+        kinds, dtype = stored["arrays"], getattr(optimizer, "state_dtype", parameter.dtype)
+        values = {kind: torch.zeros_like(parameter, dtype=dtype) for kind in kinds if kind != "parameter"}
         arrays |= {f"{kind}/{name}": (value, name) for kind, value in values.items()}
         values |= {kind: torch.tensor(number, device=parameter.device) for kind, number in stored["numbers"].items()}
         if values:

@@ -94,12 +94,14 @@ class Footprint:
         return self.gather_traffic + self.reduce_traffic
 
 
-def of_step(model: nn.Module, batches: StepBatches, all_moments: bool = False) -> Footprint:
-    """The footprint of a step."""
-    return simulate(model, batches, all_moments)[0]
+def of_step(model: nn.Module, batches: StepBatches, **options) -> Footprint:
+    """The footprint of a step; `options` as for `simulate`."""
+    return simulate(model, batches, **options)[0]
 
 
-def simulate(model: nn.Module, batches: StepBatches, all_moments: bool = False) -> tuple[Footprint, Work]:
+def simulate(
+    model: nn.Module, batches: StepBatches, *, all_moments: bool = False, state_dtype: torch.dtype = torch.float32
+) -> tuple[Footprint, Work]:
     """The footprint of a step, and the work of its micro-batches.
 
     Clipping and AdamW's fused update take hardly any memory, and the size of Adam's moments is known: what is run are
@@ -108,6 +110,7 @@ def simulate(model: nn.Module, batches: StepBatches, all_moments: bool = False) 
     Args:
         model: of `rm.model.heads`, sharded, on the meta device.
         all_moments: count Adam's moments of layers that are frozen now, too, as `--lisa_state keep` keeps them.
+        state_dtype: what Adam's moments are kept in.
     """
     with FakeTensorMode(allow_non_fake_inputs=True):
         model.to_empty(device=dist.device())
@@ -131,11 +134,11 @@ def simulate(model: nn.Module, batches: StepBatches, all_moments: bool = False) 
     footprint = Footprint(
         weights=sizes["weights"],
         gradients=sizes["gradients"],
-        optimizer=2 * sum(local(p).nbytes for p in trained),
+        optimizer=2 * state_dtype.itemsize * sum(local(p).numel() for p in trained),
         activations=sizes["activations"],
         gathered=sizes["gathered"],
         end=_end(model, sizes["weights"]),
-        host=_host(model, trained),
+        host=_host(model, trained, state_dtype),
         gather_traffic=traffic.gathered,
         reduce_traffic=traffic.reduced,
         replica_traffic=traffic.replicated,
@@ -158,12 +161,13 @@ def _end(model: nn.Module, weights: int) -> int:
     return max(exported, 4 * (rest + 2 * layers // len(model.layers)))
 
 
-def _host(model: nn.Module, trained: set[nn.Parameter]) -> int:
+def _host(model: nn.Module, trained: set[nn.Parameter], state_dtype: torch.dtype) -> int:
     """Bytes of host memory. Pinned memory is allocated in powers of two."""
     snapshot = 0
     for p in lora.checkpointed(model).values():
-        pinned = 1 << (max(1, local(p).nbytes) - 1).bit_length()
-        snapshot += pinned * (3 if p in trained else 1)  # with Adam's moments
+        moments = 2 * [state_dtype.itemsize] if p in trained else []
+        for itemsize in (p.itemsize, *moments):
+            snapshot += 1 << (max(1, local(p).numel() * itemsize) - 1).bit_length()
     size = sum(p.numel() for p in model.parameters())
     file = min(MAX_SHARD_BYTES, size * model.compute_dtype.itemsize)
     shards = 0 if model.head == "lm" else 4 * size // dist.world_size()

@@ -95,6 +95,11 @@ def kernel_of(config: ModelConfig, on_a_gpu: bool) -> type:
     return VarlenAttention if on_a_gpu else PlannedSplitAttention
 
 
+def state_dtype(settings: TrainingSettings) -> torch.dtype:
+    """What Adam's moments are kept in."""
+    return getattr(torch, settings.optim.optimizer_state_dtype)
+
+
 @contextlib.contextmanager
 def logits_of_a_gpu() -> Iterator[None]:
     """Hold as many logits at a time as on a GPU: the fake tensors of a plan are on the CPU."""
@@ -163,7 +168,9 @@ class Plan:
         batches = loader.step_batches(longest.step, longest.assigned[-2:])
         model = self._model(settings, longest.step)
         keeps_moments = settings.lisa.use_lisa and settings.lisa.lisa_state == "keep"
-        footprint, work = memory.simulate(model, batches, keeps_moments)
+        footprint, work = memory.simulate(
+            model, batches, all_moments=keeps_moments, state_dtype=state_dtype(settings)
+        )
         if model.config.attn_softcap:
             recompute = settings.memory.gradient_checkpointing == "full"
             for batch in batches.micro_batches:
@@ -316,7 +323,7 @@ class Plan:
             scale=tokens / simulated_tokens,
             launches=heaviest.work.count * heaviest.micro_batches / simulated_count,
             attention=attention / dist.world_size(),
-            trained=heaviest.footprint.optimizer // 8,
+            trained=heaviest.footprint.optimizer // (2 * state_dtype(self.settings).itemsize),
             traffic=heaviest.footprint.group_traffic,
         )
         flops = step_flops(self.model, loader) / dist.world_size()

@@ -116,8 +116,11 @@ def test_weights_and_moments_are_a_ranks_share_and_traffic_is_what_fsdp_moves():
         model = build(RewardModel, ParallelSettings(dtype="bfloat16"))
         size = sum(p.numel() for p in model.parameters())
         simulated = memory.of_step(model, batches_of(RewardModel, 1))
+        model = build(RewardModel, ParallelSettings(dtype="bfloat16"))
+        short = memory.of_step(model, batches_of(RewardModel, 1), state_dtype=torch.bfloat16)
     assert simulated.weights == pytest.approx(size * 4 / 4, rel=1e-3)
-    assert simulated.optimizer == 2 * simulated.weights
+    assert simulated.optimizer == 2 * simulated.weights == 2 * short.optimizer
+    assert short.peak == simulated.peak - simulated.weights and short.host < simulated.host
     # Each of two micro-batches gathers each layer twice in bfloat16, the root unit once, and reduces and scatters every
     # gradient in float32; all but a rank's own quarter is sent.
     layers = sum(p.numel() for name, p in model.named_parameters() if name.startswith("layers."))

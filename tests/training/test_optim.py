@@ -4,7 +4,8 @@ import pytest
 import torch
 import transformers
 
-from rm.training.optim import OptimSettings, adamw, learning_rate, set_learning_rate
+from rm.training import optim
+from rm.training.optim import OptimSettings, adamw, learning_rate, round_stochastically, set_learning_rate
 
 
 def rates(steps=10, **kw):
@@ -90,6 +91,62 @@ def test_betas_and_epsilon_reach_adamw():
         mean, square = 0.6 * mean + 0.4 * gradient.double(), 0.7 * square + 0.3 * gradient.double() ** 2
         expected = expected - 0.1 * (mean / (1 - 0.6**step)) / ((square / (1 - 0.7**step)).sqrt() + 0.5)
     torch.testing.assert_close(layer.weight.detach().double(), expected, rtol=1e-6, atol=1e-6)
+
+
+SHORT = dict(learning_rate=0.1, weight_decay=0.1, optimizer_state_dtype="bfloat16")
+
+
+def test_short_states_change_only_what_is_kept_of_the_moments_between_steps(monkeypatch):
+    """The twin, in float64: AdamW's formula from moments as they are kept; those have one of the two neighbours."""
+    monkeypatch.setattr(optim, "AT_ONCE", 8)  # the matrix is updated in parts
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(4, 5)
+    optimizer = adamw(layer, OptimSettings(**SHORT))
+    for step in range(1, 6):
+        for p in layer.parameters():
+            p.grad = torch.randn(p.shape)
+        old = {p: (p.detach().double(), *(optimizer.state[p].get(k, 0) for k in MOMENTS)) for p in layer.parameters()}
+        old = {p: [x.double().clone() if torch.is_tensor(x) else x for x in values] for p, values in old.items()}
+        optimizer.step()
+        for p, (weight, mean, square) in old.items():
+            mean, square = 0.9 * mean + 0.1 * p.grad.double(), 0.999 * square + 0.001 * p.grad.double() ** 2
+            update = (mean / (1 - 0.9**step)) / ((square / (1 - 0.999**step)).sqrt() + 1e-8)
+            decay = 0.1 if p.ndim > 1 else 0.0
+            torch.testing.assert_close(p.double(), weight * (1 - 0.1 * decay) - 0.1 * update, rtol=1e-5, atol=1e-6)
+            kept_mean, kept_square = (optimizer.state[p][kind] for kind in MOMENTS)
+            assert kept_mean.dtype == kept_square.dtype == torch.bfloat16
+            torch.testing.assert_close(kept_mean.double(), mean, rtol=2**-8, atol=0)  # half of a last place
+            torch.testing.assert_close(kept_square.double(), square, rtol=2**-7, atol=0)
+            assert optimizer.state[p]["step"] == step
+
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+def test_rounding_is_right_on_average_repeats_and_leaves_what_bfloat16_holds():
+    x = torch.full((100, 100), 1 + 0.3 / 128)  # 0.3 of the way from 1 to the next bfloat16
+    rounded = [round_stochastically(x, 0, torch.tensor(float(step))) for step in range(1, 101)]
+    assert {value.item() for value in rounded[0].unique()} == {1.0, 1 + 1 / 128}
+    ups = torch.stack([r > 1 for r in rounded]).double()
+    assert ups.mean().item() == pytest.approx(0.3, abs=0.002)  # of a million: four standard deviations
+    # Neither a step nor a value is rounded up more often than chance would have it (binomial, five deviations).
+    assert (ups.mean((1, 2)) - 0.3).abs().max() < 5 * (0.21 / 10**4) ** 0.5
+    assert (ups.mean(0) - 0.3).abs().max() < 5 * (0.21 / 100) ** 0.5
+    assert not torch.equal(round_stochastically(x, 1, torch.tensor(1.0)), rounded[0])
+    assert torch.equal(round_stochastically(x, 0, torch.tensor(1.0)), rounded[0])
+    exact = torch.randn(100).bfloat16().float()
+    assert torch.equal(round_stochastically(exact, 0, torch.tensor(1.0)), exact)
+
+
+def test_a_mean_of_squares_in_bfloat16_still_falls():
+    """Rounded to the nearest, it never would: beta2 changes it by less than half of its last place."""
+    layer = torch.nn.Linear(100, 100, bias=False)
+    optimizer = adamw(layer, OptimSettings(**SHORT))
+    for step in range(500):
+        layer.weight.grad = torch.full((100, 100), 1.0 if step == 0 else 0.0)
+        optimizer.step()
+    mean = optimizer.state[layer.weight]["exp_avg_sq"].double().mean().item()
+    assert mean == pytest.approx(0.001 * 0.999**499, rel=0.01)
 
 
 @pytest.mark.parametrize(

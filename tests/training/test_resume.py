@@ -78,7 +78,9 @@ def test_a_run_on_pairs_grouped_by_prompt_with_an_sft_loss_resumes_bit_identical
 
 @pytest.mark.parametrize("state", ["drop", "keep", "cpu"])
 def test_within_lisas_interval_a_run_resumes_with_the_same_layers_and_moments(state, tmp_path):
+    dtype = "bfloat16" if state == "cpu" else "float32"
     lisa = {"use_lisa": True, "lisa_activated_layers": 1, "lisa_interval_steps": 3, "lisa_state": state}
+    lisa |= {"optimizer_state_dtype": dtype}
     config = interrupted(tmp_path / "out", processes=2, step=6, save_steps=1, **lisa)
     assert steps_saved(config)[-1] % 3  # not where layers are redrawn
     run_ranks(2, main, config)
