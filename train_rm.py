@@ -159,7 +159,7 @@ def main(settings: Settings) -> None:
         # ------------------------------------------------------------------ the loop ends
         optimizer.state.clear()  # the end needs memory
         checkpointer.load_best()
-        build.save(model, run.folder, base, settings.lora, data.train, texts)
+        model = build.save(model, run.folder, base, settings.lora, data.train, texts)
         contract.write_all(model, run.folder, reward_examples, settings.text, settings.packing, run.model_step)
     compare_with_plan(settings)
     write_report(out)

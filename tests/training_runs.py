@@ -127,7 +127,7 @@ def train_lora(folder: str | Path, out: Path | None, settings: Settings | None =
     loader = Loader(examples, settings.batch, settings.packing, seed=0, attention_cost=ATTENTION_COST)
     lines = [run_step(model, optimizer, loader.at(s), settings.optim.max_grad_norm) for s in range(steps)]
     if out is not None:
-        build.save(model, out, str(folder), settings.lora, made.pair_examples(made.token_pairs(3)))
+        model = build.save(model, out, str(folder), settings.lora, made.pair_examples(made.token_pairs(3)))
     held_out = EvalBatches(made.pair_examples(made.token_pairs(5, seed=9)), settings.packing)
     return LoraResult(
         lines,

@@ -153,6 +153,8 @@ def allocate(model: nn.Module, device: torch.device | None = None) -> None:
         for name, parameter in list(module.named_parameters(recurse=False)):
             values = torch.empty(parameter.shape, dtype=parameter.dtype, device=device)
             setattr(module, name, nn.Parameter(values, requires_grad=parameter.requires_grad))
+        for name, buffer in list(module.named_buffers(recurse=False)):  # a base in four bits
+            setattr(module, name, torch.empty(buffer.shape, dtype=buffer.dtype, device=device))
 
 
 def _eager(kernel: type) -> type:
@@ -268,8 +270,8 @@ def reshard(model: nn.Module) -> None:
 def release(model: nn.Module) -> None:
     """Free the memory of a model's parameters, whoever still refers to them. The model cannot be used afterwards."""
     reshard(model)
-    for parameter in model.parameters():
-        local(parameter.detach()).untyped_storage().resize_(0)
+    for tensor in (*model.parameters(), *model.buffers()):
+        local(tensor.detach()).untyped_storage().resize_(0)
 
 
 def local(tensor: Tensor) -> Tensor:

@@ -202,8 +202,11 @@ def save(
     settings: LoraSettings,
     examples: Examples,
     texts: TextFiles | None = None,
-) -> None:
+) -> Transformer:
     """Write `folder/model`, and with LoRA `folder/adapter`, which is merged in the model. All ranks call it.
+
+    With --load_in_4bit the adapter is merged into the base's own weights, which are read again, and the trained model
+    is released.
 
     Args:
         base: the folder that the training started from.
@@ -211,6 +214,9 @@ def save(
             language model's mean loss. Where they differ by more than rounding, the adapter is saved and the merged
             model is refused.
         texts: what the folders say about texts; None: the same as the base.
+
+    Returns:
+        The model that was written.
     """
     _check_finite(model)
     if settings.use_lora:
@@ -223,9 +229,14 @@ def save(
             if model.head == RewardModel.head:
                 name_padding(folder / "adapter", hf, None if texts is None else texts.template)
             sync_files(folder / "adapter")
-        _merge(model, folder, pack(examples, range(min(4, len(examples)))))
+        probe = pack(examples, range(min(4, len(examples))))
+        if settings.load_in_4bit:
+            model = _merge_into_original(model, folder / "adapter", probe)
+        else:
+            _merge(model, folder, probe)
     weights.save(model, folder / "model", base, model.compute_dtype, texts=texts)
     dist.say(f"saved {folder / 'model'}")
+    return model
 
 
 def _check_finite(model: Transformer) -> None:
@@ -273,6 +284,20 @@ def _merge(model: Transformer, folder: Path, probe: MicroBatch) -> None:
             f"rounding does: {folder / 'adapter'} is saved, {folder / 'model'} is not; merge it with --dtype float32"
         )
     dist.say(f"adapter and merged model differ by at most {difference:.1e}")
+
+
+def _merge_into_original(model: Transformer, adapter_folder: Path, probe: MicroBatch) -> Transformer:
+    """The adapter that was saved, on its base as it was before it was kept in 4 bits; `model` is released."""
+    before = _output(model, probe)
+    sharding.release(model)
+    is_long = bool(model.config.long_ropes) and model.config.ropes == model.config.long_ropes
+    parallel = ParallelSettings(dtype=dtype_name(model.compute_dtype))
+    max_length = model.config.long_beyond + 1 if is_long else None
+    full = build(type(model), adapter_folder, parallel, offload=True, max_length=max_length)
+    load(full, adapter_folder)
+    difference = (_output(full, probe) - before).abs().max().item()
+    dist.say(f"the adapter is merged into the original base: outputs differ by up to {difference:.1e} from 4 bits")
+    return full
 
 
 @torch.no_grad()

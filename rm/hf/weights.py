@@ -33,6 +33,7 @@ from rm.hf.folder import TextFiles, describe, forget_code
 from rm.hf.safetensors_file import open_safetensors, save_tensors
 from rm.json_keys import Key, check_keys
 from rm.model import lora
+from rm.model.nf4 import quantized_layers
 from rm.model.transformer import ModelConfig
 
 NOT_IN_TRANSFORMERS = (
@@ -127,9 +128,14 @@ def load(model: nn.Module, folder: str | Path, new_ids: Sequence[int] = ()) -> s
         ValueError: the folder's tensors are not those of the model; except for adapters, this is checked before any
             parameter is changed.
     """
-    parameters = dict(model.named_parameters())
+    parameters, in_4bit = dict(model.named_parameters()), quantized_layers(model)
     base = hub.base_of(folder)
     if base is not None:
+        if in_4bit:
+            raise ValueError(
+                f"{folder} is an adapter, and --load_in_4bit needs the weights of a full model: write them first, by "
+                f"python -m rm.export"
+            )
         missing = load(model, base, new_ids)
         config, family, _ = read_config(base)
         head_is_embedding = model.predicts_tokens and config.tie_embeddings
@@ -152,7 +158,9 @@ def load(model: nn.Module, folder: str | Path, new_ids: Sequence[int] = ()) -> s
         with open_safetensors(file) as opened, torch.no_grad():
             for tensor in tensors_of_file:
                 names = matched[tensor]
-                parts = [parameters[name] for name in names]
+                # Of what is kept in 4 bits, one tensor at a time is there as a whole, and only until it is full.
+                whole = {name: in_4bit[name].empty() for name in names if name in in_4bit}
+                parts = [whole[name] if name in whole else parameters[name] for name in names]
                 stored = opened.get_slice(tensor.hf_name)
                 if names == [SCORE] and tensor.shape[0] > 1:
                     stored = stored[label : label + 1]
@@ -161,6 +169,8 @@ def load(model: nn.Module, folder: str | Path, new_ids: Sequence[int] = ()) -> s
                 _copy(stored, family.layout(tensor.hf_name), parts, [shapes[name] for name in names], config)
                 if new_ids and names[0] in OF_VOCABULARY:
                     _start_new_rows(parts[0], stored, new_ids)
+                for name, values in whole.items():
+                    in_4bit[name].fill(values)
     loaded = {name for names in matched.values() for name in names}
     return parameters.keys() - loaded
 
@@ -176,6 +186,7 @@ def check(model: nn.Module, folder: str | Path, new_ids: Sequence[int] = ()) -> 
 def _stored_shapes(model: nn.Module, config: ModelConfig, new_ids: Sequence[int]) -> dict[str, tuple[int, ...]]:
     """Parameter name -> its shape in the checkpoint, without the rows of new tokens."""
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    shapes |= {name: (layer.out_features, layer.in_features) for name, layer in quantized_layers(model).items()}
     if new_ids:
         shapes |= {name: (config.vocab_size, shapes[name][1]) for name in OF_VOCABULARY if name in shapes}
     return shapes

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rm.config import SettingsGroup, require_positive, setting
+from rm.model.nf4 import NF4Linear, quantize_layers
 
 ALL_LINEAR = "all-linear"
 
@@ -28,6 +29,11 @@ class LoraSettings(SettingsGroup):
     use_rslora: bool = setting(False, "scale by lora_alpha / sqrt(lora_r) instead: better at high ranks (rsLoRA)")
     lora_dropout: float = setting(0.1, "dropout on an adapter's input")
     lora_target_modules: tuple[str, ...] = setting(("q_proj", "v_proj"), f"layers to adapt, or {ALL_LINEAR}")
+    load_in_4bit: bool = setting(
+        False,
+        "keep the matrices of the frozen base in 4 bits (QLoRA's NF4 with double quantization), whole on every "
+        "process; what is exported is the original base with the adapter merged",
+    )
     shard_base: bool = setting(
         True,
         "shard the frozen base; false: each process holds all of it, and only adapter gradients are exchanged",
@@ -40,6 +46,10 @@ class LoraSettings(SettingsGroup):
             raise ValueError(f"--lora_target_modules names no layer: give some, such as q_proj v_proj, or {ALL_LINEAR}")
         if not 0 <= self.lora_dropout < 1:
             raise ValueError(f"--lora_dropout must be at least 0 and below 1, got {self.lora_dropout}")
+        if self.load_in_4bit and not self.use_lora:
+            raise ValueError(
+                "--load_in_4bit true needs --use_lora true: weights in 4 bits cannot train, only adapters on them can"
+            )
         if not self.shard_base and not self.use_lora:
             raise ValueError("--shard_base false needs --use_lora true: without LoRA there is no frozen base")
 
@@ -58,9 +68,10 @@ class LoRALinear(nn.Linear):
     def __init__(self, base: nn.Linear, settings: LoraSettings):
         nn.Module.__init__(self)
         self.in_features, self.out_features = base.in_features, base.out_features
-        self.weight, self.bias = base.weight, base.bias
-        self.lora_A = nn.Parameter(torch.empty(settings.lora_r, base.in_features, device=base.weight.device))
-        self.lora_B = nn.Parameter(torch.empty(base.out_features, settings.lora_r, device=base.weight.device))
+        self._parameters, self._buffers = dict(base._parameters), dict(base._buffers)
+        device = base.weight.device
+        self.lora_A = nn.Parameter(torch.empty(settings.lora_r, base.in_features, device=device))
+        self.lora_B = nn.Parameter(torch.empty(base.out_features, settings.lora_r, device=device))
         self.scale, self.dropout, self.merged = settings.lora_scale, settings.lora_dropout, False
 
     def forward(self, x: Tensor) -> Tensor:
@@ -74,12 +85,20 @@ class LoRALinear(nn.Linear):
         return torch.addmm(base, low, self.lora_B.T)  # the sum is part of the product: no pass of its own
 
 
+class LoRANF4Linear(LoRALinear, NF4Linear):
+    """The same, where W is kept in four bits."""
+
+
 def adapt(model: nn.Module, settings: LoraSettings, dtype: torch.dtype, trained: tuple[str, ...] = ()) -> None:
     """Freeze a model on the meta device, cast it to `dtype`, and adapt each layer that the settings name.
+
+    With --load_in_4bit, the matrices of all layers are kept in four bits (`rm.model.nf4`), the others in `dtype`.
 
     Args:
         trained: names of submodules that are trained in full.
     """
+    if settings.load_in_4bit:
+        quantize_layers(model)
     linear = {name: layer for name, layer in model.layers.named_modules() if isinstance(layer, nn.Linear)}
     leaves = {name.rpartition(".")[2] for name in linear}
     targets = leaves if ALL_LINEAR in settings.lora_target_modules else set(settings.lora_target_modules)
@@ -88,7 +107,8 @@ def adapt(model: nn.Module, settings: LoraSettings, dtype: torch.dtype, trained:
             f"--lora_target_modules {' '.join(unknown)}: no such linear layer; give some of "
             f"{', '.join(sorted(leaves))}, or {ALL_LINEAR}"
         )
-    narrowest = min(min(layer.weight.shape) for name, layer in linear.items() if name.rpartition(".")[2] in targets)
+    targeted = [layer for name, layer in linear.items() if name.rpartition(".")[2] in targets]
+    narrowest = min(min(layer.in_features, layer.out_features) for layer in targeted)
     if settings.lora_r > narrowest:
         raise ValueError(
             f"--lora_r {settings.lora_r} is more than the {narrowest} features of a target layer: lower it"
@@ -100,7 +120,8 @@ def adapt(model: nn.Module, settings: LoraSettings, dtype: torch.dtype, trained:
     for name, layer in linear.items():
         parent, _, leaf = name.rpartition(".")
         if leaf in targets:
-            setattr(model.layers.get_submodule(parent), leaf, LoRALinear(layer, settings))
+            cls = LoRANF4Linear if isinstance(layer, NF4Linear) else LoRALinear
+            setattr(model.layers.get_submodule(parent), leaf, cls(layer, settings))
 
 
 def checkpointed(model: nn.Module) -> dict[str, nn.Parameter]:

@@ -23,6 +23,7 @@ from rm.hf.weights import MAX_SHARD_BYTES
 from rm.model import lora
 from rm.model.attention import SplitAttention, VarlenAttention
 from rm.model.capped_attention import BLOCK
+from rm.model.nf4 import count_parameters, quantized_layers
 from rm.plan.roofline import CountWork, Work
 
 
@@ -150,15 +151,19 @@ def _end(model: nn.Module, weights: int) -> int:
     """Bytes on the device at the end of a run.
 
     `build.save` gathers one parameter at a time, whose shards are put together in a copy. A reward model's probe texts
-    are then scored in float32 without the trained model: at a time, with the embedding, one layer and the next.
+    are then scored in float32 without the trained model: at a time, with the embedding, one layer and the next. Of a
+    base in 4 bits, the original is exported, and some texts are computed with it in the same way.
     """
-    exported = weights + 2 * max(p.numel() for p in model.parameters()) * model.compute_dtype.itemsize
+    in_4bit = [x.in_features * x.out_features for x in quantized_layers(model).values()]
+    largest, itemsize = max([*in_4bit, *(p.numel() for p in model.parameters())]), model.compute_dtype.itemsize
+    exported = (0 if in_4bit else weights) + 2 * largest * itemsize
+    layers = count_parameters(model.layers)
+    not_saved = [p for name, p in model.named_parameters() if name.partition(".")[0] in model.training_modules]
+    rest = count_parameters(model) - layers - sum(p.numel() for p in not_saved)
+    scored = rest + 2 * layers // len(model.layers)
     if model.head == "lm":
-        return exported
-    layers = sum(p.numel() for p in model.layers.parameters())
-    saved = [p for name, p in model.named_parameters() if name.partition(".")[0] not in model.training_modules]
-    rest = sum(p.numel() for p in saved) - layers
-    return max(exported, 4 * (rest + 2 * layers // len(model.layers)))
+        return max(exported, itemsize * scored if in_4bit else 0)
+    return max(exported, 4 * scored)
 
 
 def _host(model: nn.Module, trained: set[nn.Parameter], state_dtype: torch.dtype) -> int:
@@ -168,15 +173,18 @@ def _host(model: nn.Module, trained: set[nn.Parameter], state_dtype: torch.dtype
         moments = 2 * [state_dtype.itemsize] if p in trained else []
         for itemsize in (p.itemsize, *moments):
             snapshot += 1 << (max(1, local(p).numel() * itemsize) - 1).bit_length()
-    size = sum(p.numel() for p in model.parameters())
-    file = min(MAX_SHARD_BYTES, size * model.compute_dtype.itemsize)
-    shards = 0 if model.head == "lm" else 4 * size // dist.world_size()
-    return snapshot + max(file, shards)
+    size = count_parameters(model) * model.compute_dtype.itemsize
+    exported = min(MAX_SHARD_BYTES, size)
+    if quantized_layers(model):
+        exported += size // dist.world_size()  # the original base
+    scored = 0 if model.head == "lm" else 4 * count_parameters(model) // dist.world_size()
+    return snapshot + max(exported, scored)
 
 
 _KIND_OF = {
     "SHARDED_PARAM": "weights",
     "PARAM": "weights",
+    "BUFFER": "weights",
     "SHARDED_GRAD": "gradients",
     "GRAD": "gradients",
     "ACT": "activations",

@@ -26,6 +26,7 @@ from rm.hf import build, weights
 from rm.model import lisa, losses
 from rm.model.attention import VarlenAttention
 from rm.model.losses import LossSettings
+from rm.model.nf4 import count_parameters
 from rm.model.transformer import ModelConfig, Transformer
 from rm.plan import memory, roofline
 from rm.plan.memory import Footprint, PlannedCappedAttention, PlannedSplitAttention
@@ -244,7 +245,7 @@ class Plan:
         settings, loader, heaviest = self.settings, self.loader, self.heaviest
         memory_gb = self.plan_settings.device_memory_gb
         yield f"plan for {dist.world_size()} processes with {memory_gb:g} GiB each, {settings.parallel.dtype}"
-        parameters = sum(p.numel() for p in self.model.parameters())
+        parameters = count_parameters(self.model)
         trained = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
         yield _line("parameters", f"{parameters / 1e9:.3f} billion, of which {trained / 1e9:.3f} billion train")
         tokens, longest = loader.lengths.sum(), loader.lengths.max()

@@ -12,6 +12,7 @@ from torch import nn
 
 from rm.data.batch import Loader
 from rm.distributed import process_group as dist
+from rm.model.nf4 import count_parameters
 
 # Dense bfloat16 with accumulation in float32, in 10^12 operations per second, from the makers' data sheets.
 PEAKS = {
@@ -62,7 +63,8 @@ def step_flops(model: nn.Module, loader: Loader, gradient_checkpointing: str = "
 
     def products(*modules: nn.Module) -> int:
         matrices = [p for module in modules for p in module.parameters() if p.ndim == 2]
-        return 2 * sum(p.numel() * (passes + p.requires_grad) for p in matrices)
+        in_4bit = sum(count_parameters(module) - sum(p.numel() for p in module.parameters()) for module in modules)
+        return 2 * (passes * in_4bit + sum(p.numel() * (passes + p.requires_grad) for p in matrices))
 
     after_attention = products(model.layers[-1].attn.o_proj, model.layers[-1].mlp)
     flops = loader.lengths.sum() * (products(model.layers) - after_attention)
@@ -77,6 +79,6 @@ def step_flops(model: nn.Module, loader: Loader, gradient_checkpointing: str = "
 def attention_flops(model: nn.Module, loader: Loader, gradient_checkpointing: str = "none") -> float:
     """Those of `step_flops` that are attention's."""
     passes = 3 + (1 if gradient_checkpointing == "full" else 0)
-    per_token = sum(layer.weight.numel() for layer in model.layers.modules() if isinstance(layer, nn.Linear))
+    per_token = sum(x.in_features * x.out_features for x in model.layers.modules() if isinstance(x, nn.Linear))
     costs = loader.costs.sum() - loader.lengths.sum()
     return float(2 * costs * passes * per_token) / loader.steps_per_epoch

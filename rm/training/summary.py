@@ -11,6 +11,7 @@ from rm.data.batch import Loader
 from rm.data.dataset import TrainingData
 from rm.distributed import process_group as dist
 from rm.distributed.sharding import dtype_name
+from rm.model.nf4 import count_parameters
 from rm.model.transformer import Transformer
 from rm.training.settings import TrainingSettings
 
@@ -64,8 +65,7 @@ def _facts(
 
 def _sizes(model: Transformer) -> tuple[int, int]:
     """(all parameters, those that train)"""
-    sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
-    return sum(n for n, _ in sizes), sum(n for n, trains in sizes if trains)
+    return count_parameters(model), sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
 def _method(settings: TrainingSettings) -> str:

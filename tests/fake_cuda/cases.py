@@ -63,6 +63,7 @@ STEPS = {
     **{f"SFT, {name}": replace(case, script="train_sft") for name, case in _METHODS.items()},
     "RM, gradients wait": replace(_METHODS["HSDP"], settings=dict(shard_group_size=2, sync_each_batch=False)),
     "RM, short states": Case(settings=dict(optimizer_state_dtype="bfloat16")),
+    "RM, LoRA, 4 bits": Case(settings=_LORA | dict(load_in_4bit=True)),
     "RM, rankings": Case(rankings=True, settings=dict(loss="plackett_luce")),
     "RM, SFT loss": Case(settings=dict(sft_loss_coefficient=0.1)),
     "RM, GPT-2": Case(model="gpt2"),

@@ -11,7 +11,7 @@ from rm.data.batch import StepBatches, pack
 from rm.distributed import process_group as dist
 from rm.distributed import sharding
 from rm.distributed.sharding import ParallelSettings
-from rm.model import lisa, lora
+from rm.model import lisa, lora, nf4
 from rm.model.attention import SplitAttention
 from rm.model.heads import LanguageModel, RewardModel
 from rm.model.lisa import LisaSettings
@@ -33,13 +33,13 @@ def build(cls, settings: ParallelSettings, method: str = "full", recompute: str 
     """A sharded model on the meta device.
 
     Args:
-        method: "full", "lora" or "lisa".
+        method: "full", "lora", "lora, 4 bits" or "lisa".
         recompute: a value of --gradient_checkpointing.
     """
     with torch.device("meta"):
         model = cls(CONFIG, kernel)
-    if method == "lora":
-        lora.adapt(model, LoraSettings(use_lora=True), sharding.compute_dtype(settings.dtype))
+    if method in ("lora", "lora, 4 bits"):
+        lora.adapt(model, LoraSettings(use_lora=True, load_in_4bit="4" in method), sharding.compute_dtype(settings.dtype))
     sharding.parallelize(model, settings, recompute)
     if method == "lisa":
         one_layer = LisaSettings(use_lisa=True, lisa_activated_layers=1)
@@ -66,10 +66,12 @@ def measured_peak(cls, settings: ParallelSettings, method: str, recompute: str) 
     model.to_empty(device="cpu")
     for p in model.parameters():
         torch.nn.init.normal_(sharding.local(p.detach()), std=0.02)
+    for layer in nf4.quantized_layers(model).values():
+        layer.fill(0.02 * torch.randn(layer.out_features, layer.in_features))
     optimizer, batches = optim.adamw(model, OptimSettings()), batches_of(cls)
     train_step(model, optimizer, batches, 1.0)  # creates Adam's moments
     states = [x for state in optimizer.state.values() for x in state.values()]
-    held = [x.detach() for x in (*model.parameters(), *states)]
+    held = [x.detach() for x in (*model.parameters(), *model.buffers(), *states)]
     lasting = sum(sharding.local(x).untyped_storage().nbytes() for x in held)
     peaks = []
     while len(peaks) < 5 and dist.any_rank(not peaks or peaks.count(min(peaks)) < 2):
@@ -97,6 +99,7 @@ def _peak_of(call) -> int:
         (LanguageModel, "lisa", "none", "float32", 1, True),
         (LanguageModel, "full", "none", "float32", 2, True),
         (LanguageModel, "lora", "selective", "bfloat16", 2, True),
+        (RewardModel, "lora, 4 bits", "full", "float32", 2, True),
         (RewardModel, "lisa", "none", "bfloat16", 2, False),
     ],
 )
