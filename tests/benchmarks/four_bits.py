@@ -29,8 +29,9 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     page, rows = Page("A base in four bits", args), []
     with tempfile.TemporaryDirectory() as name, dist.session(args.seed):
-        words = ["--model_name_or_path", args.model, "--dataset_path", str(texts(args.data, args.records, Path(name) / "t.jsonl")),
-                 "--output_dir", name, "--cache_dir", name, "--max_length", str(args.max_length)]  # fmt: skip
+        file = texts(args.data, args.records, Path(name) / "texts.jsonl")
+        words = ["--model_name_or_path", args.model, "--dataset_path", str(file), "--output_dir", name,
+                 "--cache_dir", name, "--max_length", str(args.max_length)]  # fmt: skip
         settings = parse(train_sft.Settings, "", words)
         data = dataset.load(Task.SFT, settings.data, settings.text, settings.mixture, settings.split,
                             Tokenizer(args.model), args.seed, settings.keys)  # fmt: skip
@@ -40,7 +41,7 @@ def main() -> None:
             model = build.build(LanguageModel, args.model, ParallelSettings(dtype="float32"), training=training)
             build.load(model, args.model, seed=0).eval()  # new adapters change nothing
             with torch.no_grad():
-                sums = [model(batch.to(dist.device())) for batch, _ in batches]
+                sums = [model(batch.to(dist.device())) for batch in batches]
             loss = sum(x["loss"] for x in sums) / sum(x["count"] for x in sums)
             layers = sum(x.nbytes for x in (*model.layers.parameters(), *model.layers.buffers()) if not x.requires_grad)
             rows.append(["4 bits" if in_4bit else "float32", f"{layers / MIB:,.1f}", f"{loss:.4f}"])
