@@ -72,6 +72,12 @@ class MemorySettings(SettingsGroup):
         choices=("none", "selective", "full"),
         may_change=True,
     )
+    cpu_offload: bool = setting(
+        False,
+        "keep weights, gradients and optimizer states in host memory, where the optimizer steps too, and copy to the "
+        "GPU the layers that are being computed",
+        may_change=True,
+    )
 
 
 def check_compile(parallel: ParallelSettings, memory: MemorySettings) -> None:
@@ -80,6 +86,14 @@ def check_compile(parallel: ParallelSettings, memory: MemorySettings) -> None:
         raise ValueError(
             "--torch_compile true works with --gradient_checkpointing none or full, not with selective: a compiled "
             "layer has no single operations whose results could be kept"
+        )
+
+
+def check_offload(memory: MemorySettings) -> None:
+    """Raise ValueError where there is nothing that could be kept elsewhere."""
+    if memory.cpu_offload and dist.world_size() == 1 and dist.device().type == "cpu":
+        raise ValueError(
+            "--cpu_offload true keeps in host memory what would be on a GPU, and this run has no GPU: leave it out"
         )
 
 
@@ -102,7 +116,8 @@ def parallelize(
             compute in float32 whatever the others do.
         recompute: a value of --gradient_checkpointing.
         train: False for a model that only scores: it needs no float32 master weights.
-        offload: keep the shards of a model on a GPU in host memory, and copy them to the GPU layer by layer.
+        offload: keep the shards of a model in host memory, with their gradients, and copy them to the GPU layer by
+            layer; while training in pinned memory, which takes longer to allocate and less to copy.
     """
     if settings.torch_compile:
         from rm.distributed.torch_private import specialize_floats
@@ -122,9 +137,11 @@ def parallelize(
         raise ValueError(f"--shard_group_size {group_size} does not divide the {dist.world_size()} processes")
     dtype = compute_dtype(settings.dtype)
     has_master_weights = train and dtype != torch.float32
-    offload = offload and dist.device().type == "cuda"
+    if not train:
+        offload = offload and dist.device().type == "cuda"  # on a CPU it would only copy
     if dist.world_size() > 1 or has_master_weights or offload:
-        _shard(model, _mesh(group_size), dtype, settings.reshard_after_forward, offload)
+        pin = train and dist.device().type == "cuda"
+        _shard(model, _mesh(group_size), dtype, settings.reshard_after_forward, offload, pin)
         model.sync_each_batch = settings.sync_each_batch
     else:
         cast_to_compute(model, dtype)
@@ -147,6 +164,9 @@ def allocate(model: nn.Module, device: torch.device | None = None) -> None:
             )
     if is_sharded(model):
         model.to_empty(device=device)
+        for module in model.modules():  # a base in four bits stays on the device, whatever is offloaded
+            for name, buffer in list(module.named_buffers(recurse=False)):
+                setattr(module, name, torch.empty_like(buffer, device=dist.device()))
         return
     # Not to_empty: empty_like of a meta tensor imports sympy, which takes half a second.
     for module in model.modules():
@@ -181,13 +201,15 @@ def _mesh(group_size: int) -> DeviceMesh:
     return init_device_mesh(device, (world_size // group_size, group_size), mesh_dim_names=("replica", "shard"))
 
 
-def _shard(model: nn.Module, mesh: DeviceMesh, dtype: torch.dtype, reshard_after_forward: bool, offload: bool) -> None:
+def _shard(
+    model: nn.Module, mesh: DeviceMesh, dtype: torch.dtype, reshard_after_forward: bool, offload: bool, pin: bool
+) -> None:
     from torch.distributed import fsdp
 
     precision = fsdp.MixedPrecisionPolicy(
         param_dtype=None if dtype == torch.float32 else dtype, reduce_dtype=torch.float32, cast_forward_inputs=False
     )
-    place = fsdp.CPUOffloadPolicy(pin_memory=False) if offload else fsdp.OffloadPolicy()
+    place = fsdp.CPUOffloadPolicy(pin_memory=pin) if offload else fsdp.OffloadPolicy()
     shard = functools.partial(fsdp.fully_shard, mesh=mesh, offload_policy=place)
     for layer in model.layers:
         shard(layer, mp_policy=precision, reshard_after_forward=reshard_after_forward)

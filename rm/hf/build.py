@@ -115,6 +115,9 @@ def build(
         if cls is not RewardModel:
             raise ValueError("--reward_label is a reward model's: leave it out")
         model.reward_label = reward_label
+    if training is not None:
+        sharding.check_offload(training.memory)
+        offload = training.memory.cpu_offload
     if offload:
         model.memory_device = torch.device("cpu")
     if not sharded:

@@ -10,7 +10,7 @@ Not accounted for: a device's libraries (CUDA context, NCCL, cuBLAS), workspaces
 
 import itertools
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -101,7 +101,12 @@ def of_step(model: nn.Module, batches: StepBatches, **options) -> Footprint:
 
 
 def simulate(
-    model: nn.Module, batches: StepBatches, *, all_moments: bool = False, state_dtype: torch.dtype = torch.float32
+    model: nn.Module,
+    batches: StepBatches,
+    *,
+    all_moments: bool = False,
+    state_dtype: torch.dtype = torch.float32,
+    offload: bool = False,
 ) -> tuple[Footprint, Work]:
     """The footprint of a step, and the work of its micro-batches.
 
@@ -112,11 +117,12 @@ def simulate(
         model: of `rm.model.heads`, sharded, on the meta device.
         all_moments: count Adam's moments of layers that are frozen now, too, as `--lisa_state keep` keeps them.
         state_dtype: what Adam's moments are kept in.
+        offload: of a sharded model, count shards, gradients and moments as host memory (`--cpu_offload`).
     """
     with FakeTensorMode(allow_non_fake_inputs=True):
         model.to_empty(device=dist.device())
         if is_sharded(model):
-            tracker = FSDPMemTracker(model)
+            tracker = _OffloadedMemTracker(model) if offload else FSDPMemTracker(model)
         else:
             tracker = _PlainMemTracker()
             tracker.track_external(model)
@@ -144,7 +150,28 @@ def simulate(
         reduce_traffic=traffic.reduced,
         replica_traffic=traffic.replicated,
     )
+    if offload and is_sharded(model):
+        footprint = _offloaded(footprint, model)
     return footprint, counter.work
+
+
+def _offloaded(footprint: Footprint, model: nn.Module) -> Footprint:
+    """With shards, gradients and moments in host memory: on the device are the shards of the layer that is being
+    gathered, and of the next, or gradients of as many that have been reduced.
+    """
+    shards = sum(local(p).nbytes for p in model.parameters())
+    gradients = sum(local(p).nbytes for p in model.parameters() if p.requires_grad)
+    layers = [sum(local(p).nbytes for p in layer.parameters()) for layer in model.layers]
+    copies = 2 * max(*layers, shards - sum(layers))
+    return replace(
+        footprint,
+        weights=footprint.weights - shards,
+        gradients=0,
+        optimizer=0,
+        gathered=footprint.gathered + copies,
+        end=footprint.end - shards + copies,
+        host=footprint.host + shards + gradients + footprint.optimizer,
+    )
 
 
 def _end(model: nn.Module, weights: int) -> int:
@@ -195,6 +222,20 @@ _KIND_OF = {
     "ALL_GATHER": "gathered",
     "REDUCE_SCATTER": "gathered",
 }
+
+
+class _OffloadedMemTracker(FSDPMemTracker):
+    """Looks for the peak of what is on the device where shards and their gradients are in host memory."""
+
+    def _update_peak_stats(self, peak_state) -> None:
+        elsewhere = {}
+        for device, sizes in self._curr_mem_snap.items():
+            kinds = [kind for kind in sizes if getattr(kind, "name", "") in ("SHARDED_PARAM", "SHARDED_GRAD")]
+            elsewhere[device] = sum(sizes[kind] for kind in kinds)
+            sizes["Total"] -= elsewhere[device]
+        super()._update_peak_stats(peak_state)
+        for device, sizes in self._curr_mem_snap.items():
+            sizes["Total"] += elsewhere[device]
 
 
 class _PlainMemTracker(MemTracker):

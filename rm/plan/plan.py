@@ -145,7 +145,8 @@ class Plan:
             self.cls,
             settings.model.model_name_or_path,
             settings.parallel,
-            training=build.Training(settings.memory, settings.lora, settings.lisa),
+            # What is offloaded is counted, not done: the fake tensors of a plan are all on the CPU.
+            training=build.Training(replace(settings.memory, cpu_offload=False), settings.lora, settings.lisa),
             loss=self.loss,
             kernel=self.kernel,
             new_ids=self.new_ids,
@@ -170,7 +171,11 @@ class Plan:
         model = self._model(settings, longest.step)
         keeps_moments = settings.lisa.use_lisa and settings.lisa.lisa_state == "keep"
         footprint, work = memory.simulate(
-            model, batches, all_moments=keeps_moments, state_dtype=state_dtype(settings)
+            model,
+            batches,
+            all_moments=keeps_moments,
+            state_dtype=state_dtype(settings),
+            offload=settings.memory.cpu_offload,
         )
         if model.config.attn_softcap:
             recompute = settings.memory.gradient_checkpointing == "full"

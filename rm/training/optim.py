@@ -67,9 +67,7 @@ def adamw(model: nn.Module, settings: OptimSettings) -> torch.optim.AdamW:
     ]
     betas = settings.adam_beta1, settings.adam_beta2
     cls = torch.optim.AdamW if settings.optimizer_state_dtype == "float32" else ShortStateAdamW
-    return cls(
-        param_groups, lr=settings.learning_rate, betas=betas, eps=settings.adam_epsilon, fused=True
-    )
+    return cls(param_groups, lr=settings.learning_rate, betas=betas, eps=settings.adam_epsilon, fused=True)
 
 
 class ShortStateAdamW(torch.optim.AdamW):

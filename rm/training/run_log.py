@@ -181,7 +181,7 @@ class RunLog:
             batches: of the step; `unit` is what its examples are called ("pairs").
         """
         self.step = step
-        self.window.append(sums | {"grad_norm": grad_norm})
+        self.window.append(sums | {"grad_norm": grad_norm.to(sums["loss"].device, non_blocking=True)})
         self.work_done += np.array([1, batches.num_tokens, batches.num_examples, batches.num_prompts or 0])
         self.progress.after_step()
         if step % self.settings.logging_steps and step != self.steps and not self.evaluation_due(step):

@@ -1,6 +1,6 @@
 """The loss of a language model whose matrices are kept in four bits (--load_in_4bit), before any training.
 
-    python -m tests.benchmarks.four_bits --model MODEL --data pairs.jsonl.gz --records 64 --out docs/benchmarks/...
+python -m tests.benchmarks.four_bits --model MODEL --data pairs.jsonl.gz --records 64 --out docs/benchmarks/...
 """
 
 import tempfile
@@ -8,20 +8,19 @@ from pathlib import Path
 
 import torch
 
+import train_sft
+from rm.config import parse
 from rm.data import dataset
 from rm.data.batch import EvalBatches, PackingSettings
 from rm.data.encode import Task
 from rm.data.tokenizer import Tokenizer
 from rm.distributed import process_group as dist
 from rm.distributed.sharding import ParallelSettings
-from rm.config import parse
 from rm.hf import build
-from rm.model import nf4
 from rm.model.heads import LanguageModel
 from rm.model.lora import LoraSettings
 from tests.benchmarks.common import MIB, Page, flags, table
 from tests.benchmarks.short_states import texts
-import train_sft
 
 
 def main() -> None:

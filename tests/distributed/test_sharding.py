@@ -90,6 +90,11 @@ def test_compilation_and_selective_recomputation_exclude_each_other():
         sharding.check_compile(ParallelSettings(torch_compile=True), MemorySettings(gradient_checkpointing="selective"))
 
 
+def test_offloading_is_refused_where_nothing_is_on_a_gpu():
+    with pytest.raises(ValueError, match="--cpu_offload true keeps in host memory what would be on a GPU"):
+        sharding.check_offload(MemorySettings(cpu_offload=True))
+
+
 def filled(n: int):
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard

@@ -49,7 +49,9 @@ def test_a_matrix_has_the_bits_that_bitsandbytes_gives_it():
     torch.testing.assert_close(back[3, :4], torch.tensor(BACK), rtol=1e-6, atol=0)
 
 
-@pytest.mark.parametrize("shape", [(5, 50), (64, 300)])  # blocks that cross rows, a last one that is not full; 300 of them
+@pytest.mark.parametrize(
+    "shape", [(5, 50), (64, 300)]
+)  # blocks that cross rows, a last one that is not full; 300 of them
 def test_a_round_trip_equals_the_plain_formula(shape, monkeypatch):
     monkeypatch.setattr(nf4, "AT_ONCE", 128)  # in several parts
     weight = wave(*shape).to(torch.bfloat16)
@@ -61,7 +63,9 @@ def test_a_round_trip_equals_the_plain_formula(shape, monkeypatch):
     for start in range(0, len(scales), 256):
         part = [scale - mean for scale in scales[start : start + 256]]
         largest = max(map(abs, part))
-        kept += [mean + largest * min(nf4._scale_values().tolist(), key=lambda v, x=x: abs(v - x / largest)) for x in part]
+        kept += [
+            mean + largest * min(nf4._scale_values().tolist(), key=lambda v, x=x: abs(v - x / largest)) for x in part
+        ]
     expected = [
         min(values, key=lambda v, x=x, s=s: abs(v - x / s)) * k
         for block, s, k in zip(blocks, scales, kept, strict=True)
@@ -102,7 +106,9 @@ def bits(folder, settings) -> list[torch.Tensor]:
     return [x.clone() for x in load_reward_model(folder, settings).buffers()]
 
 
-def test_the_training_is_that_of_the_base_that_four_bits_stand_for_and_the_export_that_of_the_original(folder, tmp_path):
+def test_the_training_is_that_of_the_base_that_four_bits_stand_for_and_the_export_that_of_the_original(
+    folder, tmp_path
+):
     twin = without_4bit(folder, tmp_path / "twin")
     settings = lora_settings(load_in_4bit=True)
     (ours,) = run_ranks(1, train_lora, folder, tmp_path, settings)

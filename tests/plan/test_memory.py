@@ -39,7 +39,9 @@ def build(cls, settings: ParallelSettings, method: str = "full", recompute: str 
     with torch.device("meta"):
         model = cls(CONFIG, kernel)
     if method in ("lora", "lora, 4 bits"):
-        lora.adapt(model, LoraSettings(use_lora=True, load_in_4bit="4" in method), sharding.compute_dtype(settings.dtype))
+        lora.adapt(
+            model, LoraSettings(use_lora=True, load_in_4bit="4" in method), sharding.compute_dtype(settings.dtype)
+        )
     sharding.parallelize(model, settings, recompute)
     if method == "lisa":
         one_layer = LisaSettings(use_lisa=True, lisa_activated_layers=1)
@@ -145,6 +147,20 @@ def test_the_end_of_a_run_holds_the_weights_or_layers_in_float32():
     # The snapshot: weights and two moments, each in the next power of two. Then a file, or a quarter of the weights.
     assert 3 * rm.weights + size * 4 <= rm.host <= 6 * rm.weights + size * 4
     assert dataclasses.replace(lm, end=10**12).peak == 10**12 and lm.peak < 10**12
+
+
+def test_offloaded_states_are_host_memory_and_leave_only_what_is_computed_on_the_device():
+    found = []
+    with dist.fake_process_group(4):
+        for offload in (False, True):
+            model = build(RewardModel, ParallelSettings(dtype="bfloat16"))
+            found.append(memory.of_step(model, batches_of(RewardModel), offload=offload))
+        size = sum(p.numel() for p in model.parameters())
+    kept, offloaded = found
+    assert offloaded.weights == offloaded.gradients == offloaded.optimizer == 0
+    assert offloaded.host - kept.host == pytest.approx(4 * size * 4 / 4, rel=1e-3)  # four numbers, over four processes
+    assert offloaded.peak < kept.peak - kept.weights - kept.gradients
+    assert offloaded.group_traffic == kept.group_traffic
 
 
 def test_layers_that_stay_gathered_save_a_third_of_the_traffic_and_take_memory():

@@ -87,6 +87,13 @@ def test_within_lisas_interval_a_run_resumes_with_the_same_layers_and_moments(st
     assert_same(outcome(config), undisturbed(2, save_steps=1, **lisa))
 
 
+def test_a_run_resumes_bit_equal_with_its_states_in_host_memory(tmp_path):
+    interrupted(tmp_path / "out", processes=2)
+    config = settings(tmp_path / "out", cpu_offload=True)
+    run_ranks(2, main, config)
+    assert_same(outcome(config), undisturbed(2))
+
+
 def slow_disk(slow: int):
     """A fault: one rank takes long to read each tensor of weights and checkpoints."""
 
