@@ -30,7 +30,7 @@ class OptimSettings(SettingsGroup):
     adam_epsilon: float = setting(1e-8, "added to the root of AdamW's mean of squared gradients")
     optimizer_state_dtype: str = setting(
         "float32",
-        "what AdamW's two means are kept in; bfloat16, with stochastic rounding: 4 bytes less per parameter that trains",
+        "what AdamW's two means are kept in; bfloat16, rounded stochastically, takes 4 bytes less per parameter",
         choices=("float32", "bfloat16"),
     )
     loraplus_lr_ratio: float = setting(1.0, "learning rate of an adapter's B over that of its A (LoRA+: 16)")

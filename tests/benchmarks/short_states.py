@@ -1,6 +1,6 @@
 """AdamW's states in bfloat16 against float32: the same training, several times.
 
-    python -m tests.benchmarks.short_states --model stories260K --data pairs.jsonl.gz --steps 200 --out docs/benchmarks/...
+    python -m tests.benchmarks.short_states --model stories260K --data pairs.jsonl.gz --out docs/benchmarks/...
 
 Each run is `train_sft.py` on the chosen texts, all weights in float32 and at a constant rate behind the warmup. Beside
 stochastic rounding there is rounding to the nearest, which is not offered, and a run in float32 with another seed: by
