@@ -133,11 +133,12 @@ def main(settings: Settings) -> None:
     say_start(settings, model, data, loader, start.step, "pairs")
     if start.step == 0:
         show.say_example(data.train, tokenizer)
+    files = contract.checkpoint_files(model, base, settings.lora, texts, settings.text)
     facts = {"data": data.facts}
     mfu = partial(flops.utilization, model, loader)
     with (
         RunLog(settings.run, settings, loader.steps, loader.steps_per_epoch, facts, start, mfu, settings.best) as run,
-        Checkpointer(model, optimizer, run, settings.checkpoint) as checkpointer,
+        Checkpointer(model, optimizer, run, settings.checkpoint, files) as checkpointer,
     ):
         if held_out and run.evaluation_due(start.step):
             run.log_evaluation(start.step, evaluate(model, held_out, checkpointer.poll))

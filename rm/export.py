@@ -222,7 +222,8 @@ def _facts(source: str) -> dict:
     agreed = contract.read(source)
     facts[contract.FILE] = "missing" if agreed is None else "there"
     of_contract = dict.fromkeys(contract.KEYS) if agreed is None else asdict(agreed)
-    for measured in ("golden", "dtype", "reward_mean", "reward_std", "reward_set"):  # of the weights, or of a training
+    # Of the weights, or of a training:
+    for measured in ("golden", "dtype", "reward_mean", "reward_std", "reward_set", "step"):
         del of_contract[measured]
     return facts | {f"{name} in {contract.FILE}": value for name, value in of_contract.items()}
 

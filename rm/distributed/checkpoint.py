@@ -4,6 +4,7 @@
                                        state, as exp_avg/NAME, exp_avg_sq/NAME
     step_500/state.json                the step; where each shard is in its parameter; size and sha256 of every file
     step_500/COMPLETE                  the sha256 of state.json
+    step_500/config.json, ...          the files that make the folder a model's (`rm.hf.checkpoint_folder`)
 
 Every rank writes its own file (`write`) into a folder with a hidden name; one rank then describes the files and renames
 the folder (`publish`). A resumed run needs nothing else: learning rate, data order and dropout are functions of
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 
 from rm.distributed import process_group as dist
 from rm.distributed.sharding import is_dtensor, local, local_slices
-from rm.files import read_json, sha256, sync, write_json
+from rm.files import names_file, read_json, sha256, sync, write_json
 from rm.json_keys import Key, check_keys
 
 FORMAT = 2
@@ -122,6 +123,14 @@ def write(folder: Path, rank: int, snapshot: Snapshot) -> None:
     write_json(_description_file(folder, rank), description)
 
 
+def write_files(folder: Path, contents: dict[str, bytes]) -> None:
+    """Write small files beside the ranks' files, and flush them to disk. One rank calls it."""
+    for name, content in contents.items():
+        with names_file(folder / name):
+            (folder / name).write_bytes(content)
+        sync(folder / name)
+
+
 def publish(folder: Path, final: Path, state: dict, snapshot: Snapshot) -> None:
     """Write state.json for the files of all ranks, and rename the folder. One rank calls it, once all have written.
 
@@ -144,6 +153,10 @@ def publish(folder: Path, final: Path, state: dict, snapshot: Snapshot) -> None:
         remove(final)
     os.rename(folder, final)
     sync(final.parent)
+
+
+def is_checkpoint(folder: str | Path) -> bool:
+    return (Path(folder) / "state.json").is_file()
 
 
 def list_checkpoints(checkpoints: Path) -> list[Path]:

@@ -176,11 +176,11 @@ def merge(model: nn.Module) -> None:
     for layer in model.modules():
         if isinstance(layer, lora.LoRALinear) and not layer.merged:
             # W and B are both sharded by rows (outputs): a rank needs its own rows of B, and all of A.
-            _add_product(local(layer.weight), local(layer.lora_B), full_tensor(layer.lora_A), layer.scale)
+            add_product(local(layer.weight), local(layer.lora_B), full_tensor(layer.lora_A), layer.scale)
             layer.merged = True
 
 
-def _add_product(weight: Tensor, b: Tensor, a: Tensor, scale: float) -> None:
+def add_product(weight: Tensor, b: Tensor, a: Tensor, scale: float) -> None:
     """weight (O, I) += scale b (O, r) a (r, I), computed in fp32 and rounded once."""
     weight.copy_(weight.float() + scale * (b.float() @ a.float()))
 
@@ -241,7 +241,7 @@ def _add_to_shards(targets: list[Tensor], layout: Layout, kv_heads: int, b, a, s
         if local(target).numel():
             block = local_slices(target)[0], slice(None)  # this rank's rows of B, all r columns
             for rows, values in layout.read(b, i, block, shapes, kv_heads):
-                _add_product(local(target)[rows], values.to(target.device), a[:].to(target.device), scale)
+                add_product(local(target)[rows], values.to(target.device), a[:].to(target.device), scale)
 
 
 def _match(

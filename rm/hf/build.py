@@ -15,11 +15,12 @@ from torch.overrides import TorchFunctionMode
 from rm.config import REQUIRED, SettingsGroup, setting
 from rm.data.batch import MicroBatch, pack
 from rm.data.examples import Examples
+from rm.distributed import checkpoint, sharding
 from rm.distributed import process_group as dist
-from rm.distributed import sharding
 from rm.distributed.sharding import MemorySettings, ParallelSettings, dtype_name
 from rm.files import read_json, sync_files
 from rm.hf import adapter, hub, weights
+from rm.hf.checkpoint_folder import ModelFiles
 from rm.hf.families.keys import DROPOUT
 from rm.hf.folder import TextFiles, copy_tokenizer, name_padding
 from rm.json_keys import Key, check_keys
@@ -224,7 +225,8 @@ def save(
     _check_finite(model)
     if settings.use_lora:
         _, family, hf = weights.read_config(base)
-        if hub.base_of(base) is not None or (texts is not None and texts.tokenizer.new_ids):
+        is_base = hub.base_of(base) is None and not checkpoint.is_checkpoint(base)
+        if not is_base or (texts is not None and texts.tokenizer.new_ids):
             base = _write_base(base, folder / "base", model, texts)
         adapter.save(model, folder / "adapter", base, settings, family)
         if dist.is_main():
@@ -242,6 +244,13 @@ def save(
     return model
 
 
+def checkpoint_files(model: Transformer, base: str, settings: LoraSettings, texts: TextFiles) -> ModelFiles:
+    """What makes each checkpoint of a training a model's folder. All ranks call it; the arguments are as for `save`."""
+    return ModelFiles.written_by(
+        lambda folder: weights.save_description(model, folder, base, model.compute_dtype, texts), base, settings
+    )
+
+
 def _check_finite(model: Transformer) -> None:
     """Raise ValueError where the last update made weights infinite or NaN: no later loss has shown it."""
     damaged = [name for name, p in model.named_parameters() if not sharding.local(p).isfinite().all()]
@@ -256,8 +265,8 @@ def _write_base(base: str, folder: Path, model: Transformer, texts: TextFiles | 
     """Write a full model for the new adapter, where the base that the training started from does not serve as one.
 
     peft loads an adapter on a full model only: an adapter's folder is written with the adapter merged, which are the
-    values that the new one was trained on. Where tokens were added, the trained embedding and LM head are written: a
-    base without their rows does not fit the adapter.
+    values that the new one was trained on, and a checkpoint as a model's folder. Where tokens were added, the trained
+    embedding and LM head are written: a base without their rows does not fit the adapter.
     """
     new_ids = [] if texts is None else texts.tokenizer.new_ids
     parallel = ParallelSettings(dtype=dtype_name(model.compute_dtype))
@@ -270,7 +279,8 @@ def _write_base(base: str, folder: Path, model: Transformer, texts: TextFiles | 
                 sharding.fill(parameter, sharding.full_tensor(trained[name]))
     weights.save(full, folder, base, model.compute_dtype, texts=texts)
     sharding.release(full)
-    why = "with the new tokens" if new_ids else f"as {base} is an adapter itself"
+    kind = "a checkpoint" if checkpoint.is_checkpoint(base) else "an adapter itself"
+    why = "with the new tokens" if new_ids else f"as {base} is {kind}"
     dist.say(f"saved {folder}, the base of the new adapter, {why}")
     return str(folder)
 

@@ -24,6 +24,7 @@ from functools import partial
 from pathlib import Path
 
 from rm.config import Settings, flags, flatten, updated
+from rm.distributed import checkpoint as checkpoint_files
 from rm.distributed import process_group as dist
 from rm.files import read_json, update_digest
 from rm.hf import data_files
@@ -97,12 +98,20 @@ def fetched(settings: Settings, weights: bool = True, named: bool = False) -> Se
 
 
 def model(text: str, weights: bool = True, above: tuple[Path, ...] = ()) -> str:
-    """The folder of a model: `text` itself if it exists or can only be a path. An adapter's base is downloaded, too.
+    """The folder of a model: what a path or a name on the hub stands for. All that takes a model asks here.
+
+    A path is a folder with a model, an adapter, or a checkpoint of a training, which is a model as it is; or a run,
+    which stands for its model. An adapter's base is downloaded, too.
 
     Args:
         above: adapters that name this model as their base, or the base of their base.
+
+    Raises:
+        ValueError: a folder holds something of a run that is no model.
     """
-    name, folder = None if Path(text).exists() else Name.read(text), Path(text)
+    name = None if Path(text).exists() else Name.read(text)
+    text = text if name else _model_of_run(text)
+    folder = Path(text)
     if name:
         if name.file or name.split:
             raise ValueError(f"{text}: a model is a repository, not a file: give hub:{name.repo}")
@@ -113,6 +122,28 @@ def model(text: str, weights: bool = True, above: tuple[Path, ...] = ()) -> str:
     if base := _declared_base(folder):
         model(base, weights, (*above, folder.resolve()))
     return str(folder) if name else text
+
+
+def _model_of_run(text: str) -> str:
+    """The model of a run's folder; any other path is returned as it is."""
+    folder = Path(text)
+    if any((folder / name).is_file() for name in ("config.json", ADAPTER)):
+        return text
+    if checkpoint_files.is_checkpoint(folder):
+        raise ValueError(
+            f"{folder} is a checkpoint that an earlier version wrote, without the files of a model: run its training's "
+            f"command again, and name one that is written then"
+        )
+    checkpoints = checkpoint_files.list_checkpoints(folder) or checkpoint_files.list_checkpoints(folder / "checkpoints")
+    newest = f"; its newest checkpoint is {checkpoints[-1]}" if checkpoints else ""
+    if (folder / "run.json").is_file():
+        if read_json(folder / "exit.json").get("status") != "finished":
+            raise ValueError(f"{folder} is a run that has not finished{newest}: name a checkpoint")
+        dist.say(f"{folder} is a run: its model is {folder / 'model'}")
+        return str(folder / "model")
+    if checkpoints:
+        raise ValueError(f"{folder} holds checkpoints: name one of them, such as {checkpoints[-1]}")
+    return text
 
 
 def template(text: str) -> str:

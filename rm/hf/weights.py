@@ -20,10 +20,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from rm.distributed import checkpoint
 from rm.distributed import process_group as dist
 from rm.distributed.sharding import full_tensor, local, local_slices
 from rm.files import read_json, sha256, sync, sync_files, write_atomically, write_json
-from rm.hf import adapter, families, hub
+from rm.hf import adapter, checkpoint_folder, families, hub
 from rm.hf.adapter import SCORE, is_score
 from rm.hf.families.keys import HEADS
 from rm.hf.families.layout import Layout
@@ -93,9 +94,11 @@ def fingerprint(folder: str | Path) -> str:
     """A hash that identifies a model: of config.json, and of the size and samples of every weights file.
 
     It hashes samples, since reading a large model takes minutes. Training changes nearly every value, so that samples
-    of two different models are practically never equal.
+    of two different models are practically never equal. A checkpoint has one already.
     """
     folder = Path(folder)
+    if checkpoint.is_checkpoint(folder):
+        return (folder / checkpoint.COMPLETE).read_text().strip()
     base = hub.base_of(folder)
     if base is not None:
         digest = hashlib.sha256(fingerprint(base).encode())
@@ -130,17 +133,23 @@ def load(model: nn.Module, folder: str | Path, new_ids: Sequence[int] = ()) -> s
     """
     parameters, in_4bit = dict(model.named_parameters()), quantized_layers(model)
     base = hub.base_of(folder)
+    if in_4bit and (base is not None or checkpoint.is_checkpoint(folder)):
+        raise ValueError(
+            f"{folder} is {'a checkpoint' if base is None else 'an adapter'}, and --load_in_4bit needs the folder of a "
+            f"full model: write it first, by python -m rm.export"
+        )
     if base is not None:
-        if in_4bit:
-            raise ValueError(
-                f"{folder} is an adapter, and --load_in_4bit needs the weights of a full model: write them first, by "
-                f"python -m rm.export"
-            )
         missing = load(model, base, new_ids)
         config, family, _ = read_config(base)
         head_is_embedding = model.predicts_tokens and config.tie_embeddings
         replaced = adapter.add(parameters, Path(folder), family, config.n_kv_heads, head_is_embedding)
         return missing - replaced
+    if checkpoint.is_checkpoint(folder):
+        state = checkpoint_folder.read(Path(folder), model.head)
+        missing = parameters.keys()
+        if state["adapter"]:
+            missing = load(model, *_base_of_checkpoint(model, Path(folder), state))
+        return missing - checkpoint_folder.load(parameters, Path(folder), state)
     config, family, _ = read_config(folder)
     shapes = _stored_shapes(model, config, new_ids)
     tensors = _stored_tensors(Path(folder))
@@ -177,10 +186,28 @@ def load(model: nn.Module, folder: str | Path, new_ids: Sequence[int] = ()) -> s
 
 def check(model: nn.Module, folder: str | Path, new_ids: Sequence[int] = ()) -> None:
     """Raise ValueError where a folder's tensors are not those of the model, before memory is allocated for them."""
+    if checkpoint.is_checkpoint(folder):
+        if new_ids:
+            raise ValueError(
+                f"--add_special_tokens: {folder} is a checkpoint; write its model first, by python -m rm.export"
+            )
+        state = checkpoint_folder.read(Path(folder), model.head)
+        checkpoint_folder.check({name: tuple(p.shape) for name, p in model.named_parameters()}, Path(folder), state)
+        if state["adapter"]:
+            check(model, *_base_of_checkpoint(model, Path(folder), state))
+        return
     base = base_folder(folder)
     config, family, _ = read_config(base)
     label = getattr(model, "reward_label", None)
     _match(_stored_shapes(model, config, new_ids), _stored_tensors(base), base, family, label)
+
+
+def _base_of_checkpoint(model: nn.Module, folder: Path, state: dict) -> tuple[str, Sequence[int]]:
+    """The folder of the base below a checkpoint's adapters, and the ids of the checkpoint's tokens that it lacks."""
+    base = state["adapter"]["base"]
+    if fingerprint(base) != state["identity"]["model"]:
+        raise ValueError(f"{folder} holds adapters on {base}, which has changed since: put the model back that it was")
+    return base, range(read_config(base)[0].vocab_size, model.config.vocab_size)
 
 
 def _stored_shapes(model: nn.Module, config: ModelConfig, new_ids: Sequence[int]) -> dict[str, tuple[int, ...]]:
@@ -455,18 +482,34 @@ def save(
                 weight_map = {hf_name: file for file, hf_names in shards.items() for hf_name in hf_names}
                 index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map}
                 write_json(folder / "model.safetensors.index.json", index)
-            hf["vocab_size"] = model.config.vocab_size  # which may have new tokens
-            if config.long_ropes and model.config.ropes == config.long_ropes:
-                hf = with_long_factors(hf)
-            architecture, tokenizer = family.classes[model.head], hub.tokenizer_folder(source)
-            if model.head == "reward" and config.score == "two layers":
-                architecture = next(name for name in hf["architectures"] if name in WITH_TWO_LAYERS)
-            describe(folder, base_folder(source), tokenizer, hf, architecture, model.head, dtype, texts)
+            architecture = save_description(model, folder, source, dtype, texts)
             if architecture in NOT_IN_TRANSFORMERS:
                 dist.say(f"transformers has no {architecture}: open {out} as docs/exports.md says")
             forget_code(folder)
             if family is not source_family:
                 dist.say(f"{out} is a {hf['model_type']}, which transformers opens as {architecture}")
+
+
+def save_description(
+    model: nn.Module, folder: Path, source: str | Path, dtype: torch.dtype, texts: TextFiles | None = None
+) -> str:
+    """Write all files of a Hugging Face folder but the weights; the arguments are as for `save`.
+
+    Returns:
+        The name of the model's class in transformers.
+    """
+    config, source_family, hf = read_config(source)
+    family = families.find(hf)
+    hf["vocab_size"] = model.config.vocab_size  # which may have new tokens
+    if config.long_ropes and model.config.ropes == config.long_ropes:
+        hf = with_long_factors(hf)
+    architecture, tokenizer = family.classes[model.head], hub.tokenizer_folder(source)
+    if model.head == "reward" and config.score == "two layers":
+        architecture = next(name for name in hf["architectures"] if name in WITH_TWO_LAYERS)
+    describe(folder, base_folder(source), tokenizer, hf, architecture, model.head, dtype, texts)
+    if family is not source_family:
+        forget_code(folder)
+    return architecture
 
 
 def _plan_shards(sizes: dict[str, int], limit: int) -> dict[str, list[str]]:
@@ -486,7 +529,8 @@ def _plan_shards(sizes: dict[str, int], limit: int) -> dict[str, list[str]]:
 @contextlib.contextmanager
 def _replaced_folder(out: Path) -> Iterator[Path]:
     """A new folder next to `out` to write into. It replaces `out` if the block succeeds, and is deleted if it fails."""
-    if out.exists() and not (out / "config.json").is_file() and (out.is_file() or any(out.iterdir())):
+    is_model = (out / "config.json").is_file() and not checkpoint.is_checkpoint(out)
+    if out.exists() and not is_model and (out.is_file() or any(out.iterdir())):
         raise ValueError(f"{out} exists and is not a model, so it is not replaced: choose another path or remove it")
     writing, old = out.with_name(f".{out.name}.writing"), out.with_name(f".{out.name}.old")
     try:

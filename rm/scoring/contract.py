@@ -25,14 +25,16 @@ from rm.data.encode import TextEncoder
 from rm.data.examples import Examples
 from rm.data.messages import Text, split_turns
 from rm.data.tokenizer import Tokenizer
+from rm.distributed import checkpoint, sharding
 from rm.distributed import process_group as dist
-from rm.distributed import sharding
 from rm.distributed.sharding import ParallelSettings, dtype_name
 from rm.files import read_json, write_atomically, write_json
 from rm.hf import build, hub, weights
-from rm.hf.folder import name_padding, padding_id, set_padding
+from rm.hf.checkpoint_folder import ModelFiles
+from rm.hf.folder import TextFiles, name_padding, padding_id, set_padding
 from rm.json_keys import Key, check_keys
 from rm.model.heads import RewardModel
+from rm.model.lora import LoraSettings
 from rm.scoring.reward_set import RewardSet
 from rm.scoring.score import all_rewards, reward_statistics
 from rm.scoring.settings import ScoringTextSettings
@@ -150,6 +152,11 @@ def resolve(
             f"rewards are read as transformers reads them, at the last token that is not config.json's pad_token_id"
         )
         return TextSettings(**given), None
+    if checkpoint.is_checkpoint(folder):
+        say(
+            f"{folder} is a checkpoint: texts are written as in its training, and no golden scores show that its "
+            f"rewards are those of the training"
+        )
     lengths = {name: vars(contract)[name] for name in ("max_length", "overlong", "truncation_side")}
     if contract.template_sha256 is None and {"chat_template", "dialogue_format"} & given.keys():
         return TextSettings(**lengths | given), contract  # how messages are written is open
@@ -229,26 +236,62 @@ def write(folder: str | Path, text: TextSettings, dtype: torch.dtype, statistics
         statistics: `reward_mean`, `reward_std` and `reward_set`.
     """
     folder = Path(folder)
-    tokenizer = Tokenizer(hub.tokenizer_folder(folder))
-    template = choose_template(text.chat_template, text.dialogue_format, tokenizer)
-    chat_template = None if template is None else template.for_other_software(tokenizer)
     if dist.is_main():
-        if template is not None:
-            write_atomically(folder / "chat_template.jinja", chat_template)
-        _, _, hf = weights.read_config(folder)
-        name_padding(folder, hf, template)
+        _write_template(folder, text)
     dist.barrier()
-    if text.chat_template:  # from now on it is the model's own
-        text = replace(text, chat_template=str(folder))
-    encoder = _encoder(folder, text)
+    encoder, contract = _describe(folder, text, dtype)
     probes = _probe_texts(encoder)
     examples = encoder.examples([[probe] for probe in probes])
     scores = _scores_on_disk(folder, text.max_length, examples).tolist()
     tokens = [[*example.prefix.tolist(), *example.replies[0].tolist()] for example in examples]
-    contract = Contract(
+    golden = tuple(Golden(*golden) for golden in zip(probes, tokens, scores, strict=True))
+    if dist.is_main():
+        write_json(folder / FILE, asdict(replace(contract, golden=golden, **statistics or {})))
+    dist.barrier()
+
+
+def checkpoint_files(
+    model: RewardModel, base: str, lora: LoraSettings, texts: TextFiles, text: TextSettings
+) -> ModelFiles:
+    """What makes each checkpoint of a training a reward model's folder. All ranks call it.
+
+    Its scoring.json has no golden scores: checkpoints are written while training goes on, and not scored.
+
+    Args:
+        base, lora, texts: as for `build.save`.
+        text: of the training.
+    """
+
+    def write(folder: Path) -> None:
+        weights.save_description(model, folder, base, model.compute_dtype, texts)
+        _write_template(folder, text)
+        _, contract = _describe(folder, text, model.compute_dtype)
+        write_json(folder / FILE, asdict(contract))
+
+    return ModelFiles.written_by(write, base, lora)
+
+
+def _write_template(folder: Path, text: TextSettings) -> None:
+    """Write the template of a training's dialogues, and name a padding token by it."""
+    tokenizer = Tokenizer(hub.tokenizer_folder(folder))
+    template = choose_template(text.chat_template, text.dialogue_format, tokenizer)
+    if template is not None:
+        write_atomically(folder / "chat_template.jinja", template.for_other_software(tokenizer))
+    _, _, hf = weights.read_config(folder)
+    name_padding(folder, hf, template)
+
+
+def _describe(folder: Path, text: TextSettings, dtype: torch.dtype) -> tuple[TextEncoder, Contract]:
+    """(encodes texts as the training has, the contract of its model without golden scores)"""
+    tokenizer = Tokenizer(hub.tokenizer_folder(folder))
+    template = choose_template(text.chat_template, text.dialogue_format, tokenizer)
+    if text.chat_template:  # from now on it is the model's own
+        text = replace(text, chat_template=str(folder))
+    encoder = _encoder(folder, text)
+    return encoder, Contract(
         template_sha256=None if encoder.template is None else encoder.template.fingerprint,
         template_explicit=encoder.as_messages,
-        chat_template=chat_template,
+        chat_template=None if template is None else template.for_other_software(tokenizer),
         dialogue_format=text.dialogue_format,
         bare_text="dialogue" if encoder.bare_as_dialogue else "plain",
         parse_special_tokens=text.parse_special_tokens,
@@ -258,12 +301,8 @@ def write(folder: str | Path, text: TextSettings, dtype: torch.dtype, statistics
         overlong=text.overlong,
         truncation_side=text.truncation_side,
         dtype=dtype_name(dtype),
-        golden=tuple(Golden(*golden) for golden in zip(probes, tokens, scores, strict=True)),
-        **statistics or {},
+        golden=(),
     )
-    if dist.is_main():
-        write_json(folder / FILE, asdict(contract))
-    dist.barrier()
 
 
 def mean_reward(folder: str | Path) -> float:
@@ -284,7 +323,8 @@ def mean_reward(folder: str | Path) -> float:
 def copy_to(source: str | Path, folder: str | Path, shift: float = 0.0) -> None:
     """Write the contract of `source` beside the same model, exported to `folder`, with the scores that it has there.
 
-    A model from elsewhere has none. It keeps its padding token, on which its rewards depend.
+    A model from elsewhere has none. It keeps its padding token, on which its rewards depend. A checkpoint has one
+    without golden scores, which are computed here.
 
     Args:
         shift: what all rewards of the exported model are higher by.
@@ -299,6 +339,10 @@ def copy_to(source: str | Path, folder: str | Path, shift: float = 0.0) -> None:
             set_padding(folder, tokenizer.string_of(pad_id), pad_id)
         dist.barrier()
         return
+    if checkpoint.is_checkpoint(source):
+        text, _ = resolve(source, ScoringTextSettings(), say=lambda line: None)
+        step = checkpoint.read(Path(source))["step"]
+        return write(folder, text, getattr(torch, contract.dtype), {"step": step})
     if shift:
         golden = tuple(replace(one, score=one.score + shift) for one in contract.golden)
         contract = replace(contract, golden=golden, reward_mean=contract.reward_mean + shift)

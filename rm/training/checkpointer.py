@@ -16,6 +16,7 @@ from torch import nn
 
 from rm.distributed import checkpoint, sharding
 from rm.distributed import process_group as dist
+from rm.hf.checkpoint_folder import ModelFiles
 from rm.model import lora
 from rm.terminal import warn
 from rm.training.resume import CheckpointSettings
@@ -34,7 +35,19 @@ class Checkpointer:
     A stop is raised as `dist.Stopped`; on its way out of the `with` block the step's checkpoint is written.
     """
 
-    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, run: RunLog, settings: CheckpointSettings):
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        run: RunLog,
+        settings: CheckpointSettings,
+        files: ModelFiles,
+    ):
+        """
+        Args:
+            files: make the folder of each checkpoint a model's.
+        """
+        self.files = files
         self.model, self.optimizer, self.run, self.settings = model, optimizer, run, settings
         self.folder = run.folder / "checkpoints"
         self.watchdog = Watchdog(settings.stall_timeout)
@@ -107,10 +120,12 @@ class Checkpointer:
         elif best.step == step:
             dist.say(f"the last evaluation was the best: {best}")
         elif best.step is not None:
-            dist.say(
-                f"the best evaluation was {best}, and the model is that of step {step}: to get the best one, train "
-                f"into another --output_dir with --load_best_model_at_end true"
-            )
+            folder, model = self.folder / f"step_{best.step}", self.run.folder / f"model_step_{best.step}"
+            if checkpoint.is_checkpoint(folder):
+                how = f"python -m rm.export --model_name_or_path {folder} --output_dir {model}"
+            else:
+                how = "train into another --output_dir with --load_best_model_at_end true"
+            dist.say(f"the best evaluation was {best}, and the model is that of step {step}; to get the best: {how}")
         self.run.note_model(step)
 
     def _load_weights(self, folder: Path) -> None:
@@ -167,10 +182,11 @@ class Checkpointer:
             "identity": self.run.start.identity,
             "best": self.run.best.state,
             "own": copy.deepcopy(self.own),
+            "adapter": self.files.adapter,
         }
         folder = self.folder / f".step_{self.run.step}.{self.attempt}"
         snapshot = checkpoint.snapshot(lora.checkpointed(self.model), self.optimizer, self.pinned)
-        self.pending = _PendingWrite(folder, state, snapshot)
+        self.pending = _PendingWrite(folder, state, snapshot, self.files)
         self.run.add_to_next_line(checkpoint_blocked_seconds=time.perf_counter() - began)
 
     def _finish_write(self) -> None:
@@ -251,8 +267,8 @@ def _best_step(folder: Path) -> int | None:
 class _PendingWrite:
     """One rank's part of a checkpoint while a thread writes it to disk."""
 
-    def __init__(self, folder: Path, state: dict, snapshot: checkpoint.Snapshot):
-        self.folder, self.state, self.snapshot = folder, state, snapshot
+    def __init__(self, folder: Path, state: dict, snapshot: checkpoint.Snapshot, files: ModelFiles):
+        self.folder, self.state, self.snapshot, self.files = folder, state, snapshot, files
         self.done, self.error, self.seconds = False, None, 0.0
         self.thread = threading.Thread(target=self._write, name="checkpoint", daemon=True)
         self.thread.start()
@@ -261,6 +277,7 @@ class _PendingWrite:
         began = time.perf_counter()
         try:
             checkpoint.write(self.folder, dist.rank(), self.snapshot)
+            checkpoint.write_files(self.folder, self.files.contents)
             self.snapshot.tensors.clear()
             self.done = True
         except Exception as error:  # of any kind: all ranks have to know

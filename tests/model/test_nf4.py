@@ -149,5 +149,5 @@ def test_without_adapters_or_on_an_adapter_it_is_refused(folder, tmp_path):
     with pytest.raises(ValueError, match="--load_in_4bit true needs --use_lora true"):
         compose(LoraSettings, load_in_4bit=True)
     run_ranks(1, train_lora, folder, tmp_path)
-    with pytest.raises(RuntimeError, match="is an adapter, and --load_in_4bit needs the weights of a full model"):
+    with pytest.raises(RuntimeError, match="is an adapter, and --load_in_4bit needs the folder of a full model"):
         run_ranks(1, train_lora, tmp_path / "adapter", None, IN_4BIT)
