@@ -14,7 +14,7 @@ replies) and report.html, a page with figures and the worst mistakes.
 import contextlib
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -111,12 +111,12 @@ def score_sets(settings: Settings, model_path: str, sets: dict[str, list[str]]) 
     mean = contract.mean_reward(model_path) if settings.evaluation.center_rewards else 0.0
     encoder = contract.text_encoder(model_path, text, agreed)
     task = Task.SCORING if settings.evaluation.score_only else Task.PREFERENCE
-    examples, counts = {}, {}
+    examples, counts, dropped = {}, {}, {}
     for name, paths in sets.items():
         examples[name], report = read_cached(
             task, paths, text, encoder.tokenizer, settings.data.cache_dir, encoder.padding_id, settings.keys
         )
-        counts[name] = asdict(report)
+        counts[name], dropped[name] = report.facts, report.reasons
         say_report(name, report)
     label = settings.models.reward_label if model_path in settings.models.model_name_or_path else None
     model = build.build(RewardModel, model_path, settings.parallel, max_length=text.max_length, reward_label=label)
@@ -130,7 +130,8 @@ def score_sets(settings: Settings, model_path: str, sets: dict[str, list[str]]) 
     for name, paths in sets.items():
         new, index = new_texts(examples[name], settings.packing, seen)
         rewards = np.append(rewards, all_rewards(model, EvalBatches(new, settings.packing)).numpy())
-        results[name] = Result(paths, examples[name], rewards[index] - np.float32(mean), settings.keys)
+        own = rewards[index] - np.float32(mean)
+        results[name] = Result(paths, examples[name], own, settings.keys, dropped[name])
         results[name].check_finite()
     sharding.release(model)  # for the next one
     scale = None if agreed is None or not agreed.reward_std else (agreed.reward_mean - mean, agreed.reward_std)

@@ -18,7 +18,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import ClassVar
 
 import numpy as np
@@ -137,7 +137,7 @@ def pack(
         label_positions=label_positions,
         targets=flat[targets],
         reply_end=_concatenated(reply_ends),
-        **_preferences(examples, members, compared),
+        **preference_tables(examples, members, compared),
     )
     tensors = {name: _tensor(array) for name, array in arrays.items()}
     weights = _tensor(label_weights.astype(np.float32)) if label_chosen else None
@@ -167,11 +167,11 @@ def _labels(start: int, prefix: int, end: int, loss: np.ndarray) -> tuple[np.nda
     return positions, targets, loss[labelled]
 
 
-def _preferences(examples: Examples, indices: np.ndarray, compared: list[np.ndarray]) -> dict[str, np.ndarray]:
+def preference_tables(examples: Examples, indices: np.ndarray, compared: list[np.ndarray]) -> dict[str, np.ndarray]:
     """`reply_table` and the labels of a micro-batch: examples of any K in rectangular tables.
 
     Args:
-        compared: of each example, which of the micro-batch's replies are its own.
+        compared: of each example, which of the replies are its own.
     """
     first, counts = examples.reply_offsets[indices], np.diff(examples.reply_offsets)[indices]
     k = np.arange(counts.max(initial=1))
@@ -321,7 +321,7 @@ class EvalBatches:
     def __init__(self, examples: Examples, packing: PackingSettings):
         lengths = packed_lengths(examples, packing.share_prefix)
         check_longest_fits(lengths, packing.max_tokens)
-        self.examples, self.share_prefix = examples, packing.share_prefix
+        self.examples, self.packing = examples, packing
         plan = plan_micro_batches(lengths, lengths, packing.max_tokens, dist.world_size())
         self.assigned = plan[dist.rank()] if len(examples) else []
 
@@ -329,7 +329,13 @@ class EvalBatches:
         return len(self.assigned)
 
     def __iter__(self) -> Iterator[MicroBatch]:
-        return (pack(self.examples, indices, self.share_prefix) for indices in self.assigned)
+        return (pack(self.examples, indices, self.packing.share_prefix) for indices in self.assigned)
+
+    @cached_property
+    def distinct(self) -> tuple["EvalBatches", np.ndarray]:
+        """(micro-batches in which each text stands once, (R,) the place of each reply's text in them)."""
+        texts, place = new_texts(self.examples, self.packing, {})
+        return self if texts is self.examples else EvalBatches(texts, self.packing), place
 
 
 def new_texts(examples: Examples, packing: PackingSettings, seen: dict[bytes, int]) -> tuple[Examples, np.ndarray]:

@@ -125,8 +125,19 @@ class Report:
     used: tuple[str, ...] = ()  # keys that were read, named as in `rm.data.schemas`
     passed_over: tuple[str, ...] = ()  # keys without meaning
     first_dropped: dict[str, tuple[int, str]] = field(default_factory=dict)  # reason -> (file, place) of the first
+    dropped_records: dict[str, list[int]] = field(default_factory=dict)  # reason -> numbers as in `Examples.record`
     lengths: dict[str, int] = field(default_factory=dict)  # see `_summary`
     warnings: tuple[str, ...] = ()  # what a person should know of the data, one line each
+
+    @property
+    def facts(self) -> dict:
+        """What run.json and report.json say of the files."""
+        return {name: value for name, value in asdict(self).items() if name != "dropped_records"}
+
+    @property
+    def reasons(self) -> dict[int, str]:
+        """Number of a record that was dropped -> the reason."""
+        return {number: reason for reason, numbers in self.dropped_records.items() for number in numbers}
 
     def __str__(self) -> str:
         total = self.kept + sum(self.dropped.values())
@@ -185,7 +196,7 @@ def load(
     how = {"keys": keys, "train_on": replies.train_on if replies else "all"}
     train, report = read_cached(task, data.dataset_path, text, tokenizer, data.cache_dir, **how)
     say_report("data", report)
-    facts = {"tokenizer": tokenizer.fingerprint, "train": asdict(report) | {"sha256": train.hash}}
+    facts = {"tokenizer": tokenizer.fingerprint, "train": report.facts | {"sha256": train.hash}}
     held_out = {}
     for name, paths in held_out_sets(held.eval_dataset_path).items():
         held_out[name], eval_report = read_cached(task, paths, text, tokenizer, data.cache_dir, **how)
@@ -283,6 +294,7 @@ def read(
     report = Report(
         kept=len(examples),
         dropped=dict(encoder.dropped),
+        dropped_records={reason: numbers.tolist() for reason, numbers in encoder.dropped_records.items()},
         formats=dict(reader.schemas),
         files=[reader.records[file] for file in range(len(paths))],
         shortened=encoder.shortened,

@@ -9,7 +9,7 @@ from rm.data.reader import Located
 class RecordInfo:
     """One record, as `Result.record_info` has it."""
 
-    id: str | int  # the record's `id` if it has one, else its number in the set
+    id: str | int  # the record's `id` if it has one, else its number in the set, from 1
     subset: str  # "" if the record names none
     turns: int  # number of user messages
     lengths: list[int]  # characters of each reply's last message
@@ -21,7 +21,7 @@ class RecordInfo:
 def record_info(located: Located, file: str) -> RecordInfo:
     sample, dialogues = located.sample, located.sample.dialogues()
     return RecordInfo(
-        id=located.number if sample.id is None else sample.id,
+        id=located.number + 1 if sample.id is None else sample.id,
         subset=sample.subset,
         turns=sum(message["role"] == "user" for message in dialogues[0]),
         lengths=[len(dialogue[-1]["content"]) for dialogue in dialogues],

@@ -6,8 +6,8 @@ also reads them here, for what metrics are broken down by: number of turns, repl
 Shapes: N prompts, R replies, M models of an ensemble.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -38,15 +38,16 @@ class Mistake:
 class Result:
     """The rewards that one model, or the mean of several, gives to one set.
 
-    The input files are read up to four times in the main process: once by `rm.data.dataset` for the tokens, then by
-    `record_info`, and by `best` and `mistakes` (or `check_finite`) where they are called. Holding all texts in memory
-    instead would not scale to large files.
+    The input files are read several times in the main process: once by `rm.data.dataset` for the tokens, then by
+    `record_info` and `lines`, and by `best` and `mistakes` (or `check_finite`) where they are called. Holding all texts
+    in memory instead would not scale to large files.
     """
 
     paths: Sequence[str]
     examples: Examples
     rewards: np.ndarray  # (R,) fp32, in the order of the replies in `examples`
     keys: KeySettings | None = None
+    dropped: Mapping[int, str] = field(default_factory=dict)  # number of a record that was left out -> why
     members: np.ndarray | None = None  # (M, R) of an ensemble: the rewards of each model, whose mean `rewards` is
 
     @cached_property
@@ -91,27 +92,50 @@ class Result:
         )
 
     def lines(self) -> Iterator[dict]:
-        """The lines of scores.jsonl: one per record, in file order."""
+        """The lines of scores.jsonl: one for each record of the files, in order, counted from 1.
+
+        A record that was left out has no scores, and the reason. Of records that were joined, since each has one reply
+        to the same prompt, each has the score of its own.
+        """
         offsets = np.asarray(self.examples.reply_offsets).tolist()
-        rewards = self.rewards.tolist()
-        tokens = self.examples.reply_lengths + np.repeat(self.examples.prefix_lengths, np.diff(offsets))
-        for i, (record, info) in enumerate(zip(self.examples.record.tolist(), self.record_info, strict=True)):
-            replies = slice(offsets[i], offsets[i + 1])
-            line = {"record": record, "id": info.id, "scores": rewards[replies]}
-            if self.members is not None:
-                line["spread"] = self.members[:, replies].std(0).tolist()
-                line["scores_by_model"] = self.members[:, replies].tolist()
-            yield line | {"characters": info.lengths, "tokens": tokens[replies].tolist()}
+        example_of = {number: i for i, number in enumerate(self.examples.record.tolist())}
+        for number, _, _, sample in SampleReader(PREFERENCE, self.keys).read(self.paths):
+            is_joined = sample.joined_by is not None
+            for n in range(len(sample.texts) if is_joined else 1):
+                line = {"record": number + n + 1, "id": number + n + 1 if sample.id is None else sample.id}
+                if number not in example_of:
+                    yield line | {"scores": None, "dropped": self.dropped[number]}
+                    continue
+                i = example_of[number]
+                first = offsets[i]
+                replies = slice(first + n, first + n + 1) if is_joined else slice(first, offsets[i + 1])
+                characters = self.record_info[i].lengths[replies.start - first : replies.stop - first]
+                yield line | self._scores(replies) | {"characters": characters, "tokens": self._tokens[replies]}
+
+    def _scores(self, replies: slice) -> dict:
+        scores = {"scores": self.rewards[replies].tolist()}
+        if self.members is not None:
+            scores["spread"] = self.members[:, replies].std(0).tolist()
+            scores["scores_by_model"] = self.members[:, replies].tolist()
+        return scores
+
+    @cached_property
+    def _tokens(self) -> list[int]:
+        """(R,) tokens of each reply's text."""
+        replies = np.diff(self.examples.reply_offsets)
+        return (self.examples.reply_lengths + np.repeat(self.examples.prefix_lengths, replies)).tolist()
 
     def best(self) -> Iterator[dict]:
-        """The lines of best.jsonl: every record's highest-scoring reply, the first one of a tie."""
-        for line, located in zip(self.lines(), self._samples(self.examples.record), strict=True):
-            best = int(np.argmax(line["scores"]))
+        """The lines of best.jsonl: every scored record's highest-scoring reply, the first one of a tie."""
+        offsets = self.examples.reply_offsets
+        for i, located in enumerate(self._samples(self.examples.record)):
+            rewards = self.rewards[offsets[i] : offsets[i + 1]]
+            best = int(np.argmax(rewards))
             yield {
-                "record": line["record"],
-                "id": line["id"],
+                "record": located.number + 1,
+                "id": self.record_info[i].id,
                 "best": best,
-                "score": line["scores"][best],
+                "score": float(rewards[best]),
                 "response": located.sample.dialogues()[best][-1]["content"],
             }
 
@@ -165,7 +189,8 @@ def ensemble(results: Sequence[Result], scales: Sequence[tuple[float, float] | N
         members.append(rewards)
         examples = result.examples.select(kept) if examples is None else examples
     members = np.stack(members)
-    return replace(results[0], examples=examples, rewards=members.mean(0), members=members)
+    dropped = {number: reason for result in reversed(results) for number, reason in result.dropped.items()}
+    return replace(results[0], examples=examples, rewards=members.mean(0), members=members, dropped=dropped)
 
 
 def evaluation_report(results: dict[str, Result], baseline: dict[str, Result]) -> dict:

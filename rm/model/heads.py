@@ -76,6 +76,7 @@ def _score_of_two_layers(dim: int) -> nn.Module:
     return nn.Sequential(nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, 1))
 
 
+COMPARISONS = ("reply_table", "grade", "label", "margin", "weight", "strength")  # of a micro-batch, which losses take
 SCORES = {"linear": _linear_score, "two layers": _score_of_two_layers}
 
 
@@ -111,16 +112,12 @@ class RewardModel(_WithLMHead):
         """Summed over prompts, all () fp32: `loss`, `accuracy` and `margin` as in `losses.agreement`, `count`.
 
         In a training with an SFT loss also `sft_loss`, which the loss includes; its positions are part of the one
-        forward. In an evaluation also `reward_chosen` and `reward_rejected`, and the loss is that of the rewards.
+        forward.
         """
         n, has_sft_loss = len(batch.reply_end), self.training and self.loss.has_sft_loss
         positions = torch.cat([batch.reply_end, batch.label_positions]) if has_sft_loss else batch.reply_end
         rewards, hidden = self._rewards_and_hidden(batch, positions)
-        table = rewards[batch.reply_table]  # (N, K)
-        loss = losses.preference_loss(
-            table, batch.grade, batch.label, batch.margin, self.loss, batch.weight, batch.strength
-        )
-        pairs = losses.pairs_of(table, batch.grade, batch.label)
+        loss, pairs = self._loss_and_pairs(rewards, **{name: getattr(batch, name) for name in COMPARISONS})
         accuracy, margin = losses.agreement(pairs)
         sums = {
             "loss": loss.sum() + _zero_with_grad(hidden),
@@ -131,10 +128,35 @@ class RewardModel(_WithLMHead):
         if has_sft_loss:
             sums["sft_loss"] = self._cross_entropy(hidden[n:], batch)
             sums["loss"] = sums["loss"] + self.loss.sft_loss_coefficient * sums["sft_loss"]
-        if not self.training:
-            chosen, rejected = losses.rewards_of_sides(pairs)
-            sums |= {"reward_chosen": chosen.sum(), "reward_rejected": rejected.sum()}
         return sums
+
+    def measures(self, rewards: Tensor, **tables: Tensor) -> dict[str, Tensor]:
+        """What an evaluation makes of rewards: loss, accuracy, margin, mean rewards of chosen and rejected; (N,) each.
+
+        Args:
+            rewards: (R,)
+            tables: COMPARISONS, as in `rm.data.batch.MicroBatch`.
+        """
+        loss, pairs = self._loss_and_pairs(rewards, **tables)
+        accuracy, margin = losses.agreement(pairs)
+        chosen, rejected = losses.rewards_of_sides(pairs)
+        return {
+            "loss": loss, "accuracy": accuracy, "margin": margin, "reward_chosen": chosen, "reward_rejected": rejected,
+        }  # fmt: skip
+
+    def _loss_and_pairs(
+        self,
+        rewards: Tensor,
+        reply_table: Tensor,
+        grade: Tensor,
+        label: Tensor,
+        margin: Tensor,
+        weight: Tensor,
+        strength: Tensor,
+    ) -> tuple[Tensor, losses.Pairs]:
+        table = rewards[reply_table]  # (N, K)
+        loss = losses.preference_loss(table, grade, label, margin, self.loss, weight, strength)
+        return loss, losses.pairs_of(table, grade, label)
 
     def _rewards_and_hidden(self, batch: MicroBatch, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Rewards, (R,), and the hidden states at positions, of which the first R are those of the replies' ends."""

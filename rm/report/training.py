@@ -28,7 +28,7 @@ TITLES = {  # name in metrics.jsonl, which has the prefix eval_ for held-out dat
     "grad_norm": ("Gradient norm before clipping", "gradient norm"),
     "tokens_per_second": ("Throughput", "tokens per second"),
 }
-NOT_DRAWN = ("step", "epoch", "accuracy_ci95_low", "accuracy_ci95_high")
+NOT_DRAWN = ("step", "epoch")  # nor the bounds of intervals
 COMPARISON = "comparison.html"
 
 
@@ -200,7 +200,7 @@ def _figures(metrics: Iterable[str], curves: list[tuple[str, Run, str, str, str]
     """
     drawn = []
     for metric in metrics:
-        if metric in NOT_DRAWN:
+        if metric in NOT_DRAWN or "_ci95_" in metric:
             continue
         lines = {}
         for label, run, prefix, style, colour in curves:

@@ -3,7 +3,7 @@
 Shapes: R replies.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import torch
@@ -14,23 +14,33 @@ from rm.distributed import process_group as dist
 from rm.distributed import sharding
 
 
-def all_rewards(model: nn.Module, batches: EvalBatches) -> Tensor:
+def all_rewards(model: nn.Module, batches: EvalBatches, between_batches: Callable[[], None] = lambda: None) -> Tensor:
     """The reward of every reply in the order of `batches.examples`, on every rank: (R,) fp32 on the CPU.
 
     Those of example i are `[reply_offsets[i] : reply_offsets[i + 1]]`; where all are pairs, `.view(-1, 2)` has the
-    chosen ones first. All ranks call it.
+    chosen ones first. A text that stands in several places is scored once. All ranks call it.
+
+    Args:
+        between_batches: called before every micro-batch; may leave by raising.
     """
-    shown = dist.progress(batches, "scoring", "micro-batches")
-    indices, rewards = local_rewards(model, shown, batches.examples.reply_offsets)
-    return dist.concat_over_ranks(rewards)[dist.concat_over_ranks(indices).argsort()]
+    texts, place = batches.distinct
+    shown = dist.progress(texts, "scoring", "micro-batches")
+    indices, rewards = local_rewards(model, shown, texts.examples.reply_offsets, between_batches)
+    return dist.concat_over_ranks(rewards)[dist.concat_over_ranks(indices).argsort()][place]
 
 
 @torch.no_grad()
-def local_rewards(model: nn.Module, batches: Iterable[MicroBatch], reply_offsets: np.ndarray) -> tuple[Tensor, Tensor]:
+def local_rewards(
+    model: nn.Module,
+    batches: Iterable[MicroBatch],
+    reply_offsets: np.ndarray,
+    between_batches: Callable[[], None] = lambda: None,
+) -> tuple[Tensor, Tensor]:
     """(indices of the replies, their rewards) of this rank's micro-batches."""
     model.eval()
     indices, rewards = [np.zeros(0, np.int64)], [torch.zeros(0)]
     for batch in batches:
+        between_batches()
         indices += [np.arange(reply_offsets[i], reply_offsets[i + 1]) for i in batch.example_indices]
         rewards.append(model.rewards(batch.to(dist.device())).cpu())
     model.train()

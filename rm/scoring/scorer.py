@@ -148,13 +148,13 @@ class Scorer:
         return (rewards - mean) / deviation
 
     def rewards(self, examples: Examples) -> Tensor:
-        """The reward of every reply, in order: (R,) fp32 on the CPU."""
-        examples, index = new_texts(examples, PackingSettings(max_tokens=self.max_tokens), {})
-        lengths = examples.lengths
+        """The reward of every reply, in order: (R,) fp32 on the CPU. Each distinct text is scored once."""
+        texts, place = new_texts(examples, PackingSettings(max_tokens=self.max_tokens), {})
+        lengths = texts.lengths
         (assigned,) = plan_micro_batches(lengths, lengths, max(self.max_tokens, int(lengths.max())), world_size=1)
-        batches = (pack(examples, indices) for indices in assigned)
-        replies, rewards = local_rewards(self.model, batches, examples.reply_offsets)
-        return rewards[replies.argsort()][index]
+        batches = (pack(texts, indices) for indices in assigned)
+        replies, rewards = local_rewards(self.model, batches, texts.reply_offsets)
+        return rewards[replies.argsort()][place]
 
 
 def _scale(folder: Path, contract: Contract | None) -> tuple[float, float] | None:

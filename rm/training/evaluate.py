@@ -1,22 +1,23 @@
 """Means of a model's metrics over held-out examples, set by set and over all of them.
 
-Of a reward model: `loss`, `accuracy` with the bounds of its 95 % interval, `margin`, and the mean rewards of chosen and
-rejected replies. Of a language model: `loss`, `perplexity` and `token_accuracy`.
+Of a reward model: `loss`, `accuracy` with the bounds of its 95 % intervals, `margin`, and the mean rewards of chosen
+and rejected replies. Of a language model: `loss`, `perplexity` and `token_accuracy`.
 """
 
 import math
 from collections.abc import Callable
 
+import numpy as np
 import torch
-from torch import nn
 
-from rm.data.batch import EvalBatches, PackingSettings
+from rm.data.batch import EvalBatches, PackingSettings, preference_tables
 from rm.data.examples import Examples
 from rm.data.sets import UNNAMED
 from rm.distributed import process_group as dist
 from rm.distributed import sharding
-from rm.evaluation.stats import wilson_interval
-from rm.model.heads import Model, Sums
+from rm.evaluation.stats import clustered_interval, wilson_interval
+from rm.model.heads import Model, RewardModel, Sums
+from rm.scoring.score import all_rewards
 from rm.training.best import BestSettings
 
 MAX_EXPONENT = 700  # exp of more is no float64
@@ -39,7 +40,7 @@ def evaluation_sets(
 
 @torch.no_grad()
 def evaluate(
-    model: nn.Module, sets: dict[str, EvalBatches], between_batches: Callable[[], None] = lambda: None
+    model: Model, sets: dict[str, EvalBatches], between_batches: Callable[[], None] = lambda: None
 ) -> dict[str, dict[str, float]]:
     """Means over all examples, exact whatever the number of ranks.
 
@@ -50,6 +51,8 @@ def evaluate(
     Returns:
         {name: {metric: mean}} of every set; UNNAMED is all of them together.
     """
+    if model.head == RewardModel.head:
+        return _evaluate_rewards(model, sets, between_batches)
     model.eval()
     totals: list[Sums] = []
     for name, batches in sets.items():
@@ -66,6 +69,43 @@ def evaluate(
     return {name: means(dict(zip(names, row.tolist(), strict=True))) for name, row in sums.items()}
 
 
+def _evaluate_rewards(
+    model: RewardModel, sets: dict[str, EvalBatches], between_batches: Callable[[], None]
+) -> dict[str, dict[str, float]]:
+    """`evaluate` of a reward model: every rank has all rewards, computed as for eval_rm.py, and all means."""
+    measured, conversations = {}, {}
+    for name, batches in sets.items():
+        examples = batches.examples
+        rewards = all_rewards(model, batches, between_batches).double()
+        compared = np.split(np.arange(len(rewards)), examples.reply_offsets[1:-1])
+        tables = preference_tables(examples, np.arange(len(examples)), compared)
+        measures = model.measures(rewards, **{key: torch.from_numpy(table) for key, table in tables.items()})
+        measured[name] = {key: values.numpy() for key, values in measures.items()}
+        conversations[name] = np.asarray(examples.conversation)
+    if UNNAMED not in sets:
+        keys = next(iter(measured.values()))
+        together = {key: np.concatenate([values[key] for values in measured.values()]) for key in keys}
+        measured = {UNNAMED: together} | measured
+        conversations[UNNAMED] = np.concatenate(list(conversations.values()))
+    return {name: _means_of_prompts(values, conversations[name]) for name, values in measured.items()}
+
+
+def _means_of_prompts(values: dict[str, np.ndarray], conversation: np.ndarray) -> dict[str, float]:
+    """The means of (N,) values, and the bounds of the accuracy's 95 % intervals, as eval_rm.py computes them."""
+    line = {}
+    for name, of_prompts in values.items():
+        line[name] = float(of_prompts.mean())
+        if name == "accuracy":
+            intervals = {
+                "ci95": wilson_interval(line[name], len(of_prompts)),
+                "ci95_clustered": clustered_interval(of_prompts, conversation),  # None for one conversation
+            }
+            for kind, bounds in intervals.items():
+                if bounds is not None:
+                    line[f"accuracy_{kind}_low"], line[f"accuracy_{kind}_high"] = bounds
+    return line
+
+
 def add_sums(total: Sums, sums: Sums) -> None:
     """Add a micro-batch's sums to those of a step, without their graph."""
     for name, value in sums.items():
@@ -79,9 +119,6 @@ def means(sums: dict[str, float]) -> dict[str, float]:
     for name, value in sums.items():
         if name != "count":
             values[name] = value / count
-        if name == "accuracy":
-            # Wilson's takes prompts as independent; eval_rm.py also gives an interval that does not.
-            values["accuracy_ci95_low"], values["accuracy_ci95_high"] = wilson_interval(value / count, round(count))
     if "token_accuracy" in values:
         values["perplexity"] = math.exp(min(values["loss"], MAX_EXPONENT))
     return values

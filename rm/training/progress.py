@@ -69,13 +69,15 @@ class Progress:
 
 
 def _evaluation(means: dict[str, float], prefix: str = "") -> list[str]:
-    """The parts of an evaluation's line; an interval stands behind its mean."""
+    """The parts of an evaluation's line; Wilson's interval stands behind its mean, others are in metrics.jsonl."""
     parts = []
     for name, value in means.items():
-        if name.endswith("_ci95_low"):
-            parts[-1] += f" ({short(value)} to {short(means[name.replace('_low', '_high')])})"
-        elif not name.endswith("_ci95_high"):
-            parts.append(f"{prefix}{name} {short(value)}")
+        if "_ci95_" in name:
+            continue
+        part = f"{prefix}{name} {short(value)}"
+        if (low := means.get(f"{name}_ci95_low")) is not None:
+            part += f" ({short(low)} to {short(means[f'{name}_ci95_high'])})"
+        parts.append(part)
     return parts
 
 

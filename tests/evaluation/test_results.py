@@ -1,6 +1,7 @@
 """rm.evaluation.results: from records and rewards to report.json, scores.jsonl and the HTML page."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -51,15 +52,42 @@ def test_record_info_is_that_of_the_records_that_were_kept(tmp_path):
     ]
     first, second, third = result(tmp_path, records, [1, 0] * 3, record=[0, 2, 3]).record_info
     assert (first.id, first.subset, first.turns, first.lengths) == ("first", "one", 1, [3, 4])
-    assert (second.id, second.subset, second.turns, second.lengths) == (2, "", 2, [1, 2])
+    assert (second.id, second.subset, second.turns, second.lengths) == (3, "", 2, [1, 2])
     assert (third.turns, third.lengths) == (0, [8, 15])
 
 
 def test_scores_jsonl_has_one_line_per_record_in_file_order(tmp_path):
     records = [pair("a?", "yes", "nope"), {"prompt": "p", "responses": ["x", "yy", "zzz"], "ranks": [1, 2, 3]}]
     lines = list(result(tmp_path, records, [0.5, 0.25, 1, 2, 3]).lines())
-    assert lines[0] == {"record": 0, "id": 0, "scores": [0.5, 0.25], "characters": [3, 4], "tokens": [2, 2]}
-    assert lines[1] == {"record": 1, "id": 1, "scores": [1, 2, 3], "characters": [1, 2, 3], "tokens": [2, 2, 2]}
+    assert lines[0] == {"record": 1, "id": 1, "scores": [0.5, 0.25], "characters": [3, 4], "tokens": [2, 2]}
+    assert lines[1] == {"record": 2, "id": 2, "scores": [1, 2, 3], "characters": [1, 2, 3], "tokens": [2, 2, 2]}
+
+
+def test_a_record_that_was_left_out_has_a_line_with_the_reason(tmp_path):
+    records = [pair("a?", "yes", "nope"), pair("long?", "x", "y", id="long"), pair("b?", "1", "22"), pair("c?", "", "")]
+    of_two = result(tmp_path, records, [1, 0, 3, 2], record=[0, 2])
+    lines = list(replace(of_two, dropped={1: "longer than 512", 3: "with empty text"}).lines())
+    assert lines[1] == {"record": 2, "id": "long", "scores": None, "dropped": "longer than 512"}
+    assert lines[3] == {"record": 4, "id": 4, "scores": None, "dropped": "with empty text"}
+    assert [line["record"] for line in lines] == [1, 2, 3, 4]
+    assert (lines[0]["scores"], lines[2]["scores"], lines[2]["characters"]) == ([1, 0], [3, 2], [1, 2])
+
+
+def test_each_of_the_joined_records_of_a_prompt_has_a_line_with_the_score_of_its_reply(tmp_path):
+    keys = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
+    rated = [("a?", "x", 4), ("a?", "yy", 2), ("b?", "z", 1), ("b?", "zz", 3)]
+    records = [{"prompt": p, "response": r} | dict.fromkeys(keys, score) for p, r, score in rated]
+    file = tmp_path / "a.jsonl"
+    file.write_text("\n".join(map(json.dumps, records)))
+    joined = Result([file], build_examples([2], [0]), np.array([5, 7], np.float32), dropped={2: "longer than 512"})
+    one = {"characters": [1], "tokens": [2]}
+    assert list(joined.lines()) == [
+        {"record": 1, "id": 1, "scores": [5]} | one,
+        {"record": 2, "id": 2, "scores": [7]} | one | {"characters": [2]},
+        {"record": 3, "id": 3, "scores": None, "dropped": "longer than 512"},
+        {"record": 4, "id": 4, "scores": None, "dropped": "longer than 512"},
+    ]
+    assert [line["record"] for line in joined.best()] == [1]
 
 
 def test_check_finite_names_the_file_and_record_of_a_nan_reward(tmp_path):
@@ -97,7 +125,7 @@ def test_mistakes_are_sorted_by_margin_with_one_per_prompt(tmp_path):
     records = [pair("a?", "good", "bad"), ranking, pair("fine?", "b", "c")]
     grades = [[1, 0], [3, 2, 1], [1, 0]]
     mistakes = result(tmp_path, records, [0, 1, -5, 0, 5, 1, 0], grade=grades).mistakes()
-    assert [mistake.id for mistake in mistakes] == ["r", 0] and mistakes[0].rewards == (-5, 5)
+    assert [mistake.id for mistake in mistakes] == ["r", 1] and mistakes[0].rewards == (-5, 5)
     assert mistakes[0].better[-1]["content"] == "best" and mistakes[0].worse[-1]["content"] == "bad"
     assert mistakes[1].better == [{"role": "user", "content": "a?"}, {"role": "assistant", "content": "good"}]
 
@@ -124,10 +152,11 @@ def test_an_ensemble_is_over_the_records_that_all_models_have_scored(tmp_path):
     records = [{"prompt": "a", "responses": ["b", "c", "d"][:k], "ranks": [1, 2, 3][:k]} for k in (2, 3, 2, 3)]
     first = result(tmp_path, records, [1, 2, 3, 4, 5, 6, 7, 8], record=[0, 1, 3])
     second = result(tmp_path, records, [30, 50, 70, 0, 0, 10, 20, 60], record=[1, 2, 3])
+    first, second = replace(first, dropped={2: "longer than 512"}), replace(second, dropped={0: "with empty text"})
     both = ensemble([first, second], [(1, 2), (10, 20)])
-    assert both.examples.record.tolist() == [1, 3] and [info.id for info in both.record_info] == [1, 3]
+    assert both.examples.record.tolist() == [1, 3] and [info.id for info in both.record_info] == [2, 4]
     of_first, of_second = (np.array([3, 4, 5, 6, 7, 8]) - 1) / 2, (np.array([30, 50, 70, 10, 20, 60]) - 10) / 20
     np.testing.assert_allclose(both.rewards, (of_first + of_second) / 2)
-    assert [line["record"] for line in both.lines()] == [1, 3]
+    assert [line.get("dropped") for line in both.lines()] == ["with empty text", None, "longer than 512", None]
     as_they_are = ensemble([first, second], [(1, 2), None])
     np.testing.assert_allclose(as_they_are.rewards, np.mean([[3, 4, 5, 6, 7, 8], [30, 50, 70, 10, 20, 60]], 0))

@@ -101,6 +101,8 @@ def test_a_checkpoint_scores_as_the_training_did_at_its_step(training, language_
     assert report["loss"] == pytest.approx(lines[3]["eval_loss"], abs=1e-6)
     assert report["margin_mean"] == pytest.approx(lines[3]["eval_margin"], abs=2e-6)
     assert report["accuracy"] == pytest.approx(lines[3]["eval_accuracy"])
+    for interval in ("accuracy_ci95", "accuracy_ci95_clustered"):
+        assert report[interval] == [lines[3][f"eval_{interval}_{end}"] for end in ("low", "high")]
     assert "is a checkpoint: texts are written as in its training, and no golden" in capfd.readouterr().out
 
     # The model that transformers reads of an export, with golden scores of its own.

@@ -77,18 +77,26 @@ def test_sums_are_over_pairs():
     torch.testing.assert_close(sums["margin"], (rewards[:, 0] - rewards[:, 1]).sum())
 
 
-def test_an_evaluation_also_sums_the_rewards_of_chosen_and_rejected_replies():
-    model = made.model(RewardModel).eval()
+def test_an_evaluation_also_measures_the_rewards_of_chosen_and_rejected_replies():
+    model = made.model(RewardModel)
+
+    def measured(batch) -> dict:
+        tables = {name: getattr(batch, name) for name in ("reply_table", "grade", "label", "margin")}
+        measures = {name: values.sum() for name, values in model.measures(model.rewards(batch), **tables).items()}
+        for name, value in model(batch).items():
+            assert name == "count" or torch.equal(value, measures[name])
+        return measures
+
     pairs = made.token_pairs(4)
     examples = made.pair_examples([*pairs, pairs[0]])
     examples.label[:] = [1, 0.8, 0.2, 0.5, 1]  # the third is turned round, the fourth is a tie
     batch = pack(examples, np.arange(5))
-    sums, rewards = model(batch), model.rewards(batch).view(-1, 2)
+    sums, rewards = measured(batch), model.rewards(batch).view(-1, 2)
     chosen = rewards[[0, 1, 4], 0].sum() + rewards[2, 1] + rewards[3].mean()
     torch.testing.assert_close(sums["reward_chosen"], chosen)
     torch.testing.assert_close(sums["reward_rejected"], rewards.sum() - chosen)
     rankings, grades = made.token_rankings(6)
-    sums = model(pack(made.ranking_examples(rankings, grades), np.arange(6)))
+    sums = measured(pack(made.ranking_examples(rankings, grades), np.arange(6)))
     torch.testing.assert_close(sums["reward_chosen"] - sums["reward_rejected"], sums["margin"])
 
 
