@@ -117,7 +117,7 @@ def main(settings: Settings) -> None:
     held_out = evaluation_sets(model, data.held_out, settings.packing, settings.best)
 
     # the step to begin with: 0, or where this run was stopped
-    start = resume.restore(model, optimizer, out, settings.checkpoint, settings, base, data.facts)
+    start = resume.restore(model, optimizer, out, settings.checkpoint, settings, base, data.facts, loader.steps)
     say_start(settings, model, data, loader, start.step, "texts")
     if start.step == 0:
         show.say_example(data.train, tokenizer)

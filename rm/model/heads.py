@@ -131,7 +131,7 @@ class RewardModel(_WithLMHead):
         return sums
 
     def measures(self, rewards: Tensor, **tables: Tensor) -> dict[str, Tensor]:
-        """What an evaluation makes of rewards: loss, accuracy, margin, mean rewards of chosen and rejected; (N,) each.
+        """What an evaluation makes of rewards: loss, accuracy, margin, rewards of chosen and rejected, (N,) each.
 
         Args:
             rewards: (R,)

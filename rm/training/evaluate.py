@@ -80,7 +80,7 @@ def _evaluate_rewards(
         compared = np.split(np.arange(len(rewards)), examples.reply_offsets[1:-1])
         tables = preference_tables(examples, np.arange(len(examples)), compared)
         measures = model.measures(rewards, **{key: torch.from_numpy(table) for key, table in tables.items()})
-        measured[name] = {key: values.numpy() for key, values in measures.items()}
+        measured[name] = {key: values.double().numpy() for key, values in measures.items()}
         conversations[name] = np.asarray(examples.conversation)
     if UNNAMED not in sets:
         keys = next(iter(measured.values()))

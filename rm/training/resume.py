@@ -5,15 +5,19 @@ functions of (seed, step), so only weights, optimizer state and the step are res
 the rest of the run is as equal to an uninterrupted one as two runs of the same command are: bit-identical on a CPU with
 one thread, up to the last bits on a GPU (docs/numerics.md). With another number of processes, or other micro-batches,
 it sees the same batches and differs by rounding (and by dropout, which every process draws for itself).
+
+A run whose learning rate is constant may be given more steps, also when it is finished: it goes on from its newest
+checkpoint.
 """
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from rm.config import SettingsGroup, changed_settings, fixed_settings, require_not_negative, setting
+from rm.config import SettingsGroup, changed_settings, fixed_settings, flatten, require_not_negative, setting
 from rm.distributed import checkpoint
 from rm.distributed import process_group as dist
 from rm.distributed.lease import check_writable
@@ -25,6 +29,7 @@ from rm.terminal import warn
 from rm.training import run_log
 
 AUTO, NONE = "auto", "none"
+LENGTH = ("num_train_epochs", "max_steps")  # the settings that say how long a run is
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,13 +73,19 @@ def is_finished(
     Raises:
         ValueError: the folder holds another run, or cannot be written.
     """
-    out = Path(output_dir)
+    out, is_extended = Path(output_dir), False
     if settings.resume_from_checkpoint != NONE and (out / "run.json").exists():
-        _refuse(f"--output_dir {out} holds another run", changed_settings(all_settings, _settings_of(out)))
+        changed = changed_settings(all_settings, _settings_of(out))
+        _refuse(f"--output_dir {out} holds another run", changed, all_settings)
+        is_extended = bool(changed)
     else:
         run_log.check_unused(output_dir)
     check_writable(out)
     if not dist.any_rank((out / last).exists()):
+        return False
+    if is_extended:
+        if not checkpoint.list_checkpoints(out / "checkpoints"):
+            raise ValueError(f"{out}: this run is finished, and --save_steps has left no checkpoint to extend it from")
         return False
     damage = _damage(out) if dist.is_main() else None
     if dist.any_rank(damage is not None):
@@ -117,22 +128,27 @@ def restore(
     all_settings: SettingsGroup,
     base: str,
     facts: dict,
+    steps: int,
 ) -> run_log.Start:
     """Fill model and optimizer from the newest valid checkpoint, if there is one. All ranks call it.
 
     Args:
         base: the folder of the model that the training starts from.
         facts: of the training data, from `rm.data.dataset.load`.
+        steps: of the whole training; more than before extend it.
 
     Raises:
-        ValueError: the checkpoint is of another training; or there are checkpoints and all are corrupt.
+        ValueError: the checkpoint is of another training, or of a step that cannot be gone on from; or there are
+            checkpoints and all are corrupt.
     """
     identity = _identity(model, all_settings, base, facts)
     candidates = _candidates(output_dir, settings)
     for folder in candidates:
         state = _valid_state(folder, all_settings, identity)
         if state:
+            _check_length(folder, state, all_settings, steps)
             checkpoint.load(lora.checkpointed(model), optimizer, folder, state)
+            _keep_model(Path(output_dir), all_settings, steps)
             dist.say(f"resuming from {folder}{_world_size_note(state)}")
             # Of another run's checkpoint, the best one is not here.
             best = state.get("best") if folder.parent == Path(output_dir) / "checkpoints" else None
@@ -164,7 +180,8 @@ def _valid_state(folder: Path, all_settings: SettingsGroup, identity: dict) -> d
     state, damage = None, None
     try:
         state = checkpoint.read(folder)
-        _refuse(f"{folder} is of another training", _differences(all_settings, state["identity"], identity))
+        differences = _differences(all_settings, state["identity"], identity)
+        _refuse(f"{folder} is of another training", differences, all_settings)
         checkpoint.verify(folder, state)
     except checkpoint.CorruptCheckpoint as error:
         damage = error
@@ -190,10 +207,50 @@ def _differences(all_settings: SettingsGroup, saved: dict, current: dict) -> dic
     return changed_settings(all_settings, saved["settings"]) | others
 
 
-def _refuse(what: str, differences: dict[str, tuple]) -> None:
-    if differences:
-        listed = "; ".join(f"{name}: then {before}, now {now}" for name, (before, now) in differences.items())
-        raise ValueError(f"{what}: {listed}. Give the same values to resume, or another --output_dir to start anew")
+def _refuse(what: str, differences: dict[str, tuple], settings: SettingsGroup) -> None:
+    """Raise ValueError for differences, but not for another length of a training whose learning rate is constant."""
+    schedule = flatten(settings)["lr_scheduler_type"]
+    only_longer = differences.keys() <= set(LENGTH)
+    if not differences or (only_longer and schedule == "constant"):
+        return
+    listed = "; ".join(f"{name}: then {before}, now {now}" for name, (before, now) in differences.items())
+    remedy = "Give the same values to resume, or another --output_dir to start anew"
+    if only_longer:
+        remedy = (
+            f"With --lr_scheduler_type {schedule} the learning rate depends on the number of steps, so that this run "
+            f"cannot be extended; with constant it could. To train more, start from its model, into another "
+            f"--output_dir"
+        )
+    raise ValueError(f"{what}: {listed}. {remedy}")
+
+
+def _check_length(folder: Path, state: dict, settings: SettingsGroup, steps: int) -> None:
+    """Raise ValueError where a training of another length cannot go on from a checkpoint."""
+    step = state["step"]
+    if step > steps:
+        raise ValueError(f"{folder} is of step {step}, and the training would end at {steps}: give it more steps")
+    warmup = round(flatten(settings)["warmup_ratio"] * steps)
+    if step < warmup and changed_settings(settings, state["identity"]["settings"]):
+        raise ValueError(
+            f"{folder} is of step {step}, and in a training of {steps} steps the learning rate rises until {warmup} "
+            f"(--warmup_ratio): it cannot be extended so far"
+        )
+
+
+def _keep_model(out: Path, settings: SettingsGroup, steps: int) -> None:
+    """Rename what a run that is extended has saved, so that it is not taken for what the longer one saves."""
+    is_extended = (out / "run.json").is_file() and bool(changed_settings(settings, _settings_of(out)))
+    dist.barrier()  # all ranks have looked
+    if not is_extended:
+        return
+    dist.say(f"this run is extended to {steps} steps")
+    step = read_run(out).get("model_step")
+    for folder in (out / "adapter", out / "model"):
+        if dist.is_main() and folder.is_dir():
+            kept = folder.with_name(f"{folder.name}_step_{step}")
+            shutil.rmtree(kept, ignore_errors=True)
+            folder.rename(kept)
+            dist.say(f"what it has saved in {folder} is kept in {kept}")
 
 
 def _settings_of(out: Path) -> dict:

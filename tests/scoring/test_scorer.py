@@ -19,6 +19,7 @@ from rm.distributed.sharding import ParallelSettings
 from rm.hf import build
 from rm.model.heads import RewardModel
 from rm.scoring import contract
+from rm.scoring.score import local_rewards
 from rm.scoring.scorer import Scorer
 from rm.scoring.settings import ScoringTextSettings
 from tests import text_fixtures, tiny
@@ -183,6 +184,21 @@ def test_responses_share_their_prompt_and_score_as_whole_texts(model_folder):
     for rewards, expected in zip(shared, whole, strict=True):
         assert rewards == pytest.approx(expected, abs=1e-5)
     assert scorer.score([]) == [] and scorer.score_responses([], []) == []
+
+
+def test_a_text_that_is_asked_for_twice_is_scored_once(model_folder, monkeypatch):
+    computed = []
+
+    def counted(model, batches, reply_offsets):
+        computed.append(reply_offsets[-1])
+        return local_rewards(model, batches, reply_offsets)
+
+    monkeypatch.setattr("rm.scoring.scorer.local_rewards", counted)
+    model = Scorer(model_folder)
+    computed.clear()
+    once = model.score(["one text", "another"])
+    assert model.score(["one text", "another", "one text"]) == pytest.approx([*once, once[0]], abs=1e-5)
+    assert computed == [2, 2]
 
 
 def test_a_dialogue_without_messages_is_an_error(model_folder):

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import train_rm
 from rm.distributed import checkpoint
@@ -345,3 +346,52 @@ def test_planted_pickles_are_never_executed(tmp_path):
     assert not touched.exists()
     torch.load(model / "x.pkl", weights_only=False)  # the bomb works
     assert touched.exists()
+
+
+CONSTANT = dict(lr_scheduler_type="constant", save_steps=4)
+
+
+@pytest.mark.parametrize("changes", [{}, {"use_lora": True}], ids=["all weights", "lora"])
+def test_a_finished_run_of_a_constant_learning_rate_can_be_extended(changes, tmp_path, capfd):
+    longer = undisturbed(1, warmup_ratio=0.0, **CONSTANT, **changes)
+    short = settings(tmp_path / "out", num_train_epochs=2, warmup_ratio=0.0, **CONSTANT, **changes)
+    run_ranks(1, main, short)
+    of_step_6 = outcome(short)[0]
+    config = settings(tmp_path / "out", warmup_ratio=0.0, **CONSTANT, **changes)
+    with pytest.raises(RuntimeError):  # killed on the way: the model of the shorter run is not taken for the longer's
+        run_ranks(1, main, config, fault(train_rm, "train_step", 4))
+    capfd.readouterr()
+    run_ranks(1, main, config)
+    extended = outcome(config)
+    assert all(torch.equal(extended[0][name], values) for name, values in longer[0].items())
+    evaluations = [[line for line in lines if "eval_loss" in line] for lines in (extended[1], longer[1])]
+    assert evaluations[0] == evaluations[1]
+    kept = weights_of(tmp_path / "out" / "model_step_6")
+    assert all(torch.equal(kept[name], values) for name, values in of_step_6.items())
+    run_ranks(1, main, config)
+    assert "this run is finished; nothing to do" in capfd.readouterr().out
+
+
+def weights_of(folder: Path) -> dict:
+    return load_file(folder / "model.safetensors")
+
+
+def test_a_run_that_cannot_be_extended_says_why_in_a_line(tmp_path):
+    run_ranks(1, main, settings(tmp_path / "linear", num_train_epochs=1))
+    with pytest.raises(
+        RuntimeError, match="then 1, now 3. With --lr_scheduler_type linear the learning rate depends on"
+    ):
+        run_ranks(1, main, settings(tmp_path / "linear"))
+    out = tmp_path / "constant"
+    run_ranks(1, main, settings(out, num_train_epochs=2, **CONSTANT))
+    for changes, message in (
+        ({"max_steps": 3}, "step_4 is of step 4, and the training would end at 3: give it more steps"),
+        ({"max_steps": 200}, "step_4 is of step 4, and in a training of 200 steps the learning rate rises until 6"),
+        ({"num_train_epochs": 3, "learning_rate": 1e-4}, "learning_rate: then 0.001, now 0.0001. Give the same values"),
+    ):
+        with pytest.raises(RuntimeError, match=message):
+            run_ranks(1, main, settings(out, **CONSTANT | changes))
+        assert (out / "model" / "scoring.json").exists()
+    shutil.rmtree(out / "checkpoints")
+    with pytest.raises(RuntimeError, match="is finished, and --save_steps has left no checkpoint to extend it from"):
+        run_ranks(1, main, settings(out, **CONSTANT))
