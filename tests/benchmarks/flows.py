@@ -116,7 +116,8 @@ def evaluated(folder: Path, count: int) -> list[float]:
     """The scores that eval_rm.py wrote, of the first records' better replies."""
     file = next(folder.glob("scores.jsonl*"))
     lines = (gzip.open if file.suffix == ".gz" else open)(file, "rt")
-    return [json.loads(line)["scores"][0] for line in itertools.islice(lines, count)]
+    scores = (json.loads(line)["scores"] for line in lines)
+    return [of_record[0] for of_record in itertools.islice(filter(None, scores), count)]
 
 
 @torch.no_grad()

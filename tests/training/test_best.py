@@ -206,7 +206,7 @@ def test_without_the_flag_the_last_line_says_which_evaluation_was_best(tmp_path,
     printed = capfd.readouterr().out
     assert "step 4/9  eval_loss 0.45" in printed and "step 4/9  best so far: step 3 with eval_loss 0.4\n" in printed
     assert "stopping early at step 5 of 9; the best evaluation was step 3 with eval_loss 0.4" in printed
-    assert "the best evaluation was step 3 with eval_loss 0.4, and the model is that of step 5: to get" in printed
+    assert "the best evaluation was step 3 with eval_loss 0.4, and the model is that of step 5; to get" in printed
     assert json.loads((tmp_path / "out" / "run.json").read_text())["model_step"] == 5
 
 
