@@ -201,9 +201,11 @@ def test_the_checkpoint_of_the_best_step_has_to_be_written_and_readable(undistur
 
 
 def test_without_the_flag_the_last_line_says_which_evaluation_was_best(tmp_path, capfd):
-    config = config_of(tmp_path / "out", load_best_model_at_end=False)
+    config = config_of(tmp_path / "out", load_best_model_at_end=False, save_total_limit=2, save_steps=3)
     run_ranks(1, main, config)
     printed = capfd.readouterr().out
+    checkpoint_and_model = f"{tmp_path}/out/checkpoints/step_3 --output_dir {tmp_path}/out/model_step_3"
+    assert f"to get the best: python -m rm.export --model_name_or_path {checkpoint_and_model}\n" in printed
     assert "step 4/9  eval_loss 0.45" in printed and "step 4/9  best so far: step 3 with eval_loss 0.4\n" in printed
     assert "stopping early at step 5 of 9; the best evaluation was step 3 with eval_loss 0.4" in printed
     assert "the best evaluation was step 3 with eval_loss 0.4, and the model is that of step 5; to get" in printed
