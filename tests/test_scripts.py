@@ -87,7 +87,7 @@ def test_sft_then_reward_model_then_evaluation_and_scores_of_transformers(world,
     scores = {}
     for name in ("one", "two"):
         lines = [json.loads(line) for line in open(tmp_path / name / "scores.jsonl")]
-        assert [line["record"] for line in lines] == list(range(len(TEXTS)))
+        assert [line["record"] for line in lines] == list(range(1, len(TEXTS) + 1))
         scores[name] = torch.tensor([line["scores"] for line in lines])
     torch.testing.assert_close(scores["two"], scores["one"], rtol=1e-5, atol=1e-5)
     accuracy = (scores["one"][:, 0] > scores["one"][:, 1]).double().mean().item()
