@@ -30,7 +30,7 @@ from rm.distributed.sharding import ParallelSettings
 from rm.evaluation import metrics
 from rm.evaluation.results import Result, compare
 from rm.files import read_json
-from rm.hf import build, hub, weights
+from rm.hf import build, hub, saving, weights
 from rm.hf.folder import TextFiles
 from rm.model.attention import SplitAttention
 from rm.model.heads import RewardModel
@@ -199,7 +199,7 @@ def _center(model: Transformer, source: str) -> float:
 def _save(model: Transformer, source: str, export: ExportSettings) -> None:
     """Write the weights with the files of `source`, and release the model."""
     max_shard_bytes = int(export.max_shard_gb * 10**9)
-    weights.save(model, export.output_dir, source, getattr(torch, export.dtype), max_shard_bytes, _texts(source))
+    saving.save(model, export.output_dir, source, getattr(torch, export.dtype), max_shard_bytes, _texts(source))
     sharding.release(model)
 
 

@@ -12,7 +12,7 @@ from rm.data.dataset import TextSettings
 from rm.distributed import process_group as dist
 from rm.distributed.sharding import ParallelSettings
 from rm.files import read_json, write_json
-from rm.hf import build, weights
+from rm.hf import build, saving
 from rm.model.heads import RewardModel
 from rm.scoring import Scorer, contract
 from tests import tiny
@@ -48,7 +48,7 @@ def reward_folder(kind: str, make, folder: Path, pad: str = "eos", **text) -> Pa
     tiny.llama(vocab_size=480, max_position_embeddings=512).save_pretrained(base)
     with dist.session(0):
         model = build.load(build.build(RewardModel, base, ParallelSettings(dtype="float32")), base, seed=0)
-        weights.save(model, folder / "model", base, torch.float32)
+        saving.save(model, folder / "model", base, torch.float32)
         contract.write(folder / "model", TextSettings(**{"max_length": 300} | text), torch.float32)
     return folder / "model"
 

@@ -19,7 +19,7 @@ from rm.distributed import checkpoint, sharding
 from rm.distributed import process_group as dist
 from rm.distributed.sharding import MemorySettings, ParallelSettings, dtype_name
 from rm.files import read_json, sync_files
-from rm.hf import adapter, hub, weights
+from rm.hf import adapter, hub, saving, weights
 from rm.hf.checkpoint_folder import ModelFiles
 from rm.hf.families.keys import DROPOUT
 from rm.hf.folder import TextFiles, copy_tokenizer, name_padding
@@ -239,7 +239,7 @@ def save(
             model = _merge_into_original(model, folder / "adapter", probe)
         else:
             _merge(model, folder, probe)
-    weights.save(model, folder / "model", base, model.compute_dtype, texts=texts)
+    saving.save(model, folder / "model", base, model.compute_dtype, texts=texts)
     dist.say(f"saved {folder / 'model'}")
     return model
 
@@ -247,7 +247,7 @@ def save(
 def checkpoint_files(model: Transformer, base: str, settings: LoraSettings, texts: TextFiles) -> ModelFiles:
     """What makes each checkpoint of a training a model's folder. All ranks call it; the arguments are as for `save`."""
     return ModelFiles.written_by(
-        lambda folder: weights.save_description(model, folder, base, model.compute_dtype, texts), base, settings
+        lambda folder: saving.save_description(model, folder, base, model.compute_dtype, texts), base, settings
     )
 
 
@@ -277,7 +277,7 @@ def _write_base(base: str, folder: Path, model: Transformer, texts: TextFiles | 
         for name, parameter in full.named_parameters():
             if name in weights.OF_VOCABULARY and name in trained:
                 sharding.fill(parameter, sharding.full_tensor(trained[name]))
-    weights.save(full, folder, base, model.compute_dtype, texts=texts)
+    saving.save(full, folder, base, model.compute_dtype, texts=texts)
     sharding.release(full)
     kind = "a checkpoint" if checkpoint.is_checkpoint(base) else "an adapter itself"
     why = "with the new tokens" if new_ids else f"as {base} is {kind}"

@@ -19,7 +19,7 @@ from rm.data.batch import Segment, StepBatches
 from rm.distributed import process_group as dist
 from rm.distributed.sharding import is_sharded, local, set_gradient_sync
 from rm.distributed.torch_private import FakeTensorMode, FSDPMemTracker, MemTracker, TorchDispatchMode
-from rm.hf.weights import MAX_SHARD_BYTES
+from rm.hf.saving import MAX_SHARD_BYTES
 from rm.model import lora
 from rm.model.attention import SplitAttention, VarlenAttention
 from rm.model.capped_attention import BLOCK

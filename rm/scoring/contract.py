@@ -29,7 +29,7 @@ from rm.distributed import checkpoint, sharding
 from rm.distributed import process_group as dist
 from rm.distributed.sharding import ParallelSettings, dtype_name
 from rm.files import read_json, write_atomically, write_json
-from rm.hf import build, hub, weights
+from rm.hf import build, hub, saving, weights
 from rm.hf.checkpoint_folder import ModelFiles
 from rm.hf.folder import TextFiles, name_padding, padding_id, set_padding
 from rm.json_keys import Key, check_keys
@@ -263,7 +263,7 @@ def checkpoint_files(
     """
 
     def write(folder: Path) -> None:
-        weights.save_description(model, folder, base, model.compute_dtype, texts)
+        saving.save_description(model, folder, base, model.compute_dtype, texts)
         _write_template(folder, text)
         _, contract = _describe(folder, text, model.compute_dtype)
         write_json(folder / FILE, asdict(contract))

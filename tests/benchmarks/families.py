@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from rm.data.batch import pack
 from rm.distributed import process_group as dist
-from rm.hf import weights
+from rm.hf import saving
 from rm.model.heads import LanguageModel, RewardModel
 from tests import family_cases, made, tiny
 from tests.benchmarks.common import Page, table
@@ -87,7 +87,7 @@ def measure(family: str, settings: dict) -> list[str]:
 
 def round_trip(source: Path, head: type) -> bool:
     out = source.with_name(f"{source.name} again")
-    weights.save(tiny.ours(source, head), out, source, torch.float32)
+    saving.save(tiny.ours(source, head), out, source, torch.float32)
     before, after = (load_file(folder / "model.safetensors") for folder in (source, out))
     return before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
 

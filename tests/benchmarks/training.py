@@ -28,7 +28,7 @@ from rm.data.records import read_records
 from rm.data.tokenizer import Tokenizer
 from rm.distributed import process_group as dist
 from rm.distributed.sharding import ParallelSettings, local
-from rm.hf import build, weights
+from rm.hf import build, saving
 from rm.model.heads import RewardModel
 from rm.training.run_log import RunLog
 from tests.benchmarks.turns import Turns
@@ -53,7 +53,7 @@ def export_reward_model(source: str, folder: str, seed: int) -> None:
     """Save the language model with a new score head, fp32, as a Hugging Face folder that both sides start from."""
     with dist.session(seed):
         model = build.build(RewardModel, source, ParallelSettings(dtype="float32"))
-        weights.save(build.load(model, source, seed), folder, source, torch.float32)
+        saving.save(build.load(model, source, seed), folder, source, torch.float32)
 
 
 def choose(

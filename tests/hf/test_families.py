@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from rm.data.batch import EvalBatches, Loader, pack
 from rm.distributed import process_group as dist
 from rm.distributed.sharding import ParallelSettings
-from rm.hf import adapter, build, families, weights
+from rm.hf import adapter, build, families, saving, weights
 from rm.hf.folder import padding_id
 from rm.model import lisa, lora
 from rm.model.attention import SplitAttention
@@ -280,7 +280,7 @@ def test_peft_loads_a_saved_adapter_and_transformers_the_merged_model(tmp_path, 
     with dist.session(seed=0):
         adapter.save(model, tmp_path / "adapter", str(source), settings, data)
         adapter.merge(model)
-        weights.save(model, tmp_path / "merged", source, torch.float32)
+        saving.save(model, tmp_path / "merged", source, torch.float32)
     base, merged = (AutoModelForCausalLM.from_pretrained(folder).eval() for folder in (source, tmp_path / "merged"))
     assert (logits - tiny.their_logits(base, tokens)).abs().max() > 0.1
     assert_close(logits, tiny.their_logits(merged, tokens))
@@ -315,7 +315,7 @@ def test_score_heads_of_other_trainers_are_loaded_and_saved_as_score(tmp_path, f
     model = tiny.ours(source, RewardModel)
     assert torch.equal(model.score.weight, hf_model.score.weight)
     with dist.session(seed=0):
-        weights.save(model, tmp_path / "out", source, torch.float32)
+        saving.save(model, tmp_path / "out", source, torch.float32)
     assert "score.weight" in load_file(tmp_path / "out" / "model.safetensors")
 
 
@@ -328,7 +328,7 @@ def test_a_loaded_and_saved_model_has_the_same_tensors_in_transformers(tmp_path,
     }[head]
     source = tiny.save_with(make(family, **settings), tmp_path / "m")
     with dist.session(seed=0):
-        weights.save(tiny.ours(source, head), tmp_path / "out", source, torch.float32)
+        saving.save(tiny.ours(source, head), tmp_path / "out", source, torch.float32)
     before, after = (load_file(folder / "model.safetensors") for folder in (source, tmp_path / "out"))
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
@@ -402,7 +402,7 @@ def test_an_exported_config_of_transformers_5_has_the_rope_of_transformers_4_as_
     """transformers 4 ignores rope_parameters, without a warning."""
     hf_model = tiny.llama(rope_parameters=dict(rope_parameters), head_dim=32)
     source = tiny.save_with(hf_model, tmp_path / "source")
-    run_ranks(1, weights.save, tiny.ours(source), tmp_path / "out", source, torch.float32)
+    run_ranks(1, saving.save, tiny.ours(source), tmp_path / "out", source, torch.float32)
     saved = json.loads((tmp_path / "out" / "config.json").read_text())
     assert saved["rope_theta"] == rope_parameters["rope_theta"]
     legacy = {name: value for name, value in saved.items() if name != "rope_parameters"}
@@ -415,7 +415,7 @@ def test_an_exported_config_of_transformers_5_has_the_rope_of_transformers_4_as_
 def test_a_gpt_neox_of_transformers_5_is_exported_with_its_own_names_of_transformers_4(tmp_path):
     """Which takes rotary_emb_base and rotary_pct, whatever rope_theta and partial_rotary_factor are."""
     source = tiny.save_with(tiny.causal_lm("gpt_neox", rotary_pct=0.5, rotary_emb_base=70), tmp_path / "source")
-    run_ranks(1, weights.save, tiny.ours(source), tmp_path / "out", source, torch.float32)
+    run_ranks(1, saving.save, tiny.ours(source), tmp_path / "out", source, torch.float32)
     saved = json.loads((tmp_path / "out" / "config.json").read_text())
     assert saved["rotary_emb_base"] == 70 and saved["rotary_pct"] == 0.5
     assert read({name: value for name, value in saved.items() if name != "rope_parameters"}) == read(saved)
@@ -435,7 +435,7 @@ def test_a_model_for_long_texts_has_one_list_of_factors_and_is_saved_with_it(tmp
         short, long = (build.build(RewardModel, source, FP32, max_length=length) for length in (64, 65))
         for model in (short, long):
             build.load(model, source)
-        weights.save(long, tmp_path / "out", source, torch.float32)
+        saving.save(long, tmp_path / "out", source, torch.float32)
     assert_close(reward(short, short_text), their_reward(hf_model, short_text))
     assert_close(reward(long, long_text), their_reward(hf_model, long_text))
     assert gap(reward(long, short_text), their_reward(hf_model, short_text)) > 1e-3

@@ -12,7 +12,7 @@ from transformers import AutoModel
 from rm.data.batch import Loader, pack
 from rm.distributed import process_group as dist
 from rm.distributed.sharding import ParallelSettings
-from rm.hf import build, weights
+from rm.hf import build, saving
 from rm.model.heads import LanguageModel, RewardModel
 from rm.training import optim
 from tests import made, tiny
@@ -64,7 +64,7 @@ def test_a_head_of_two_layers_is_read_by_its_class_and_saved(tmp_path, two_layer
     model = tiny.ours(source, RewardModel)
     assert_close(rewards(model), scored_by(AutoModel.from_pretrained(source).eval(), head))
     with dist.session(seed=0):
-        weights.save(model, tmp_path / "out", source, torch.bfloat16)
+        saving.save(model, tmp_path / "out", source, torch.bfloat16)
     before, after = (load_file(folder / "model.safetensors") for folder in (source, tmp_path / "out"))
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before if name.startswith("score."))  # in float32
@@ -108,7 +108,7 @@ def test_one_output_of_several_is_the_reward(tmp_path):
     with dist.session(seed=0):
         model = build.build(RewardModel, source, FP32, sharded=False, reward_label=2)
         build.load(model, source)
-        weights.save(model, tmp_path / "out", source, torch.float32)
+        saving.save(model, tmp_path / "out", source, torch.float32)
         for label, message in ((None, "has 3 outputs: name"), (3, "has 3 outputs, and --reward_label is 3: name")):
             with pytest.raises(ValueError, match=message):
                 build.load(build.build(RewardModel, source, FP32, sharded=False, reward_label=label), source)
@@ -133,7 +133,7 @@ def test_a_reward_model_without_a_class_in_transformers_is_opened_as_the_docs_sa
     source = tiny.save_with(tiny.reward_model("granite"), tmp_path / "m")
     model = tiny.ours(source, RewardModel)
     with dist.session(seed=0):
-        weights.save(model, tmp_path / "out", source, torch.float32)
+        saving.save(model, tmp_path / "out", source, torch.float32)
     base = AutoModel.from_pretrained(tmp_path / "out").eval()
     score = load_file(tmp_path / "out" / "model.safetensors")["score.weight"]
     assert_close(rewards(model), scored_by(base, lambda state: score @ state))

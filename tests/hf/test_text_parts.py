@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from rm.data.batch import pack
 from rm.distributed import process_group as dist
-from rm.hf import adapter, build, weights
+from rm.hf import adapter, build, saving, weights
 from rm.model import lora
 from rm.model.attention import SplitAttention
 from rm.model.heads import LanguageModel, RewardModel
@@ -68,7 +68,7 @@ def test_the_text_part_is_read_and_saved_as_a_text_model(tmp_path, capsys, case,
     expected = tiny.their_logits(hf_model, tokens)
     with dist.session(seed=0):
         model = tiny.ours(source)
-        weights.save(model, tmp_path / "out", source, torch.float32)
+        saving.save(model, tmp_path / "out", source, torch.float32)
     said = capsys.readouterr().out
     assert "only the text model is read;" in said and "vision_tower" in said
     assert f"is a {CASES[case][1]}, which transformers opens as" in said
@@ -87,7 +87,7 @@ def test_a_reward_model_of_gemma_3_is_read_and_saved_as_a_text_model(tmp_path):
         rewards = model.rewards(pack(made.pair_examples(pairs), np.arange(6)))
     assert_close(rewards, torch.stack([their_reward(hf_model, text) for pair in pairs for text in pair]))
     with dist.session(seed=0):
-        weights.save(model, tmp_path / "out", source, torch.float32)
+        saving.save(model, tmp_path / "out", source, torch.float32)
     opened = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out").eval()
     assert type(opened).__name__ == "Gemma3TextForSequenceClassification"
     opened.config.pad_token_id = None  # the exported one, which texts of random tokens end in
@@ -161,7 +161,7 @@ def test_exaone_3_is_a_llama_by_other_names(tmp_path):
     model = tiny.ours(source)
     assert_close(tiny.logits(model, tokens), expected)
     with dist.session(seed=0):
-        weights.save(model, tmp_path / "out", source, torch.float32)
+        saving.save(model, tmp_path / "out", source, torch.float32)
     opened, info = AutoModelForCausalLM.from_pretrained(tmp_path / "out", output_loading_info=True)
     assert not any(info.values()) and opened.config.model_type == "llama"
     assert_close(tiny.their_logits(opened.eval(), tokens), expected)
@@ -198,7 +198,7 @@ def test_internlm2_is_a_llama_with_fused_q_k_and_v(tmp_path, bias):
     assert model.config.longest_text == hf["max_position_embeddings"]
     assert_close(tiny.logits(model, tokens), tiny.their_logits(hf_model, tokens))
     with dist.session(seed=0):
-        weights.save(model, tmp_path / "out", source, torch.float32)
+        saving.save(model, tmp_path / "out", source, torch.float32)
     opened, info = AutoModelForCausalLM.from_pretrained(tmp_path / "out", output_loading_info=True)
     assert not any(info.values()) and type(opened).__name__ == "LlamaForCausalLM"
     shutil.rmtree(source)

@@ -20,7 +20,7 @@ from rm.data.tokenizer import Tokenizer
 from rm.distributed import process_group as dist
 from rm.distributed import sharding
 from rm.distributed.sharding import ParallelSettings
-from rm.hf import safetensors_file, weights
+from rm.hf import safetensors_file, saving, weights
 from rm.model.attention import SplitAttention
 from rm.model.heads import LanguageModel, RewardModel
 from tests import tiny
@@ -47,9 +47,9 @@ def reward_model(folder, dtype=torch.float32):
 
 
 def save(*args):
-    """`weights.save` in a process group of one rank: it has a barrier."""
+    """`saving.save` in a process group of one rank: it has a barrier."""
     with dist.session(seed=0):
-        weights.save(*args)
+        saving.save(*args)
 
 
 def edit(file, **changes):
@@ -216,7 +216,7 @@ def test_files_stay_within_the_size_limit_and_the_index_is_complete(tmp_path, fo
 def save_sharded(folder, out):
     model = sharded(folder)
     weights.load(model, folder)
-    weights.save(model, out, folder, torch.float32, 20_000)
+    saving.save(model, out, folder, torch.float32, 20_000)
     return sorted(file.name for file in out.iterdir())  # `save` ends with a barrier: every rank sees the files
 
 
