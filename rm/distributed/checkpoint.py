@@ -57,6 +57,7 @@ KEYS = {  # of state.json
     "identity": Key(dict, keys={"settings": Key(dict, required=True)}, others=True, required=True),
     "best": Key(dict, keys=BEST_KEYS),
     "own": Key(dict),  # of a changed loop
+    "adapter": Key(dict, keys={"base": Key(str, required=True), "scale": Key(float, required=True)}),
 }
 
 
@@ -207,6 +208,9 @@ def _checked(file: Path) -> dict:
         check_keys(file, state, KEYS)
     except ValueError as error:
         raise CorruptCheckpoint(str(error)) from error
+    for name, one in state["parameters"].items():
+        if "exp_avg" in one["arrays"] and "step" not in one["numbers"]:
+            raise CorruptCheckpoint(f"{file} lacks the number of AdamW's steps of {name}")
     if elsewhere := [name for name in state["files"] if Path(name).name != name]:
         raise CorruptCheckpoint(f"{file} names {elsewhere[0]!r}: only files of the same folder are read")
     return state

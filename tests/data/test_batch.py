@@ -177,7 +177,7 @@ def test_each_distinct_text_is_scored_once_in_parts_that_fit(seed, max_tokens, s
         new, index = new_texts(examples, packing, seen)
         computed += full_texts(new)
         assert [computed[i] for i in index] == full_texts(examples)
-        fit = batch._packed_lengths(new, share) <= max_tokens
+        fit = groups.packed_lengths(new, share) <= max_tokens
         assert (fit | (np.diff(new.reply_offsets) == 1)).all()
     assert len(computed) == len({*map(tuple, computed)}) and not len(new)
 

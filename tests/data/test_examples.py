@@ -53,25 +53,3 @@ def test_a_selection_equals_examples_built_from_its_members(counts, data, tmp_pa
             (e.label, e.margin, e.conversation) for e in built
         ]
         assert examples.record.tolist() == indices and examples.hash == built.hash
-
-
-tokens = st.lists(st.integers(0, 1), min_size=1, max_size=3)
-
-
-@given(st.lists(st.tuples(st.lists(st.integers(0, 1), max_size=2), st.lists(tokens, min_size=1, max_size=3))))
-def test_distinct_has_each_full_text_once_and_says_where(values):
-    def of(prefix: list[int], replies: list[list[int]]) -> Example:
-        arrays = tuple(np.array(reply, np.int32) for reply in replies)
-        return Example(np.array(prefix, np.int32), arrays, tuple(np.ones(len(reply), bool) for reply in replies))
-
-    def texts_of(examples: Examples) -> list[list[int]]:
-        return [[*one.prefix.tolist(), *reply.tolist()] for one in examples for reply in one.replies]
-
-    # A view, whose tokens lie among those of others.
-    examples = Examples.build(of(*value) for value in [([1], [[1]]), *values, ([0], [[1]])])[1:-1]
-    texts, place = examples.distinct()
-    stored, full = texts_of(texts), texts_of(examples)
-    assert [stored[i] for i in place] == full
-    assert len(stored) == len(set(map(tuple, full))) and all(len(one.replies) for one in texts)
-    assert texts.lengths.tolist() == [len(one.prefix) + sum(map(len, one.replies)) for one in texts]
-    assert (texts is examples) == (len(stored) == len(full))

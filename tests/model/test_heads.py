@@ -10,7 +10,7 @@ from rm.config import compose
 from rm.data.batch import pack
 from rm.hf import build
 from rm.model.feed_forward import MLPS
-from rm.model.heads import LanguageModel, RewardModel
+from rm.model.heads import COMPARISONS, LanguageModel, RewardModel
 from rm.model.losses import LossSettings, preference_loss
 from tests import made, reference
 from tests.ranks import run_ranks
@@ -81,7 +81,7 @@ def test_an_evaluation_also_measures_the_rewards_of_chosen_and_rejected_replies(
     model = made.model(RewardModel)
 
     def measured(batch) -> dict:
-        tables = {name: getattr(batch, name) for name in ("reply_table", "grade", "label", "margin")}
+        tables = {name: getattr(batch, name) for name in COMPARISONS}
         measures = {name: values.sum() for name, values in model.measures(model.rewards(batch), **tables).items()}
         for name, value in model(batch).items():
             assert name == "count" or torch.equal(value, measures[name])

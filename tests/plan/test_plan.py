@@ -152,7 +152,7 @@ def test_the_time_of_capped_attention_is_that_of_plain_operations(folder, tmp_pa
     (tmp_path / "config.json").write_text(json.dumps(hf))
     settings = settings_of(folder, dtype="bfloat16", model_name_or_path=tmp_path, gradient_checkpointing="full")
     examples, of_everything_else = made.pair_examples(made.token_pairs(24, longest=40)), Work({(8, 8): 1})
-    monkeypatch.setattr(plan.memory, "simulate", lambda *args: (Footprint(*[1] * 10), of_everything_else))
+    monkeypatch.setattr(plan.memory, "simulate", lambda *args, **_: (Footprint(*[1] * 10), of_everything_else))
     monkeypatch.setattr(plan, "attention_flops", lambda *args: pytest.fail("attention's products are counted twice"))
     with dist.fake_process_group(1):
         simulated = Plan(RewardModel, settings, settings.plan, examples, plan.PlannedCappedAttention, settings.loss)
