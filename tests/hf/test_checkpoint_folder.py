@@ -13,7 +13,7 @@ import train_sft
 from rm import export
 from rm.config import compose, updated
 from rm.distributed import process_group as dist
-from rm.hf import hub, weights
+from rm.hf import hub, saving, weights
 from rm.report import html
 from rm.scoring.scorer import Scorer
 from tests import runs
@@ -138,7 +138,7 @@ def test_a_run_stands_for_its_model(tmp_path, monkeypatch):
     config = config_of(tmp_path / "out", num_train_epochs=1)
     out = tmp_path / "out"
     with pytest.raises(RuntimeError):
-        run_ranks(1, runs.main, config, runs.fault(weights, "save", 1))
+        run_ranks(1, runs.main, config, runs.fault(saving, "save", 1))
     with pytest.raises(ValueError, match="a run that has not finished; its newest checkpoint is .*/checkpoints/step_3"):
         hub.model(str(out))
     run_ranks(1, runs.main, config)

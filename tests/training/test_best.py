@@ -15,7 +15,7 @@ import train_rm
 import train_sft
 from rm.data.sets import UNNAMED
 from rm.distributed import checkpoint
-from rm.hf import weights
+from rm.hf import saving
 from rm.report import model_card
 from rm.scoring.scorer import Scorer
 from rm.training import best, checkpointer, run_log
@@ -149,7 +149,7 @@ PHASES = {
     "before the best checkpoint is renamed": (checkpoint.os, "rename", 3),
     "in the evaluation that stops the run": (run_log.RunLog, "log_evaluation", 5),
     "when the best is loaded": (checkpoint, "load", 1),
-    "in the export": (weights, "save", 1),
+    "in the export": (saving, "save", 1),
 }
 
 

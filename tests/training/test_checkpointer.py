@@ -20,7 +20,7 @@ import train_rm
 import train_sft
 from rm.data import batch
 from rm.distributed import checkpoint
-from rm.hf import weights
+from rm.hf import saving
 from rm.training import checkpointer
 from tests import commands
 from tests.ranks import run_ranks
@@ -48,7 +48,7 @@ PHASES = {
     "before the rename": (2, checkpoint.os, "rename", 3),
     "between rename and prune": (1, checkpointer.Checkpointer, "_prune", 3),
     "in the middle of pruning": (1, checkpoint.shutil, "rmtree", 2),
-    "in the export": (1, weights, "save", 1),
+    "in the export": (1, saving, "save", 1),
 }
 
 
