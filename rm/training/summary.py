@@ -1,7 +1,7 @@
 """What a training says before its first step: what it does, and which of its settings look like a mistake."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 
@@ -32,10 +32,15 @@ def say_start(
     """
     screen = show.Screen(sys.stdout)
     for name, text in _facts(settings, model, data, loader, first_step, unit):
-        dist.say("\n".join(screen.wrapped(f"{name:<{NAMES}}{text}", indent=" " * NAMES)))
+        _say_lines(screen.wrapped(f"{name:<{NAMES}}{text}", indent=" " * NAMES))
     _say_precision(model)
     for warning in warnings(settings, _sizes(model)[0], data.facts["train"]["kept"]):
-        dist.say("\n".join(screen.wrapped(f"warning: {warning}", indent="  ")))
+        _say_lines(screen.wrapped(f"warning: {warning}", indent="  "))
+
+
+def _say_lines(lines: Iterable[str]) -> None:
+    for line in lines:  # one at a time: `say` shows a line break as \n
+        dist.say(line)
 
 
 def say_what_runs(model: Transformer) -> None:
@@ -55,8 +60,10 @@ def _facts(
     yield "held out", f"{', '.join(sets)} {unit}" if sets else "none"
     resumed = f"; the next is step {first_step + 1:,}" if first_step else ""
     batch, epochs = settings.batch.global_batch_size, loader.steps / loader.steps_per_epoch
-    tokens = loader.lengths.mean() * min(batch, trained_on)
-    yield "steps", f"{loader.steps:,}, each of {batch:,} {unit}, {tokens:,.0f} tokens; epochs: {epochs:.3g}{resumed}"
+    tokens = loader.lengths.sum() / trained_on * min(batch, trained_on)
+    more = " or more" if loader.batch.group_by_prompt else ""
+    size = f"{batch:,} {unit}{more}, {tokens:,.0f} tokens"
+    yield "steps", f"{loader.steps:,}, each of {size}; epochs: {epochs:.3g}{resumed}"
     parameters, trained = _sizes(model)
     yield "parameters", f"{trained:,} of {parameters:,} train{_method(settings)}"
     yield "runs on", _runs_on(model)

@@ -2,10 +2,14 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 
 import train_rm
+from rm.data.batch import Loader
+from rm.data.dataset import TrainingData
+from rm.data.examples import Example, Examples
 from rm.distributed import process_group as dist
 from rm.model.heads import RewardModel
 from rm.training import summary
@@ -28,7 +32,7 @@ def test_the_summary_counts_records_steps_and_parameters_in_80_columns(tmp_path,
 
     def lines() -> list[str]:
         said = []
-        dist.say = said.append  # in this forked process only
+        dist.tqdm.write = said.append  # in this forked process only
         train_rm.show.say_example = lambda *_: said.append("example")
         train_rm.RunLog.__enter__ = lambda _: 1 / 0  # before the first step
         with pytest.raises(ZeroDivisionError):
@@ -37,8 +41,11 @@ def test_the_summary_counts_records_steps_and_parameters_in_80_columns(tmp_path,
         return said[first:]
 
     (said,) = run_ranks(1, lines)
-    assert all(len(line) <= 80 for text in said for line in text.splitlines())
-    facts = {text[: summary.NAMES].strip(): text[summary.NAMES :] for text in said[:6]}
+    assert all(len(line) <= 80 for line in said)
+    facts, name = {}, ""
+    for line in said[:-1]:
+        name = line[: summary.NAMES].strip() or name  # of a long text the other lines have none
+        facts[name] = facts.get(name, "") + line[summary.NAMES :]
     assert facts["data"] == "30 records read, 30 kept; trained on 20 pairs"
     assert facts["held out"] == "odd 7 pairs"
     assert facts["steps"].startswith("4, each of 8 pairs, ") and facts["steps"].endswith(" tokens; epochs: 1.33")
@@ -46,8 +53,23 @@ def test_the_summary_counts_records_steps_and_parameters_in_80_columns(tmp_path,
     assert facts["parameters"].startswith(f"{2 * 2 * 2 * (32 + 32) + 32:,} of ")
     assert facts["parameters"].endswith(" train (LoRA, rank 2)")
     assert facts["runs on"].startswith("1 x cpu (") and facts["runs on"].endswith("), float32, SplitAttention")
-    assert facts["output"].replace("\n" + " " * 14, "") == str(out)
+    assert facts["output"] == str(out)
     assert said[-1] == "example"
+
+
+def test_tokens_are_those_of_whole_steps_where_pairs_of_a_prompt_share_them():
+    prompt = np.array([1, 2, 3])
+    examples = Examples.build(
+        Example(prompt, (np.array([4, n]), np.array([5])), (np.ones(2, bool), np.ones(1, bool)), prompt=7)
+        for n in range(3)
+    )
+    config = runs.settings("out", group_by_prompt=True, global_batch_size=3)
+    loader = Loader(examples, config.batch, config.packing, seed=0, attention_cost=0.1)
+    data = TrainingData(examples, {}, {"train": {"kept": 3, "dropped": {}}})
+    model = made.model(RewardModel)
+    model.compute_dtype = torch.float32
+    facts = dict(summary._facts(config, model, data, loader, 0, "pairs"))
+    assert facts["steps"] == "3, each of 3 pairs or more, 10 tokens; epochs: 3"  # 3 of the prompt, 3 * 2 + 1
 
 
 def said_of(dtype: str, *capabilities: str) -> list[str]:
