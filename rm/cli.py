@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Iterator
 
 from rm.distributed.process_group import Stopped, rank, under_torchrun, world_size
-from rm.terminal import warn
+from rm.terminal import printable, warn
 
 
 @contextlib.contextmanager
@@ -100,7 +100,8 @@ def _say_again(error: BaseException | None) -> None:
     if error is not None and under_torchrun() and rank() == 0:
         # A zombie has ended: whoever started torchrun may read its output first.
         wait = 'for _ in $(seq 500); do case $(ps -o stat= -p "$1") in "" | Z*) break ;; esac; sleep 0.2; done'
-        command = ["sh", "-c", f'{wait}; echo "error: $2" >&2', "sh", str(os.getppid()), str(error)]
+        say = "printf '%s\\n' \"$2\" >&2"  # echo may take \\n for a line break
+        command = ["sh", "-c", f"{wait}; {say}", "sh", str(os.getppid()), printable(f"error: {error}")]
         subprocess.Popen(command, start_new_session=True)  # torchrun's signals are not for it
 
 

@@ -39,15 +39,15 @@ import argparse
 from rm import cli
 with cli.one_line_errors():
     try:
-        raise ValueError("a wrong flag")
+        raise ValueError("no file \\x1b[2J\\nof this name")
     except ValueError as error:
-        argparse.ArgumentParser(prog="train", usage="u").error(str(error))
+        argparse.ArgumentParser(prog="train", usage="u").error("no file")
 """
     environment = os.environ | {"TORCHELASTIC_RUN_ID": "1"}
     launcher = ["sh", "-c", '"$@"; echo "noise of the launcher" >&2', "sh", sys.executable, "-c", child]
     done = subprocess.run(launcher, env=environment, capture_output=True, text=True, timeout=100)
     assert done.stderr.splitlines() == [
-        "usage: u", "train: error: a wrong flag", "noise of the launcher", "error: a wrong flag",
+        "usage: u", "train: error: no file", "noise of the launcher", r"error: no file \x1b[2J\nof this name",
     ]  # fmt: skip
 
 

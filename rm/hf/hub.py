@@ -30,6 +30,7 @@ from rm.files import read_json, update_digest
 from rm.hf import data_files
 from rm.hf.folder import TOKENIZER_FILES
 from rm.json_keys import Key, check_keys
+from rm.run_files import read_exit
 
 ADAPTER = "adapter_config.json"
 MODEL_FILES = ["config.json", "generation_config.json", ADAPTER, "scoring.json", *TOKENIZER_FILES]
@@ -137,7 +138,7 @@ def _model_of_run(text: str) -> str:
     checkpoints = checkpoint_files.list_checkpoints(folder) or checkpoint_files.list_checkpoints(folder / "checkpoints")
     newest = f"; its newest checkpoint is {checkpoints[-1]}" if checkpoints else ""
     if (folder / "run.json").is_file():
-        if read_json(folder / "exit.json").get("status") != "finished":
+        if read_exit(folder).get("status") != "finished":
             raise ValueError(f"{folder} is a run that has not finished{newest}: name a checkpoint")
         dist.say(f"{folder} is a run: its model is {folder / 'model'}")
         return str(folder / "model")
