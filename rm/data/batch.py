@@ -242,6 +242,7 @@ class Loader:
         self.costs = self.lengths + attention_cost * self.groups.attention_pairs
         check_longest_fits(self.lengths, packing.max_tokens)
         self._epoch = lru_cache(maxsize=2)(self._shuffled)  # the packing thread is in the next epoch before us
+        self._steps_of: dict[int, int] = {}
         self.steps_per_epoch = self.steps_of(0)
         self.steps = batch.max_steps or self._steps_of_epochs(batch.num_train_epochs)
         self._packer = ThreadPoolExecutor(max_workers=1)
@@ -259,7 +260,9 @@ class Loader:
         """Steps of an epoch. Where a step takes whole prompts, it depends on the order how many there are."""
         if not self.batch.group_by_prompt:
             return math.ceil(len(self.examples) / self.batch.global_batch_size)
-        return len(self._epoch(epoch)[1]) - 1
+        if epoch not in self._steps_of:  # every step asks for all epochs before its own
+            self._steps_of[epoch] = len(self._epoch(epoch)[1]) - 1
+        return self._steps_of[epoch]
 
     def _steps_of_epochs(self, epochs: float) -> int:
         part = round(epochs % 1 * self.steps_of(int(epochs)), 6)  # 1.1 epochs of 10 steps are 11, not 12

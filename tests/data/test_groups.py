@@ -146,6 +146,10 @@ def test_a_step_takes_whole_prompts_until_it_has_enough_pairs():
             assert not prompts[0] & prompts[1]
             assert n == len(steps) - 1 or 10 <= len(of_step) < 10 + 6
         start += len(steps)
+    shuffled = loader._epoch.cache_info().misses
+    for step in (start - 2, start - 1):
+        loader.step_batches(step, [])
+    assert loader._epoch.cache_info().misses == shuffled, "an epoch that is over is not shuffled again"
     batches = loader.at(start - 2)
     assert (batches.num_examples, batches.num_prompts) == (
         len(of_step := steps[-2]),
