@@ -244,8 +244,8 @@ def load(
         if optimizer is None:
             continue
         stored = state["parameters"][name]
-        kinds, dtype = stored["arrays"], getattr(optimizer, "state_dtype", parameter.dtype)
-        values = {kind: torch.zeros_like(parameter, dtype=dtype) for kind in kinds if kind != "parameter"}
+        kinds, dtypes = [kind for kind in stored["arrays"] if kind != "parameter"], getattr(optimizer, "dtypes", {})
+        values = {kind: torch.zeros_like(parameter, dtype=dtypes.get(kind)) for kind in kinds}
         arrays |= {f"{kind}/{name}": (value, name) for kind, value in values.items()}
         values |= {kind: torch.tensor(number, device=parameter.device) for kind, number in stored["numbers"].items()}
         if values:

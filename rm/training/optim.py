@@ -78,7 +78,7 @@ class ShortStateAdamW(torch.optim.AdamW):
     of two numbers that are 1/128 apart would be the old one, for ever (docs/numerics.md).
     """
 
-    state_dtype = torch.bfloat16
+    dtypes = {"exp_avg": torch.bfloat16, "exp_avg_sq": torch.bfloat16}  # other state is kept as its parameter is
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
@@ -91,7 +91,7 @@ class ShortStateAdamW(torch.optim.AdamW):
         state = self.state[p]
         if not state:
             state["step"] = torch.zeros((), device=p.device)
-            state["exp_avg"], state["exp_avg_sq"] = (torch.zeros_like(p, dtype=self.state_dtype) for _ in range(2))
+            state |= {kind: torch.zeros_like(p, dtype=dtype) for kind, dtype in self.dtypes.items()}
         options = {name: group[name] for name in ("lr", "weight_decay", "eps", "amsgrad", "maximize", "fused")}
         options |= {"found_inf": getattr(self, "found_inf", None)}  # a step that is skipped changes nothing
         before = state["step"].clone()

@@ -121,6 +121,30 @@ def test_a_parameter_without_optimizer_state_is_saved_and_gets_none(tmp_path):
     assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
 
 
+def test_own_state_keeps_its_dtype_beside_moments_in_bfloat16(tmp_path):
+    def round_trip():
+        settings = optim.OptimSettings(optimizer_state_dtype="bfloat16")
+        models = [sharded(made.model(RewardModel), sharding.ParallelSettings()) for _ in range(2)]
+        written, read = (optim.adamw(model, settings) for model in models)
+        for p in models[0].parameters():
+            p.grad = torch.randn_like(p)
+        written.step()
+        for p in models[0].parameters():
+            written.state[p]["average"] = torch.randn_like(p)
+        snapshot = checkpoint.snapshot(lora.checkpointed(models[0]), written)
+        checkpoint.write(tmp_path / ".writing", 0, snapshot)
+        checkpoint.publish(tmp_path / ".writing", tmp_path / "step_2", STATE, snapshot)
+        folder = tmp_path / "step_2"
+        checkpoint.load(lora.checkpointed(models[1]), read, folder, checkpoint.read(folder))
+        return [values(model, optimizer) for model, optimizer in zip(models, (written, read), strict=True)]
+
+    ((before, after),) = run_ranks(1, round_trip)
+    assert before["score.weight average"].dtype == torch.float32
+    assert before["score.weight exp_avg"].dtype == torch.bfloat16
+    for name, value in before.items():
+        torch.testing.assert_close(after[name], value, rtol=0, atol=0)
+
+
 def test_a_checkpoint_of_another_format_is_refused(tmp_path, monkeypatch):
     run_ranks(1, saved, tmp_path)
     monkeypatch.setattr(checkpoint, "FORMAT", 99)
