@@ -62,8 +62,14 @@ EVALUATION = {
 
 
 def read_run(folder: Path) -> dict:
-    """run.json, {} if there is none."""
-    return read(folder / "run.json", RUN, others=True)
+    """run.json, {} if there is none; declared keys that are null are left out."""
+    return _without_nulls(read(folder / "run.json", RUN, others=True), RUN)
+
+
+def _without_nulls(content: dict, keys: dict[str, Key]) -> dict:
+    kept = {name: value for name, value in content.items() if value is not None or name not in keys}
+    inner = {name: keys[name].keys for name in kept if name in keys and keys[name].keys}
+    return kept | {name: _without_nulls(kept[name], of) for name, of in inner.items()}
 
 
 def read_exit(folder: Path) -> dict:

@@ -100,6 +100,16 @@ def test_write_report_reports_an_error_without_raising_it(run, capsys):
     assert not (run / "report.html").exists()
 
 
+def test_a_null_in_run_json_is_an_absent_key(run, monkeypatch):
+    monkeypatch.setattr(training.html, "figures", lambda *_: "")
+    description = {"settings": None, "processes": 2, "best_evaluation": None, "data": {"held_out": {"sets": None}}}
+    pages = []
+    for content in (description, description | {"data": {"held_out": None}}, {"processes": 2, "data": None}):
+        (run / "run.json").write_text(json.dumps(content))
+        pages.append(training.write_training_report(run).read_text())
+    assert pages[0] == pages[1] == pages[2]
+
+
 def test_report_command_fails_for_a_folder_without_metrics(tmp_path):
     done = commands.run("rm.report", tmp_path)
     assert done.returncode == 2 and done.stderr.startswith("error: ") and "holds no metrics" in done.stderr
