@@ -5,6 +5,7 @@ Every function takes plain arrays and returns "<svg ...>". Without matplotlib it
 Shapes: R replies, P ordered pairs.
 """
 
+import html
 import io
 import itertools
 from collections.abc import Callable
@@ -43,12 +44,17 @@ def _render(title: str, x_label: str, y_label: str, draw: Callable) -> str:
         figure = Figure(figsize=(4.6, 3.0), layout="constrained")
         axes = figure.subplots()
         draw(axes)
-        axes.set(title=title, xlabel=x_label, ylabel=y_label)
+        axes.set(title=_shown(title), xlabel=x_label, ylabel=_shown(y_label))
         out = io.StringIO()
         figure.savefig(out, format="svg", dpi=150, transparent=True, metadata={"Date": None, "Creator": None})
     svg = out.getvalue()
     svg = svg[svg.index("<svg") :]  # without the XML declaration, which is not allowed inside HTML
-    return svg.replace("<svg ", f'<svg role="img" aria-label="{title}" ', 1)
+    return svg.replace("<svg ", f'<svg role="img" aria-label="{html.escape(printable(title))}" ', 1)
+
+
+def _shown(text: str) -> str:
+    """A text of others as a label: matplotlib takes what stands between two $ for a formula."""
+    return printable(text).replace("$", r"\$")
 
 
 def margins(margin: np.ndarray) -> str:
@@ -156,8 +162,8 @@ def curves(title: str, y_label: str, lines: dict[str, Curve]) -> str:
 
     def draw(axes):
         for label, curve in lines.items():
-            shown, marker = printable(label).replace("$", r"\$"), "." if len(curve.steps) < 30 else None
-            axes.plot(curve.steps, curve.values, curve.style, color=curve.colour, label=shown, lw=1.3, marker=marker)
+            marker, label = "." if len(curve.steps) < 30 else None, _shown(label)
+            axes.plot(curve.steps, curve.values, curve.style, color=curve.colour, label=label, lw=1.3, marker=marker)
             if curve.marked in curve.steps:
                 value = curve.values[curve.steps.index(curve.marked)]
                 axes.plot(curve.marked, value, "o", color=curve.colour, fillstyle="none", markersize=8)

@@ -100,6 +100,16 @@ def test_write_report_reports_an_error_without_raising_it(run, capsys):
     assert not (run / "report.html").exists()
 
 
+def test_the_name_of_a_metric_is_text(run):
+    pytest.importorskip("matplotlib")
+    name = '"><script>$alert_{1$\x1b[2J'
+    (run / "metrics.jsonl").write_text(json.dumps({"step": 1, name: 1.0}) + "\n")
+    page = Tags(training.write_training_report(run).read_text())
+    assert "script" not in {tag for tag, _ in page.tags}
+    (figure,) = [attributes["aria-label"] for tag, attributes in page.tags if tag == "svg"]
+    assert figure == name.replace("\x1b", r"\x1b")
+
+
 def test_a_null_in_run_json_is_an_absent_key(run, monkeypatch):
     monkeypatch.setattr(training.html, "figures", lambda *_: "")
     description = {"settings": None, "processes": 2, "best_evaluation": None, "data": {"held_out": {"sets": None}}}
