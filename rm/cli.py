@@ -100,7 +100,7 @@ def _say_again(error: BaseException | None) -> None:
     if error is not None and under_torchrun() and rank() == 0:
         # A zombie has ended: whoever started torchrun may read its output first.
         wait = 'for _ in $(seq 500); do case $(ps -o stat= -p "$1") in "" | Z*) break ;; esac; sleep 0.2; done'
-        say = "printf '%s\\n' \"$2\" >&2"  # echo may take \\n for a line break
+        say = "printf '%s\\n' \"$2\" >&2"  # echo may take \n for a line break
         command = ["sh", "-c", f"{wait}; {say}", "sh", str(os.getppid()), printable(f"error: {error}")]
         subprocess.Popen(command, start_new_session=True)  # torchrun's signals are not for it
 
