@@ -18,7 +18,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import ClassVar
 
 import numpy as np
@@ -241,7 +241,7 @@ class Loader:
         self.lengths, self.labels = self.groups.lengths, self.groups.labels
         self.costs = self.lengths + attention_cost * self.groups.attention_pairs
         check_longest_fits(self.lengths, packing.max_tokens)
-        self._epoch = lru_cache(maxsize=2)(self._shuffled)  # the packing thread is in the next epoch before us
+        self._epochs: dict[int, tuple[np.ndarray, list[int]]] = {}  # see `_shuffled`
         self._steps_of: dict[int, int] = {}
         self.steps_per_epoch = self.steps_of(0)
         self.steps = batch.max_steps or self._steps_of_epochs(batch.num_train_epochs)
@@ -267,6 +267,13 @@ class Loader:
     def _steps_of_epochs(self, epochs: float) -> int:
         part = round(epochs % 1 * self.steps_of(int(epochs)), 6)  # 1.1 epochs of 10 steps are 11, not 12
         return sum(map(self.steps_of, range(int(epochs)))) + math.ceil(part)
+
+    def _epoch(self, epoch: int) -> tuple[np.ndarray, list[int]]:
+        if epoch not in self._epochs:
+            # The packing thread may be in the next epoch before the training is: the last two are kept.
+            kept = list(self._epochs.items())[-1:]
+            self._epochs = dict(kept) | {epoch: self._shuffled(epoch)}
+        return self._epochs[epoch]
 
     def _shuffled(self, epoch: int) -> tuple[np.ndarray, list[int]]:
         """An epoch's order of groups, a function of (seed, epoch) alone, and where in it each step begins and ends."""
@@ -334,11 +341,14 @@ class EvalBatches:
     def __iter__(self) -> Iterator[MicroBatch]:
         return (pack(self.examples, indices, self.packing.share_prefix) for indices in self.assigned)
 
-    @cached_property
     def distinct(self) -> tuple["EvalBatches", np.ndarray]:
         """(micro-batches in which each text stands once, (R,) the place of each reply's text in them)."""
-        texts, place = new_texts(self.examples, self.packing, {})
+        texts, place = self._texts
         return self if texts is self.examples else EvalBatches(texts, self.packing), place
+
+    @cached_property
+    def _texts(self) -> tuple[Examples, np.ndarray]:
+        return new_texts(self.examples, self.packing, {})
 
 
 def new_texts(examples: Examples, packing: PackingSettings, seen: dict[bytes, int]) -> tuple[Examples, np.ndarray]:

@@ -23,7 +23,7 @@ def all_rewards(model: nn.Module, batches: EvalBatches, between_batches: Callabl
     Args:
         between_batches: called before every micro-batch; may leave by raising.
     """
-    texts, place = batches.distinct
+    texts, place = batches.distinct()
     shown = dist.progress(texts, "scoring", "micro-batches")
     indices, rewards = local_rewards(model, shown, texts.examples.reply_offsets, between_batches)
     return dist.concat_over_ranks(rewards)[dist.concat_over_ranks(indices).argsort()][place]

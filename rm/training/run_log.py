@@ -142,16 +142,18 @@ class RunLog:
         else:
             status = "stopped" if issubclass(kind, dist.Stopped) else "failed"
         if dist.is_main():
-            self.tracker.close()
-            if dist.is_lost_process(error):
-                return
-            self._flush_metrics(status)
-            reason = str(error or "all steps are done")
-            if kind is None and self.stops_early:
-                reason = f"stopped early: {self.best.settings.metric} was best at step {self.best.step}"
-            with _reported("exit.json and metrics.csv"):
-                mark_end(self.folder, status=status, step=self.step, steps=self.steps, reason=without_secrets(reason))
-                trackers.write_csv(self.metrics.file)
+            if not dist.is_lost_process(error):
+                self._write_end(status, error)
+            self.tracker.close()  # last: a tracker's server may fail
+
+    def _write_end(self, status: str, error: BaseException | None) -> None:
+        self._flush_metrics(status)
+        reason = str(error or "all steps are done")
+        if error is None and self.stops_early:
+            reason = f"stopped early: {self.best.settings.metric} was best at step {self.best.step}"
+        with _reported("exit.json and metrics.csv"):
+            mark_end(self.folder, status=status, step=self.step, steps=self.steps, reason=without_secrets(reason))
+            trackers.write_csv(self.metrics.file)
 
     def _flush_metrics(self, status: str) -> None:
         """Write the lines that a full disk did not take: no line follows with which that would be tried again."""
