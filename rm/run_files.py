@@ -57,7 +57,7 @@ SET = {
 EVALUATION = {
     "settings": Key(dict),
     "benchmarks": Key(dict, keys=SCORE | {"sets": Key(int, required=True)}, others=True),
-    "sets": Key(dict, items=Key(dict, keys=SET, others=True)),
+    "sets": Key(dict, items=Key(dict, keys=SET, others=True), required=True),
 }
 
 

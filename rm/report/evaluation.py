@@ -54,7 +54,7 @@ def benchmark_table(report: dict) -> tuple[list[str], list[list]]:
     for name, one in report["sets"].items():
         if benchmark := one.get("benchmark"):
             title = benchmark["name"] if name == benchmark["name"] else f"{name} ({benchmark['name']})"
-            length = [one["length"][key] for key in ("longest_accuracy", "controlled_accuracy")]
+            length = [_value_at(one, ("length", key)) for key in ("longest_accuracy", "controlled_accuracy")]
             rows.append([title, *_score_cells(benchmark), *length])
             rows += [[f"· {part}", *_score_cells(row), None, None] for part, row in benchmark["sections"].items()]
     if mean := report.get("benchmarks"):

@@ -226,7 +226,8 @@ def _accuracies(summaries: Iterable[tuple[str, dict]]) -> str:
     rows = []
     for name, one in summaries:
         length = one.get("length", {})
-        rows.append([name, one["n"], one["accuracy"], one["accuracy_ci95_clustered"] or one["accuracy_ci95"],
+        interval = one.get("accuracy_ci95_clustered") or one.get("accuracy_ci95")
+        rows.append([name, one["n"], one.get("accuracy"), interval,
                      length.get("longest_accuracy"), length.get("controlled_accuracy")])  # fmt: skip
     head = ["set", "pairs", "accuracy", "95 % interval", "of preferring the longer reply", "length-controlled"]
     kept = [i for i in range(len(head)) if any(row[i] is not None for row in rows)]
