@@ -68,6 +68,7 @@ def sharded(
     parallel: ParallelSettings = ParallelSettings(),  # noqa: B008
     recompute: str = "none",
     lora: LoraSettings | None = None,
+    offload_activations: bool = False,
 ) -> Transformer:
     """A copy of a plain model such as `made.model`'s: made on the meta device, sharded, and filled.
 
@@ -83,7 +84,7 @@ def sharded(
         lora_adapters.adapt(copy, lora, copy.compute_dtype)
         if not lora.shard_base:
             parallel = replace(parallel, shard_group_size=1)
-    sharding.parallelize(copy, parallel, recompute)
+    sharding.parallelize(copy, parallel, recompute, offload_activations=offload_activations)
     copy.to_empty(device=dist.device())
     values, generator = dict(model.named_parameters()), torch.Generator().manual_seed(0)
     for name, parameter in copy.named_parameters():

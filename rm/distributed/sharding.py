@@ -20,6 +20,7 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 
 from rm.config import SettingsGroup, require_positive, setting
 from rm.distributed import process_group as dist
+from rm.distributed.offload import ActivationOffloader, HostCopies
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,14 +79,24 @@ class MemorySettings(SettingsGroup):
         "GPU the layers that are being computed",
         may_change=True,
     )
+    activation_offloading: bool = setting(
+        False,
+        "keep what layers save for the backward in host memory until then; copies run beside the computation",
+        may_change=True,
+    )
 
 
-def check_compile(parallel: ParallelSettings, memory: MemorySettings) -> None:
-    """Raise ValueError where compilation and recomputation exclude each other."""
+def check_memory(parallel: ParallelSettings, memory: MemorySettings) -> None:
+    """Raise ValueError where compilation, recomputation and offloading exclude each other."""
     if parallel.torch_compile and memory.gradient_checkpointing == "selective":
         raise ValueError(
             "--torch_compile true works with --gradient_checkpointing none or full, not with selective: a compiled "
             "layer has no single operations whose results could be kept"
+        )
+    if memory.activation_offloading and memory.gradient_checkpointing == "selective":
+        raise ValueError(
+            "--activation_offloading true works with --gradient_checkpointing none or full, not with selective, which "
+            "keeps the results of matrix products on the device"
         )
 
 
@@ -107,9 +118,14 @@ def compute_dtype(dtype: str) -> torch.dtype:
 
 
 def parallelize(
-    model: nn.Module, settings: ParallelSettings, recompute: str = "none", train: bool = True, offload: bool = False
+    model: nn.Module,
+    settings: ParallelSettings,
+    recompute: str = "none",
+    train: bool = True,
+    offload: bool = False,
+    offload_activations: bool = False,
 ) -> None:
-    """Compile, recompute and shard a model on the meta device, where it stays.
+    """Compile, recompute, offload and shard a model on the meta device, where it stays.
 
     Args:
         model: has `layers`, a `kernel` (`rm.model.attention`) and `fp32_modules`, the names of its submodules that
@@ -118,6 +134,7 @@ def parallelize(
         train: False for a model that only scores: it needs no float32 master weights.
         offload: keep the shards of a model in host memory, with their gradients, and copy them to the GPU layer by
             layer; while training in pinned memory, which takes longer to allocate and less to copy.
+        offload_activations: keep what layers save for the backward in host memory until then.
     """
     if settings.torch_compile:
         from rm.distributed.torch_private import specialize_floats
@@ -132,6 +149,8 @@ def parallelize(
             layer.forward = torch.compile(layer.forward, dynamic=True)
         if recompute != "none":
             layer.forward = functools.partial(_CHECKPOINTED[recompute], layer.forward)
+    # Above recomputation: of a layer that is computed again, the input alone is saved.
+    model.offloader = ActivationOffloader(model.layers, HostCopies(dist.device())) if offload_activations else None
     group_size = settings.shard_group_size or dist.world_size()
     if dist.world_size() % group_size:
         raise ValueError(f"--shard_group_size {group_size} does not divide the {dist.world_size()} processes")

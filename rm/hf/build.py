@@ -124,15 +124,17 @@ def build(
     if not sharded:
         sharding.cast_to_compute(model, dtype)
         return model
-    recompute = "none"
+    recompute, offload_activations = "none", False
     if training is not None:
         lisa.check_depth(config.n_layers, training.lisa)
         recompute = training.memory.gradient_checkpointing
+        offload_activations = training.memory.activation_offloading
         if training.lora.use_lora:
             lora.adapt(model, training.lora, dtype, trained=("embed", "lm_head") if new_ids else ())
             if not training.lora.shard_base:  # every process is a shard group of its own: nothing is gathered
                 parallel = replace(parallel, shard_group_size=1)
-    sharding.parallelize(model, parallel, recompute, train=training is not None, offload=offload)
+    is_training = training is not None
+    sharding.parallelize(model, parallel, recompute, is_training, offload, offload_activations)
     return model
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from rm.data.batch import Segment, StepBatches
 from rm.distributed import process_group as dist
+from rm.distributed.offload import HostCopies
 from rm.distributed.sharding import is_sharded, local, set_gradient_sync
 from rm.distributed.torch_private import FakeTensorMode, FSDPMemTracker, MemTracker, TorchDispatchMode
 from rm.hf.saving import MAX_SHARD_BYTES
@@ -121,6 +122,8 @@ def simulate(
     """
     with FakeTensorMode(allow_non_fake_inputs=True):
         model.to_empty(device=dist.device())
+        if model.offloader is not None:
+            model.offloader.copies = _PlannedHostCopies(dist.device())
         if is_sharded(model):
             tracker = _OffloadedMemTracker(model) if offload else FSDPMemTracker(model)
         else:
@@ -132,9 +135,9 @@ def simulate(
                 set_gradient_sync(model, n == last)  # as `train_step` does
                 tracker.reset_mod_stats()  # or the tracker refuses a second forward
                 (model(batch)["loss"] / model.count(batches)).backward()
-        (peak,) = tracker.get_tracker_snapshot("peak").values()
+        peaks = tracker.get_tracker_snapshot("peak")
     sizes = Counter()
-    for kind, size in peak.items():
+    for kind, size in peaks[dist.device()].items():
         sizes[_KIND_OF.get(getattr(kind, "name", None))] += size
     layers = set(model.layers.parameters()) if all_moments else set()
     trained = {p for p in model.parameters() if p.requires_grad or p in layers}
@@ -145,7 +148,7 @@ def simulate(
         activations=sizes["activations"],
         gathered=sizes["gathered"],
         end=_end(model, sizes["weights"]),
-        host=_host(model, trained, state_dtype),
+        host=_host(model, trained, state_dtype, peaks.get(_HOST, {}).get("Total", 0)),
         gather_traffic=traffic.gathered,
         reduce_traffic=traffic.reduced,
         replica_traffic=traffic.replicated,
@@ -193,19 +196,24 @@ def _end(model: nn.Module, weights: int) -> int:
     return max(exported, 4 * scored)
 
 
-def _host(model: nn.Module, trained: set[nn.Parameter], state_dtype: torch.dtype) -> int:
-    """Bytes of host memory. Pinned memory is allocated in powers of two."""
+def _host(model: nn.Module, trained: set[nn.Parameter], state_dtype: torch.dtype, activations: int) -> int:
+    """Bytes of host memory, with activations in a step or with the files at the end."""
     snapshot = 0
     for p in lora.checkpointed(model).values():
         moments = 2 * [state_dtype.itemsize] if p in trained else []
         for itemsize in (p.itemsize, *moments):
-            snapshot += 1 << (max(1, local(p).numel() * itemsize) - 1).bit_length()
+            snapshot += _pinned(local(p).numel() * itemsize)
     size = count_parameters(model) * model.compute_dtype.itemsize
     exported = min(MAX_SHARD_BYTES, size)
     if quantized_layers(model):
         exported += size // dist.world_size()  # the original base
     scored = 0 if model.head == "lm" else 4 * count_parameters(model) // dist.world_size()
-    return snapshot + max(exported, scored)
+    return snapshot + max(exported, scored, activations)
+
+
+def _pinned(size: int) -> int:
+    """Bytes that are allocated for so many: pinned memory is allocated in powers of two."""
+    return 1 << (max(1, size) - 1).bit_length()
 
 
 _KIND_OF = {
@@ -222,6 +230,20 @@ _KIND_OF = {
     "ALL_GATHER": "gathered",
     "REDUCE_SCATTER": "gathered",
 }
+
+
+_HOST = torch.device("meta")
+
+
+class _PlannedHostCopies(HostCopies):
+    """Has copies in host memory on a device of their own, since the fake tensors of a plan are all on the CPU."""
+
+    def to_host(self, x: Tensor) -> Tensor:
+        buffer = torch.empty(_pinned(x.nbytes) // x.itemsize, dtype=x.dtype, device=_HOST)
+        return buffer[: x.numel()].view(x.shape)
+
+    def to_device(self, host: Tensor) -> Tensor:
+        return torch.empty(host.shape, dtype=host.dtype, device=self.device)
 
 
 class _OffloadedMemTracker(FSDPMemTracker):

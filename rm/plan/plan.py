@@ -295,8 +295,9 @@ class Plan:
             seconds = flops / (dist.world_size() * plan.device_tflops * 1e12 * plan.device_utilization)
             rate = f"at {plan.device_utilization:.0%} of {plan.device_tflops:g} TFLOP/s"
             yield _line("time", f"{self._duration(seconds)}, {rate}{self._hidden(seconds)}")
-        elif self.settings.memory.cpu_offload:
-            yield _line("time", "on paper not with --cpu_offload: the roofline knows no copies to the host")
+        elif self.settings.memory.cpu_offload or self.settings.memory.activation_offloading:
+            name = "cpu_offload" if self.settings.memory.cpu_offload else "activation_offloading"
+            yield _line("time", f"on paper not with --{name}: the roofline knows no copies to the host")
         elif self.model.compute_dtype == torch.bfloat16:
             yield from self._lines_on_paper()
         else:

@@ -8,7 +8,7 @@ from rm.data.dataset import DataSettings, MixtureSettings, TextSettings, check_m
 from rm.data.reader import KeySettings
 from rm.data.special_tokens import TokenizerSettings
 from rm.data.split import SplitSettings
-from rm.distributed.sharding import MemorySettings, ParallelSettings, check_compile
+from rm.distributed.sharding import MemorySettings, ParallelSettings, check_memory
 from rm.hf.build import ModelSettings
 from rm.model.lisa import LisaSettings
 from rm.model.lora import LoraSettings
@@ -42,7 +42,7 @@ class TrainingSettings(SettingsGroup):
 
     def check(self) -> None:
         check_mixture(self.data, self.mixture)
-        check_compile(self.parallel, self.memory)
+        check_memory(self.parallel, self.memory)
         self._check_evaluation()
         if self.lisa.use_lisa and self.lora.use_lora:
             raise ValueError("--use_lora and --use_lisa exclude each other: LoRA trains in every layer; give one")

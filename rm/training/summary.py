@@ -122,6 +122,8 @@ def warnings(settings: TrainingSettings, parameters: int, records: int) -> Itera
         yield "--loraplus_lr_ratio has no effect without --use_lora true"
     if optim.min_lr_ratio and optim.lr_scheduler_type == "constant":
         yield "--min_lr_ratio has no effect on a constant learning rate: --lr_scheduler_type linear or cosine"
+    if settings.memory.activation_offloading and dist.device().type == "cpu":
+        yield "--activation_offloading true only costs time here: activations are in host memory anyway"
     if split.validation_split_by != "conversation" and not split.validation_split_percentage:
         yield "--validation_split_by has no effect without --validation_split_percentage"
     if text.truncation_side != "left" and text.cut is None:

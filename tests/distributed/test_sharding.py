@@ -87,7 +87,7 @@ def test_compiled_layers_compute_the_same(monkeypatch, recompute):
 
 def test_compilation_and_selective_recomputation_exclude_each_other():
     with pytest.raises(ValueError, match="--torch_compile true works with --gradient_checkpointing none or full"):
-        sharding.check_compile(ParallelSettings(torch_compile=True), MemorySettings(gradient_checkpointing="selective"))
+        sharding.check_memory(ParallelSettings(torch_compile=True), MemorySettings(gradient_checkpointing="selective"))
 
 
 def test_offloading_is_refused_where_nothing_is_on_a_gpu():

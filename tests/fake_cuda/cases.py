@@ -44,6 +44,7 @@ _MODELS = {  # config.json
 
 _LORA = dict(use_lora=True, lora_r=4, lora_target_modules=("all-linear",))
 _LISA = dict(use_lisa=True, lisa_activated_layers=1, lisa_interval_steps=1)
+_OFFLOADED = dict(activation_offloading=True)
 _METHODS = {
     "full": Case(micro_batches=(3, 0)),
     "one GPU": Case(world_size=1),
@@ -63,6 +64,8 @@ STEPS = {
     **{f"SFT, {name}": replace(case, script="train_sft") for name, case in _METHODS.items()},
     "RM, gradients wait": replace(_METHODS["HSDP"], settings=dict(shard_group_size=2, sync_each_batch=False)),
     "RM, short states": Case(settings=dict(optimizer_state_dtype="bfloat16")),
+    "RM, activations offloaded": Case(settings=_OFFLOADED, layers=3, micro_batches=(3, 2)),
+    "RM, activations offloaded, full recomputation": Case(settings=_OFFLOADED | dict(gradient_checkpointing="full")),
     "RM, LoRA, 4 bits": Case(settings=_LORA | dict(load_in_4bit=True)),
     "RM, rankings": Case(rankings=True, settings=dict(loss="plackett_luce")),
     "RM, SFT loss": Case(settings=dict(sft_loss_coefficient=0.1)),

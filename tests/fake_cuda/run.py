@@ -30,6 +30,7 @@ import train_rm
 import train_sft
 from rm.config import compose
 from rm.data.batch import StepBatches, pack
+from rm.distributed import offload
 from rm.distributed.sharding import allocate, local
 from rm.hf import build
 from rm.model import lisa
@@ -146,6 +147,7 @@ def trace(module: torch.fx.GraphModule, inputs: list) -> Callable:
 
 def main(names: list[str]) -> None:
     load.install()
+    offload.SMALLEST = 1  # bytes: everything here is small
     compile = functools.partial(torch.compile, backend=trace)
     # To choose an attention kernel, the product compares two, which takes a second: once for each dtype is enough.
     choose_kernel = functools.cache(build.choose_kernel)

@@ -1,6 +1,7 @@
 """rm.plan.memory: the simulated peak is what the allocator hands out in a real step of two processes."""
 
 import dataclasses
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -8,8 +9,8 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from rm.data.batch import StepBatches, pack
+from rm.distributed import offload, sharding
 from rm.distributed import process_group as dist
-from rm.distributed import sharding
 from rm.distributed.sharding import ParallelSettings
 from rm.model import lisa, lora, nf4
 from rm.model.attention import SplitAttention
@@ -27,14 +28,18 @@ from train_rm import train_step
 pytestmark = pytest.mark.apart
 
 CONFIG = dataclasses.replace(made.LLAMA, vocab_size=1024, dim=128, n_heads=8, n_kv_heads=4, head_dim=16, hidden_dim=352)
+DEEPER = dict(n_layers=6, ropes=CONFIG.ropes[:1] * 6, windows=(0,) * 6)
 
 
-def build(cls, settings: ParallelSettings, method: str = "full", recompute: str = "none", kernel=PlannedSplitAttention):
+def build(
+    cls, settings: ParallelSettings, method: str = "full", recompute: str = "none", kernel=PlannedSplitAttention, **more
+):
     """A sharded model on the meta device.
 
     Args:
         method: "full", "lora", "lora, 4 bits" or "lisa".
         recompute: a value of --gradient_checkpointing.
+        more: arguments of `parallelize`.
     """
     with torch.device("meta"):
         model = cls(CONFIG, kernel)
@@ -42,7 +47,7 @@ def build(cls, settings: ParallelSettings, method: str = "full", recompute: str 
         lora.adapt(
             model, LoraSettings(use_lora=True, load_in_4bit="4" in method), sharding.compute_dtype(settings.dtype)
         )
-    sharding.parallelize(model, settings, recompute)
+    sharding.parallelize(model, settings, recompute, **more)
     if method == "lisa":
         one_layer = LisaSettings(use_lisa=True, lisa_activated_layers=1)
         lisa.activate_layers(model, SimpleNamespace(state={}), 0, one_layer, seed=0)
@@ -161,6 +166,26 @@ def test_offloaded_states_are_host_memory_and_leave_only_what_is_computed_on_the
     assert offloaded.host - kept.host == pytest.approx(4 * size * 4 / 4, rel=1e-3)  # four numbers, over four processes
     assert offloaded.peak < kept.peak - kept.weights - kept.gradients
     assert offloaded.group_traffic == kept.group_traffic
+
+
+@pytest.mark.parametrize("recompute", ["none", "full"])
+def test_offloaded_activations_are_in_host_memory_at_the_peak_but_for_those_of_the_last_layer(recompute, monkeypatch):
+    monkeypatch.setattr(offload, "SMALLEST", 1)
+    monkeypatch.setattr(memory, "_pinned", lambda size: size)  # not rounded up to powers of two
+    monkeypatch.setattr(memory, "_host", lambda model, trained, state_dtype, activations: activations)
+    monkeypatch.setattr(sys.modules[__name__], "CONFIG", dataclasses.replace(CONFIG, **DEEPER))
+    batches, parallel, found = batches_of(LanguageModel), ParallelSettings(dtype="bfloat16"), []
+    with dist.fake_process_group(2):
+        for is_offloaded in (False, True):
+            model = build(LanguageModel, parallel, recompute=recompute, offload_activations=is_offloaded)
+            found.append(memory.of_step(model, batches))
+    kept, offloaded = found
+    if recompute == "full":
+        longest = max(len(batch.tokens) for batch in batches.micro_batches)
+        assert offloaded.host == (len(model.layers) - 1) * longest * model.config.dim * 2  # the layers' inputs
+    else:
+        assert kept.activations - offloaded.activations == pytest.approx(offloaded.host, rel=0.05)
+    assert kept.host == 0 and offloaded.activations < kept.activations
 
 
 def test_layers_that_stay_gathered_save_a_third_of_the_traffic_and_take_memory():

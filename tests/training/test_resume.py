@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 import train_rm
-from rm.distributed import checkpoint
+from rm.distributed import checkpoint, offload
 from rm.hf import weights
 from rm.scoring import contract
 from rm.training.signals import FIRST_STEP
@@ -88,9 +88,10 @@ def test_within_lisas_interval_a_run_resumes_with_the_same_layers_and_moments(st
     assert_same(outcome(config), undisturbed(2, save_steps=1, **lisa))
 
 
-def test_a_run_resumes_bit_equal_with_its_states_in_host_memory(tmp_path):
+def test_a_run_resumes_bit_equal_with_its_states_and_activations_in_host_memory(tmp_path, monkeypatch):
     interrupted(tmp_path / "out", processes=2)
-    config = settings(tmp_path / "out", cpu_offload=True)
+    config = settings(tmp_path / "out", cpu_offload=True, activation_offloading=True)
+    monkeypatch.setattr(offload, "SMALLEST", 1)
     run_ranks(2, main, config)
     assert_same(outcome(config), undisturbed(2))
 
