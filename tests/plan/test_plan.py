@@ -114,6 +114,24 @@ def test_what_does_not_fit_is_refused_with_advice_that_fits(folder, monkeypatch)
         main(train_rm, settings)
 
 
+def test_states_that_do_not_fit_are_advised_to_go_to_the_host_and_then_only_what_is_computed_counts(
+    folder, monkeypatch
+):
+    monkeypatch.setattr(plan, "LIBRARIES", 0)
+    monkeypatch.setattr(plan, "SAVING", ({"cpu_offload": True},))
+    monkeypatch.setattr(Plan, "largest_max_tokens", lambda *args, **kwargs: 0)
+    offload = {"gradient_checkpointing": "full", "cpu_offload": "true"}
+    kept, offloaded = (plan_of(settings_of(folder, **how)).heaviest.reserved / GIB for how in ({}, offload))
+    assert offloaded < kept
+    simulated = plan_of(settings_of(folder, device_memory_gb=1.01 * offloaded))
+    with dist.fake_process_group(2):
+        assert "or --gradient_checkpointing full --cpu_offload true, which fits" in simulated.advice()
+    simulated = plan_of(settings_of(folder, device_memory_gb=0.2 * offloaded, **offload))
+    with dist.fake_process_group(2):
+        advice = simulated.advice()
+    assert "What is computed at a time is too much: use devices with more memory, or --use_lora true" in advice
+
+
 def test_the_largest_max_tokens_fits_and_a_little_more_does_not(folder):
     simulated = plan_of(settings_of(folder, device_memory_gb=3.0022, global_batch_size=24))
     with dist.fake_process_group(2):
