@@ -5,6 +5,8 @@
     python -m tests.benchmarks.scale measured       the roofline beside what one H200 reached
     python -m tests.benchmarks.scale methods        the roofline of 8B, for each method and GPU
     python -m tests.benchmarks.scale sync           the roofline of --sync_each_batch
+    python -m tests.benchmarks.scale cards          what fits on 1, 8 and 16 GPUs, for each method; or of one model,
+                                                    as in: cards llama-7b
     python -m tests.benchmarks.scale families       a reward model of each family, in real sizes
 
 Neither weights nor a GPU are needed. Lengths are drawn from log-normal distributions like those of HH-RLHF: prompts of
@@ -44,6 +46,7 @@ def llama(width: int, inner: int, layers: int, heads: int, **more) -> dict:
 
 
 MODELS = {
+    "llama-1.3b": llama(2048, 5504, 24, 16),
     "llama-7b": llama(4096, 11008, 32, 32),
     "llama-13b": llama(5120, 13824, 40, 40),
     "llama-70b": llama(8192, 28672, 80, 64, num_key_value_heads=8),
@@ -158,6 +161,31 @@ def sync() -> None:
                       *(f"{step.total:.2f}, {step.communication:.2f}" for step in steps))  # fmt: skip
 
 
+LARGE = ("llama-7b", "llama-3.1-8b", "llama-13b", "llama-70b")
+METHODS = {
+    "full": {},
+    "full, bfloat16 states": {"optimizer_state_dtype": "bfloat16"},
+    "LISA": {"use_lisa": True},
+    "LoRA": LORA,
+    "LoRA, 4 bits": LORA | {"load_in_4bit": True},
+    "full, offloaded": {"cpu_offload": True},
+}
+
+
+def cards(names: tuple[str, ...]) -> None:
+    """Reward models with full recomputation: GiB on a GPU and in host memory, and what three sizes of cards leave."""
+    sizes = (24, 40, 80)
+    print_row("model", "method", "GPUs", "GiB reserved", "host GiB", *(f"free of {size}" for size in sizes), "traffic",
+              header=True)  # fmt: skip
+    for name, (method, changes), processes in itertools.product(names, METHODS.items(), (1, 8, 16)):
+        size = {"global_batch_size": 48 * processes, "max_tokens": 8192, "gradient_checkpointing": "full"}
+        with planned(MODELS[name], "rm", lengths(96 * processes, True), processes, **size, **changes) as plan_of_run:
+            heaviest = plan_of_run.heaviest
+        reserved, parts = heaviest.reserved / GIB, heaviest.footprint
+        print_row(name, method, processes, f"{reserved:.1f}", f"{parts.host / GIB:.0f}",
+                  *(f"{size - reserved:.0f}" for size in sizes), f"{parts.group_traffic / GIB:.0f}")  # fmt: skip
+
+
 REAL = """Qwen3-0.6B gemma-2-2b SmolLM3-3B granite-4.0-micro gemma-3-4b Olmo-3-1025-7B Qwen3-8B gemma-2-9b GLM-4-9B-0414
     Mistral-Small-3.1-24B gemma-2-27b Qwen3-32B Llama-3.3-70B""".split()
 
@@ -203,8 +231,12 @@ HEADER = (
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("table", choices=("recipes", "sizes", "measured", "methods", "sync", "families"))
-    table = parser.parse_args().table
+    parser.add_argument("table", choices=("recipes", "sizes", "measured", "methods", "sync", "cards", "families"))
+    parser.add_argument("model", nargs="*", help="for cards", default=("llama-1.3b", *LARGE))
+    arguments = parser.parse_args()
+    table = arguments.table
+    if table == "cards":
+        return cards(arguments.model)
     if table in (paper := {"measured": measured, "methods": methods, "sync": sync, "families": families}):
         return paper[table]()
     print("| " + " | ".join(HEADER) + " |\n" + "|---" * len(HEADER) + "|")
