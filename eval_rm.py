@@ -38,7 +38,7 @@ from rm.model.heads import RewardModel
 from rm.report.evaluation import evaluation_page, terminal_table
 from rm.run_files import read_evaluation
 from rm.scoring import contract
-from rm.scoring.score import all_rewards
+from rm.scoring.score import rewards_of_each
 from rm.scoring.settings import ScoringTextSettings
 from rm.training.run_log import check_unused, provenance
 from rm.training.summary import say_what_runs
@@ -129,7 +129,7 @@ def score_sets(settings: Settings, model_path: str, sets: dict[str, list[str]]) 
     results, seen, rewards = {}, {}, np.zeros(0, np.float32)  # of the texts that were seen, in that order
     for name, paths in sets.items():
         new, index = new_texts(examples[name], settings.packing, seen)
-        rewards = np.append(rewards, all_rewards(model, EvalBatches(new, settings.packing)).numpy())
+        rewards = np.append(rewards, rewards_of_each(model, EvalBatches(new, settings.packing)).numpy())
         own = rewards[index] - np.float32(mean)
         results[name] = Result(paths, examples[name], own, settings.keys, dropped[name])
         results[name].check_finite()

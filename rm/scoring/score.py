@@ -24,9 +24,16 @@ def all_rewards(model: nn.Module, batches: EvalBatches, between_batches: Callabl
         between_batches: called before every micro-batch; may leave by raising.
     """
     texts, place = batches.distinct()
-    shown = dist.progress(texts, "scoring", "micro-batches")
-    indices, rewards = local_rewards(model, shown, texts.examples.reply_offsets, between_batches)
-    return dist.concat_over_ranks(rewards)[dist.concat_over_ranks(indices).argsort()][place]
+    return rewards_of_each(model, texts, between_batches)[place]
+
+
+def rewards_of_each(
+    model: nn.Module, batches: EvalBatches, between_batches: Callable[[], None] = lambda: None
+) -> Tensor:
+    """`all_rewards` of texts that are known to differ."""
+    shown = dist.progress(batches, "scoring", "micro-batches")
+    indices, rewards = local_rewards(model, shown, batches.examples.reply_offsets, between_batches)
+    return dist.concat_over_ranks(rewards)[dist.concat_over_ranks(indices).argsort()]
 
 
 @torch.no_grad()
