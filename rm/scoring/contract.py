@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from rm.data.batch import EvalBatches, PackingSettings
-from rm.data.chat import DIALOGUE_FORMATS, bare_as_dialogue, choose_template
+from rm.data.chat import DIALOGUE_FORMATS, ChatTemplate, bare_as_dialogue, choose_template
 from rm.data.dataset import TextSettings
 from rm.data.encode import TextEncoder
 from rm.data.examples import Examples
@@ -236,10 +236,11 @@ def write(folder: str | Path, text: TextSettings, dtype: torch.dtype, statistics
         statistics: `reward_mean`, `reward_std` and `reward_set`.
     """
     folder = Path(folder)
+    template, written = _template(folder, text)
     if dist.is_main():
-        _write_template(folder, text)
+        _write_template(folder, template, written)
     dist.barrier()
-    encoder, contract = _describe(folder, text, dtype)
+    encoder, contract = _describe(folder, text, dtype, written)
     probes = _probe_texts(encoder)
     examples = encoder.examples([[probe] for probe in probes])
     scores = _scores_on_disk(folder, text.max_length, examples).tolist()
@@ -264,34 +265,44 @@ def checkpoint_files(
 
     def write(folder: Path) -> None:
         saving.save_description(model, folder, base, model.compute_dtype, texts)
-        _write_template(folder, text)
-        _, contract = _describe(folder, text, model.compute_dtype)
+        template, written = _template(folder, text)
+        _write_template(folder, template, written)
+        _, contract = _describe(folder, text, model.compute_dtype, written)
         write_json(folder / FILE, asdict(contract))
 
     return ModelFiles.written_by(write, base, lora)
 
 
-def _write_template(folder: Path, text: TextSettings) -> None:
-    """Write the template of a training's dialogues, and name a padding token by it."""
+def _template(folder: Path, text: TextSettings) -> tuple[ChatTemplate | None, str | None]:
+    """(the template of a training's dialogues, as the folder's other users read it)"""
     tokenizer = Tokenizer(hub.tokenizer_folder(folder))
     template = choose_template(text.chat_template, text.dialogue_format, tokenizer)
-    if template is not None:
-        write_atomically(folder / "chat_template.jinja", template.for_other_software(tokenizer))
+    return template, None if template is None else template.for_other_software(tokenizer)
+
+
+def _write_template(folder: Path, template: ChatTemplate | None, written: str | None) -> None:
+    """Write the template of a training's dialogues, and name a padding token by it."""
+    if written is not None:
+        write_atomically(folder / "chat_template.jinja", written)
     _, _, hf = weights.read_config(folder)
     name_padding(folder, hf, template)
 
 
-def _describe(folder: Path, text: TextSettings, dtype: torch.dtype) -> tuple[TextEncoder, Contract]:
-    """(encodes texts as the training has, the contract of its model without golden scores)"""
-    tokenizer = Tokenizer(hub.tokenizer_folder(folder))
-    template = choose_template(text.chat_template, text.dialogue_format, tokenizer)
+def _describe(
+    folder: Path, text: TextSettings, dtype: torch.dtype, chat_template: str | None
+) -> tuple[TextEncoder, Contract]:
+    """(encodes texts as the training has, the contract of its model without golden scores)
+
+    Args:
+        chat_template: what the folder's chat_template.jinja holds.
+    """
     if text.chat_template:  # from now on it is the model's own
         text = replace(text, chat_template=str(folder))
     encoder = _encoder(folder, text)
     return encoder, Contract(
         template_sha256=None if encoder.template is None else encoder.template.fingerprint,
         template_explicit=encoder.as_messages,
-        chat_template=None if template is None else template.for_other_software(tokenizer),
+        chat_template=chat_template,
         dialogue_format=text.dialogue_format,
         bare_text="dialogue" if encoder.bare_as_dialogue else "plain",
         parse_special_tokens=text.parse_special_tokens,
