@@ -93,8 +93,9 @@ def main(settings: Settings) -> None:
     tokenizer = special_tokens.tokenizer_for(hub.tokenizer_folder(base), settings.tokenizer, settings.text)
     texts = TextFiles.of_training(weights.base_folder(base), tokenizer, settings.text)
     data = dataset.load(
-        Task.PREFERENCE, settings.data, settings.text, settings.mixture, settings.split, tokenizer, seed, settings.keys
-    )
+        Task.PREFERENCE, settings.data, settings.text, settings.mixture, settings.split, tokenizer, seed, settings.keys,
+        group_by_prompt=settings.batch.group_by_prompt,
+    )  # fmt: skip
     for examples in (data.train, *data.held_out.values()):
         losses.check_fits(examples, settings.loss)
     if settings.plan.plan:

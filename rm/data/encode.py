@@ -9,7 +9,6 @@ token, where its reward is read. Only for SFT is EOS appended to a dialogue, if 
 
 import enum
 from array import array
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -98,8 +97,7 @@ class Encoder:
     parse_special_tokens: bool = False
     train_on: str = "all"
     kept: array = field(default_factory=lambda: array("q"))  # indices of the records that became examples
-    dropped: Counter = field(default_factory=Counter)  # reason -> number of records
-    dropped_records: dict[str, array] = field(default_factory=dict)  # reason -> indices of the records
+    dropped: dict[str, array] = field(default_factory=dict)  # reason -> indices of the records
     first_dropped: dict[str, PendingRecord] = field(default_factory=dict)  # reason -> the first of them
     lengths: array = field(default_factory=lambda: array("q"))  # tokens of each record's longest text, before it is cut
     estimated: int = 0  # records whose length is an estimate, since a text was far too long to be tokenized whole
@@ -329,8 +327,7 @@ class Encoder:
         )
 
     def _drop(self, record: PendingRecord, reason: str) -> None:
-        self.dropped[reason] += 1
-        self.dropped_records.setdefault(reason, array("q")).append(record.index)
+        self.dropped.setdefault(reason, array("q")).append(record.index)
         first = self.first_dropped.setdefault(reason, record)
         if record.index < first.index:  # a later one may be known to be too long before its batch is tokenized
             self.first_dropped[reason] = record

@@ -67,7 +67,9 @@ def read(args) -> Examples:
                     pair = {"prompt": record["prompt"], "chosen": chosen, "rejected": rejected}
                     out.write(json.dumps(pair) + "\n")
         template = choose_template(None, None, tokenizer)
-        examples, report = dataset.read(Task.PREFERENCE, [file], tokenizer, args.max_length, template)
+        examples, report = dataset.read(
+            Task.PREFERENCE, [file], tokenizer, args.max_length, template, with_prompts=True
+        )
     print(report)
     return examples
 

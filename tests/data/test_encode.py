@@ -56,7 +56,8 @@ def encode(tmp_path):
         path = tmp_path / "data.jsonl"
         path.write_text("".join(json.dumps(record) + "\n" for record in records))
         template = chat.choose_template(None, dialogue_format, tokenizer)
-        return dataset.read(task, [path], tokenizer, max_length, template, cut, bare_text)
+        with_prompts = task is Task.PREFERENCE
+        return dataset.read(task, [path], tokenizer, max_length, template, cut, bare_text, with_prompts=with_prompts)
 
     return run
 
