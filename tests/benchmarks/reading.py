@@ -3,17 +3,22 @@
     git worktree add /tmp/before COMMIT
     python -m tests.benchmarks.reading /tmp/before --model MODEL --data pairs.jsonl.gz
 
-Each turn, each side reads the same file several times with its own `rm.data.dataset`, in a new process: the time of
-the tokenizer alone, which both share, differs by a tenth from process to process. The side that begins alternates.
-Ratios are this commit's CPU seconds over the other's, of the same turn.
+Each turn starts a process for each side, since the time of the tokenizer, which both share, differs by a tenth from
+process to process. The two read the same file with their own `rm.data.dataset`, one read after the other, so that a
+machine that gets slower disturbs both. Ratios are this commit's CPU seconds over the other's, of the same turn.
+
+With `--instructions`, each side also runs under valgrind, which counts instructions: the count does not depend on what
+else the machine does.
 """
 
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from rm.data.records import read_records
@@ -21,15 +26,16 @@ from tests.benchmarks.common import Page, flags, table
 
 ROOT = Path(__file__).parents[2]
 READS = 6  # in each process
+COUNTED = (2, 6)  # reads in the two processes whose instructions are counted: the difference has no start in it
 SIDE = """
 import hashlib, json, sys, time
 from rm.data import dataset
 from rm.data.encode import Task
 from rm.data.tokenizer import Tokenizer
 
-_, model, file, max_length, reads = sys.argv
+_, model, file, max_length = sys.argv
 tokenizer = Tokenizer(model)
-for _ in range(int(reads)):
+for _ in sys.stdin:  # a line for each reading
     began = time.process_time()
     examples, _ = dataset.read(Task.PREFERENCE, [file], tokenizer, int(max_length))
     seconds, digest = time.process_time() - began, hashlib.sha256()
@@ -37,11 +43,13 @@ for _ in range(int(reads)):
         digest.update(getattr(examples, name).tobytes())
     print(json.dumps({"cpu": seconds, "hash": digest.hexdigest()}), flush=True)
 """
+VALGRIND = ["valgrind", "--tool=cachegrind", "--cache-sim=no", "--cachegrind-out-file=/dev/null"]
 
 
 def main() -> None:
     parser = flags(__doc__, steps=9)
     parser.add_argument("before", type=Path, help="a checkout of the other commit")
+    parser.add_argument("--instructions", action="store_true", help="count them too, with valgrind; takes minutes")
     args = parser.parse_args()
     records = [record for path in args.data for _, record in read_records(path)][: args.records]
     forms = {"full texts": records, "a prompt and replies": list(map(with_prompt, records))}
@@ -54,6 +62,7 @@ def main() -> None:
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=args.before, capture_output=True, text=True)
     head = ["", f"{commit.stdout.strip()}, CPU s: median (min)", "this commit: median (min)", "ratio: median",
             "quartiles", "of the minima"]  # fmt: skip
+    head += ["instructions: ratio (10^9 a reading)"] if args.instructions else []
     timed = f"{args.steps} turns, of each the median of {READS - args.warmup} readings"
     page.add(f"{len(records):,} pairs, {timed}.\n", table(head, rows))
     page.finish()
@@ -66,25 +75,54 @@ def with_prompt(record: dict) -> dict:
 
 
 def compare(args, file: Path) -> list[str]:
-    before, now, hashes = [], [], set()
+    sides = [args.before.resolve(), ROOT]
+    seconds, hashes = {repo: [] for repo in sides}, set()
     for turn in range(args.steps):
-        sides = [(args.before.resolve(), before), (ROOT, now)]
-        for repo, seconds in sides if turn % 2 else sides[::-1]:
-            results = read_in(repo, args, file)
-            seconds.append(statistics.median(result["cpu"] for result in results))
+        order = sides if turn % 2 else sides[::-1]
+        for repo, results in read_alternately(order, args, file).items():
+            seconds[repo].append(statistics.median(result["cpu"] for result in results[args.warmup :]))
             hashes.update(result["hash"] for result in results)
     assert len(hashes) == 1, "the examples differ"
-    ratios = [b / a for a, b in zip(before, now, strict=True)]
-    low, middle, high = statistics.quantiles(ratios, n=4)
+    before, now = (seconds[repo] for repo in sides)
+    low, middle, high = statistics.quantiles((b / a for a, b in zip(before, now, strict=True)), n=4)
     cells = [f"{statistics.median(x):.3f} ({min(x):.3f})" for x in (before, now)]
-    return [*cells, f"**{middle:.3f}**", f"{low:.3f} to {high:.3f}", f"{min(now) / min(before):.3f}"]
+    cells += [f"**{middle:.3f}**", f"{low:.3f} to {high:.3f}", f"{min(now) / min(before):.3f}"]
+    if args.instructions:
+        before, now = (instructions(repo, args, file) for repo in sides)
+        cells.append(f"{now / before:.3f} ({before / 1e9:.2f}, {now / 1e9:.2f})")
+    return cells
 
 
-def read_in(repo: Path, args, file: Path) -> list[dict]:
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONPATH": str(repo)}
-    command = [sys.executable, "-c", SIDE, str(Path(args.model).resolve()), str(file), str(args.max_length), str(READS)]
-    done = subprocess.run(command, cwd=repo, env=environment, stdout=subprocess.PIPE, text=True, check=True)
-    return list(map(json.loads, done.stdout.splitlines()))[args.warmup :]
+def read_alternately(repos: list[Path], args, file: Path) -> dict[Path, list[dict]]:
+    """The results of each repository's process, which wait for each other."""
+    processes = {repo: start(repo, args, file, stdin=subprocess.PIPE) for repo in repos}
+    results = {repo: [] for repo in repos}
+    for _ in range(READS):
+        for repo, process in processes.items():
+            process.stdin.write("\n")
+            process.stdin.flush()
+            results[repo].append(json.loads(process.stdout.readline()))
+    for process in processes.values():
+        process.communicate()
+    return results
+
+
+def instructions(repo: Path, args, file: Path) -> float:
+    """Of one reading."""
+    counts = []
+    for reads in COUNTED:
+        process = start(repo, args, file, VALGRIND, stdin=subprocess.PIPE, stderr=subprocess.PIPE)
+        _, said = process.communicate("\n" * reads)
+        (count,) = re.findall(r"I +refs: +([\d,]+)", said)
+        counts.append(int(count.replace(",", "")))
+    return (counts[1] - counts[0]) / (COUNTED[1] - COUNTED[0])
+
+
+def start(repo: Path, args, file: Path, under: Sequence[str] = (), **pipes: int) -> subprocess.Popen:
+    environment = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONHASHSEED": "0"}
+    environment |= {"PYTHONPATH": str(repo)}
+    command = [*under, sys.executable, "-c", SIDE, str(Path(args.model).resolve()), str(file), str(args.max_length)]
+    return subprocess.Popen(command, cwd=repo, env=os.environ | environment, stdout=subprocess.PIPE, text=True, **pipes)
 
 
 if __name__ == "__main__":
