@@ -16,9 +16,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rm.data.chat import ChatTemplate, Rendered, RepliesNotFound
+from rm.data.chat import ChatTemplate, Rendered
 from rm.data.examples import Example, Examples, common_prefix
 from rm.data.messages import WRITTEN, Text
+from rm.data.reply_marks import RepliesNotFound
 from rm.data.sample import Sample
 from rm.data.tokenizer import Spans, Tokenizer
 

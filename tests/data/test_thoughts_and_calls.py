@@ -12,8 +12,8 @@ from tokenizers import AddedToken
 from tokenizers import Tokenizer as Backend
 
 from rm.data import chat, messages
-from rm.data.chat import RepliesNotFound
 from rm.data.messages import Seen, assistant, user
+from rm.data.reply_marks import RepliesNotFound
 from rm.data.tokenizer import Tokenizer
 from tests.text_fixtures import byte_level, write_json
 
