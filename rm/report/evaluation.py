@@ -72,6 +72,11 @@ def _score_cells(row: dict) -> list:
     return [row.get("prompts"), row["score"], row["ci95_clustered"], *of_test]
 
 
+def accuracy_interval(report: dict) -> list[float] | None:
+    """The 95 % interval to show of a set's accuracy: over conversations, if it has several."""
+    return report.get("accuracy_ci95_clustered") or report.get("accuracy_ci95")
+
+
 def _value_at(report: dict, path: tuple[str, ...]):
     """The value under nested keys, None if there is none: the row for all pairs has no calibration and no length."""
     for key in path:

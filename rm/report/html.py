@@ -134,3 +134,10 @@ def text_table(headers: list[str], rows: list[list]) -> list[str]:
         cells += [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
         aligned.append("  ".join(cells))
     return aligned
+
+
+def markdown_table(headers: list[str], rows: Iterable[Iterable]) -> str:
+    """A table for a Markdown page: the first column left-aligned, the others right-aligned."""
+    cells = [[escape(format_value(cell)).replace("|", "\\|") for cell in row] for row in rows]
+    lines = [headers, ["---", *["---:"] * (len(headers) - 1)], *cells]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from rm.evaluation.stats import wilson_interval
 from rm.files import read_json, write_atomically
-from rm.report.evaluation import benchmark_table
-from rm.report.html import escape, format_value
+from rm.report.evaluation import accuracy_interval, benchmark_table
+from rm.report.html import format_value, markdown_table
 from rm.run_files import read_evaluation, read_metrics, read_run
 from rm.terminal import printable
 
@@ -180,7 +180,7 @@ def _recipe(description: dict, settings: dict, contract: dict) -> str:
     no_paths = {name: value for name, value in settings.items() if not name.endswith(("_dir", "_path", "_checkpoint"))}
     details = f"```json\n{json.dumps(no_paths, indent=2)}\n```"
     everything = f"<details><summary>All settings</summary>\n\n{details}\n\n</details>"
-    return "\n".join([_table(["setting", "value"], rows), ", ".join(made) + "\n", everything])
+    return "\n".join([markdown_table(["setting", "value"], rows), ", ".join(made) + "\n", everything])
 
 
 def _listed(settings: dict, titles: dict[str, str]) -> str:
@@ -218,7 +218,7 @@ def _evaluation(folder: Path, models: list[Path]) -> str:
     headers, rows = benchmark_table(report)
     if rows:
         parts.append("Benchmarks, by their published rules:\n")
-        parts.append(_table(headers, rows))
+        parts.append(markdown_table(headers, rows))
     return "\n".join(parts)
 
 
@@ -226,23 +226,16 @@ def _accuracies(summaries: Iterable[tuple[str, dict]]) -> str:
     rows = []
     for name, one in summaries:
         length = one.get("length", {})
-        interval = one.get("accuracy_ci95_clustered") or one.get("accuracy_ci95")
-        rows.append([name, one["n"], one.get("accuracy"), interval,
+        rows.append([name, one["n"], one.get("accuracy"), accuracy_interval(one),
                      length.get("longest_accuracy"), length.get("controlled_accuracy")])  # fmt: skip
     head = ["set", "pairs", "accuracy", "95 % interval", "of preferring the longer reply", "length-controlled"]
     kept = [i for i in range(len(head)) if any(row[i] is not None for row in rows)]
-    return _table([head[i] for i in kept], [[row[i] for i in kept] for row in rows])
+    return markdown_table([head[i] for i in kept], [[row[i] for i in kept] for row in rows])
 
 
 def _code(text: str) -> str:
     """A name of a file as code, which it cannot end."""
     return "`" + printable(text).replace("`", "'") + "`"
-
-
-def _table(head: list[str], rows: Iterable) -> str:
-    cells = [[escape(format_value(cell)).replace("|", "\\|") for cell in row] for row in rows]
-    lines = [head, ["---", *["---:"] * (len(head) - 1)], *cells]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
 def _use(contract: dict) -> list[str]:

@@ -15,7 +15,8 @@ from rm.distributed import process_group as dist
 from rm.files import write_atomically
 from rm.json_keys import Key
 from rm.report import figures
-from rm.report.html import format_value
+from rm.report.evaluation import accuracy_interval
+from rm.report.html import format_value, markdown_table
 from rm.run_files import INTERVAL, SET
 
 Cells = dict[tuple[float, int], dict]  # (epochs of SFT, rank) -> {"n", "accuracy", "ci95"}
@@ -39,11 +40,10 @@ def read_cells(folder: Path) -> Cells:
         name = re.fullmatch(r"sft_([\d.]+)_lora_(\d+)", file.parent.parent.name)
         if name:
             report = json_keys.read(file, KEYS, others=True)
-            interval = report.get("accuracy_ci95_clustered") or report["accuracy_ci95"]
             cells[float(name[1]), int(name[2])] = {
                 "n": report["n"],
                 "accuracy": report["accuracy"],
-                "ci95": interval,
+                "ci95": accuracy_interval(report),
                 "is_clustered": report.get("accuracy_ci95_clustered") is not None,
             }
     if not cells:
@@ -54,11 +54,8 @@ def read_cells(folder: Path) -> Cells:
 def as_markdown(cells: Cells) -> str:
     """One row for each number of epochs, one column for each rank."""
     epochs, ranks = sorted({epoch for epoch, _ in cells}), sorted({rank for _, rank in cells})
-    rows = [["epochs of SFT", *(f"LoRA, rank {rank}" for rank in ranks)], ["---"] * (1 + len(ranks))]
-    for epoch in epochs:
-        row = [cells.get((epoch, rank)) for rank in ranks]
-        rows.append([f"{epoch:g}", *("–" if cell is None else _as_text(cell) for cell in row)])
-    table = "".join(f"| {' | '.join(row)} |\n" for row in rows)
+    rows = [[f"{epoch:g}", *(_as_text(cells.get((epoch, rank))) for rank in ranks)] for epoch in epochs]
+    table = markdown_table(["epochs of SFT", *(f"LoRA, rank {rank}" for rank in ranks)], rows)
     sizes = sorted({cell["n"] for cell in cells.values()})  # models with other tokenizers leave out other texts
     clustered = " over conversations" if all(cell["is_clustered"] for cell in cells.values()) else ""
     return table + NOTE.format(
@@ -66,8 +63,8 @@ def as_markdown(cells: Cells) -> str:
     )
 
 
-def _as_text(cell: dict) -> str:
-    return f"{format_value(cell['accuracy'])} ({format_value(cell['ci95'])})"
+def _as_text(cell: dict | None) -> str:
+    return "–" if cell is None else f"{format_value(cell['accuracy'])} ({format_value(cell['ci95'])})"
 
 
 def main() -> None:

@@ -23,7 +23,7 @@ def folder(tmp_path):
 def test_the_table_has_rows_of_epochs_and_columns_of_ranks(folder):
     assert recipe_table.as_markdown(recipe_table.read_cells(folder)).splitlines() == [
         "| epochs of SFT | LoRA, rank 16 | LoRA, rank 128 |",
-        "| --- | --- | --- |",
+        "| --- | ---: | ---: |",
         "| 0 | 0.7164 (0.7064 to 0.7364) | – |",
         "| 2 | 0.8455 (0.8355 to 0.8655) | 0.8400 (0.8300 to 0.8600) |",
         "",
