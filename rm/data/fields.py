@@ -135,8 +135,8 @@ def join(prompt: Text | None, reply: Text, key: str) -> Text | Bare:
 
 def _is_full(text: str) -> bool:
     """Whether a string is a full text of marked turns, from the user's first on."""
-    marker = messages.turn_marker(text)
-    return marker is not None and marker.match(text)[1] == "Human"
+    first = messages.turn_marker(text)
+    return first is not None and first[1] == "Human"
 
 
 def is_whole(value) -> bool:

@@ -61,10 +61,11 @@ UNSUPPORTED = (
 MESSAGES_BEGIN = re.compile(r"""\s*(\[\s*\{|\{\s*["'](role|from|content|value)["']\s*:)""")
 MESSAGE_HAS = [re.compile(rf"""["']({names})["']\s*:""") for names in ("role|from", "content|value")]
 
-TURN_MARKERS = (
-    re.compile(r"(?:\A|\n\n)(Human|Assistant):"),  # Anthropic
-    re.compile(r"###(Human|Assistant):"),  # LMFlow
-)
+# What marks a turn at the beginning of a full text, and later in it. Patterns that begin with fixed text are fast.
+TURN_MARKERS = {
+    re.compile(r"(?:\n\n)?(Human|Assistant):"): re.compile(r"\n\n(Human|Assistant):"),  # Anthropic
+    re.compile(r"###(Human|Assistant):"): re.compile(r"###(Human|Assistant):"),  # LMFlow
+}
 
 
 @dataclass
@@ -316,25 +317,19 @@ def split_turns(text: str) -> list[Message]:
 
     One space after a colon is part of the marker.
     """
-    marker = turn_marker(text)
-    if marker is None:
+    first = turn_marker(text)
+    if first is None:
         expected = '"\\n\\nHuman: ...\\n\\nAssistant: ..." or "###Human: ...###Assistant: ..."'
         raise ValueError(f"{reprlib.repr(text)} is no dialogue; for a chat template a text must have turns: {expected}")
-    matches = list(marker.finditer(text))
-    ends = [match.start() for match in matches[1:]] + [len(text)]
+    pieces = [first[1], *TURN_MARKERS[first.re].split(text[first.end() :])]  # whose, what, whose, what, ...
     make = {"Human": user, "Assistant": assistant}
-    turns = []
-    for match, end in zip(matches, ends, strict=True):
-        turns.append(make[match[1]](text[match.end() : end].removeprefix(" ")))
-    return turns
+    return [make[name](said.removeprefix(" ")) for name, said in zip(pieces[::2], pieces[1::2], strict=True)]
 
 
-def turn_marker(text: str) -> re.Pattern | None:
-    """The pattern that marks the turns of a full text: the one that matches at its beginning."""
-    for marker in TURN_MARKERS:
-        if marker.match(text):
-            return marker
-    return None
+def turn_marker(text: str) -> re.Match | None:
+    """What marks the first turn of a full text; None if a text has no marked turns."""
+    matches = (marker.match(text) for marker in TURN_MARKERS)
+    return next(filter(None, matches), None)
 
 
 def prompt_messages(prompt: str) -> list[Message]:
