@@ -324,7 +324,9 @@ def read(
     if not len(examples):
         names = ", ".join(map(str, paths)) or "no file given"
         refusal = f" ({encoder.refusal})" if encoder.refusal else ""
-        raise ValueError(f"{names}: {report}{refusal}; no example is left: raise --max_length, or give other records")
+        too_long = any("--max_length" in reason for reason in encoder.dropped)
+        remedy = "raise --max_length, or give other records" if too_long else "give other records"
+        raise ValueError(f"{names}: {report}{refusal}; no example is left: {remedy}")
     return examples, report
 
 

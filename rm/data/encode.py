@@ -144,6 +144,8 @@ class Encoder:
             return self._drop(record, "not ending with an assistant message")
         if self.task.reads_demonstrations and not any(_has_content(text, record.loss_from) for text in texts):
             return self._drop(record, "with empty text")
+        if record.sample.lacks_prompt:
+            return self._drop(record, "with an empty prompt")
         # Such as HelpSteer2, shuffled: the rows of one prompt are apart.
         if self.task is Task.PREFERENCE and len(texts) < 2:
             return self._drop(record, "with fewer than two replies to compare")
@@ -169,6 +171,11 @@ class Encoder:
         if isinstance(text, Rendered):  # by a template that ran elsewhere
             return text
         if isinstance(text, str):
+            if record.sample.tools or record.sample.template_kwargs:
+                raise ValueError(
+                    "has tools, or variables for a chat template, but its texts are plain, so that none writes them: "
+                    "give a --chat_template, or --ignore_keys tools functions chat_template_kwargs enable_thinking"
+                )
             return self._plain(text, record.loss_from)
         if self.template is None:
             folder = self.tokenizer.folder

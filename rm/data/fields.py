@@ -8,14 +8,9 @@ import reprlib
 from collections.abc import Sequence
 
 from rm.data import messages
+from rm.data.key_names import DIALOGUES, PROMPTS, SYSTEMS, TOOLS, carries_text, meaning
 from rm.data.messages import Message, Seen, Text, assistant, string, user, without_nulls
 from rm.data.sample import Bare
-
-SYSTEMS = ("system", "system_prompt", "system_message")
-DIALOGUES = ("messages", "conversations", "conversation", "conversation_input", "trajectory")
-PROMPTS = ("prompt", "question", "instruction", "query", "problem", "input", "context")
-REPLIES = ("response", "output", "completion", "answer", "solution")
-TOOLS = ("tools", "functions")
 
 
 class Fields:
@@ -67,11 +62,21 @@ class Fields:
         """
         system, key = self.system(), self.first_of(PROMPTS if is_whole else ("prompt", *DIALOGUES, *PROMPTS))
         self.prompt_key, prompt = key, None if key is None else self._prompt(key)
-        if turns := self._history():
+        if turns := self.history():
             prompt = [*turns, *as_messages(prompt)]
         if system is not None:
             prompt = with_system(system, as_messages(prompt), key or "prompt")
         return prompt
+
+    def check_inner(self, value: dict, key: str, known: Sequence[str]) -> None:
+        """Refuse the keys of an object in a record that carry text or meaning, and that nothing reads."""
+        self.seen.ignored |= value.keys() & self.seen.ignore
+        for name in value.keys() - set(known) - self.seen.ignore:
+            of_name = meaning(name)
+            is_lost = of_name in ("text", "fact") or (of_name is None and carries_text(value[name]))
+            if is_lost and value[name] is not None and not is_empty(value[name]):
+                raise ValueError(f"{key!r} has {name!r}, which is not used: pass it over with --ignore_keys {name}")
+            self.seen.passed_over.add(f"{key.partition(' ')[0]}.{name}")
 
     def _prompt(self, key: str) -> Text:
         prompt = self.text(key) if key not in DIALOGUES else messages.dialogue(self.get(key), key, self.seen)
@@ -81,7 +86,7 @@ class Fields:
             prompt = f"{prompt}\n{self.string(more)}"
         return prompt
 
-    def _history(self) -> list[Message]:
+    def history(self) -> list[Message]:
         """Earlier turns: pairs of strings (LLaMA-Factory), or messages."""
         history = self.get("history") or []
         if not isinstance(history, list):
@@ -111,9 +116,13 @@ def join(prompt: Text | None, reply: Text, key: str) -> Text | Bare:
     if prompt is None:
         return reply
     if isinstance(reply, str) and isinstance(prompt, str):
-        is_full = messages.turn_marker(prompt) and reply.startswith(prompt.rstrip())
-        is_full = is_full or (_is_full(reply) and prompt.strip() in reply)
-        return reply if is_full else Bare(prompt, reply)
+        if messages.turn_marker(prompt) and reply.startswith(prompt.rstrip()):
+            return reply
+        if not _is_full(reply):
+            return Bare(prompt, reply)
+        if prompt.strip() not in reply:
+            raise ValueError(_lacks_prompt(key))
+        return reply
     if isinstance(reply, str):
         if not _is_full(reply):
             return [*prompt, assistant(reply)]
@@ -127,10 +136,12 @@ def join(prompt: Text | None, reply: Text, key: str) -> Text | Bare:
         reply, turns = [*system, *reply], turns[1:]
     contents = [message["content"].strip() for message in reply]
     if not all(message["content"].strip() in contents for message in turns):
-        raise ValueError(
-            f"{key!r} is a whole dialogue, but lacks what 'prompt' says; if it is complete: --ignore_keys prompt"
-        )
+        raise ValueError(_lacks_prompt(key))
     return reply
+
+
+def _lacks_prompt(key: str) -> str:
+    return f"{key!r} is a whole dialogue, but lacks what 'prompt' says; if it is complete: --ignore_keys prompt"
 
 
 def _is_full(text: str) -> bool:

@@ -12,6 +12,8 @@ import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from rm.data.key_names import REASONING, WRITTEN, carries_text, meaning
+
 Message = dict[str, object]  # {"role": "user", "content": "hi"}; the role and the content are strings
 Text = str | list[Message]
 
@@ -44,9 +46,7 @@ CALLS = ("function_call", "tool_call")  # roles of messages whose content is a c
 CONTENTS = ("content", "value", "text")  # keys that hold what a message says
 PART_TEXTS = ("text", "value", "content")  # keys that hold what a part of it says
 
-# What a template may write besides role and content. transformers 5 knows a thought by three names.
-REASONING = ("reasoning_content", "thinking", "reasoning")
-WRITTEN = (*REASONING, "tool_calls", "function_call")  # each has to be written, or the record is refused
+# What a template may write besides role and content
 MESSAGE_KEYS = (*WRITTEN, "name", "tool_call_id")
 # Whether a reply carries loss: OpenAI, axolotl, ms-swift, LLaMA-Factory v1, tinker; torchtune's is the opposite
 LOSS_KEYS = ("weight", "train", "training", "loss", "loss_weight", "trainable")
@@ -159,7 +159,7 @@ def dialogue(value, key: str, seen: Seen) -> list[Message]:
     seen.without_loss.clear()
     messages = []
     for n, entry in enumerate(value, start=1):
-        if isinstance(entry, dict) and (turns := _pair_of_turns(entry)):
+        if isinstance(entry, dict) and (turns := _pair_of_turns(entry, f"{key} {n}", seen)):
             messages += [user(string(turns[0], f"{key} {n}")), assistant(string(turns[1], f"{key} {n}"))]
             continue
         message, carries_loss = _message(entry, f"{key} {n}", seen)
@@ -169,35 +169,56 @@ def dialogue(value, key: str, seen: Seen) -> list[Message]:
     return messages
 
 
-def _pair_of_turns(entry: dict) -> tuple | None:
+def _pair_of_turns(entry: dict, key: str, seen: Seen) -> tuple | None:
     """(what the user says, what the assistant says) of Capybara's and ms-swift's pairs."""
     for keys in (("input", "output"), ("human", "assistant"), ("user", "assistant"), ("human", "gpt")):
-        if all(key in entry for key in keys):
-            return tuple(entry[key] for key in keys)
+        if all(name in entry for name in keys):
+            for name in entry.keys() - set(keys):
+                _check_unread(name, entry[name], key, seen)
+            return tuple(entry[name] for name in keys)
     return None
+
+
+def _check_unread(name: str, value, key: str, seen: Seen) -> None:
+    """Refuse a key of a pair of turns, or of a part of a message, that would have an effect in a message."""
+    if name in seen.ignore:
+        seen.ignored.add(name)
+    elif name in (*LOSS_KEYS, MASKED, *UNSUPPORTED, *WRITTEN, *CONTENTS) and without_nulls(value) not in (
+        None,
+        "",
+        [],
+        1,
+    ):
+        raise ValueError(f"{key!r} has {name!r}, which is not supported there: write messages, or --ignore_keys {name}")
+    else:
+        seen.passed_over.add(name)
 
 
 def role_of(message: dict) -> str | None:
     """What stands under `role`, or, in ShareGPT's spelling, under `from`."""
-    role = message.get("role", message.get("from"))
+    role = message.get("role")
+    role = message.get("from") if role is None else role
     return role if isinstance(role, str) else None
 
 
 def _message(value, key: str, seen: Seen) -> tuple[Message, bool]:
     """(the message, whether it may carry loss)"""
-    content_key = next((name for name in CONTENTS if name in value), None) if isinstance(value, dict) else None
+    names = [name for name in CONTENTS if name in value] if isinstance(value, dict) else []
+    content_key = next((name for name in names if value[name] is not None), names[0] if names else None)
     if content_key is None and isinstance(value, dict) and value.keys() & {"tool_calls", "function_call"}:
         content_key = "content"  # a call may have no content
     if content_key is None or role_of(value) is None:
         raise ValueError(f"{key!r} is {reprlib.repr(value)}; expected an object with 'role' and 'content'")
     spelled = string(role_of(value), key)
     if spelled.lower() in CALLS:
-        return _call(value[content_key], key), True
+        others = {name: entry for name, entry in value.items() if name not in (content_key, "role", "from")}
+        value = others | {"role": "assistant", "tool_calls": _calls(value[content_key], key)}
+        return _message_with_more(value, "assistant", "content", key, seen)
     role = ROLES.get(spelled.lower())
     if role is None:
         raise ValueError(f"{key!r} has the role {reprlib.repr(spelled)}; expected one of {', '.join(ROLES)}")
     if len(value) == 2 and content_key in value:  # most messages
-        return {"role": role, "content": _content(value[content_key], key)}, True
+        return {"role": role, "content": _content(value[content_key], key, seen)}, True
     return _message_with_more(value, role, content_key, key, seen)
 
 
@@ -223,8 +244,14 @@ def _message_with_more(value: dict, role: str, content_key: str, key: str, seen:
             )
         elif name in MESSAGE_KEYS:
             message[name] = string(entry, f"{key} {name}") if name in (*REASONING, "name", "tool_call_id") else entry
+        elif name in CONTENTS and entry == value.get(content_key):
+            continue
+        elif name in CONTENTS or meaning(name) in ("text", "fact") or (meaning(name) is None and carries_text(entry)):
+            raise ValueError(f"{key!r} has {name!r}, which is not used there: pass it over with --ignore_keys {name}")
         else:
             seen.passed_over.add(name)
+    if len({message[name] for name in REASONING if name in message}) > 1:
+        raise ValueError(f"{key!r} has several thoughts, under {' and '.join(REASONING)}: keep one")
     content = value.get(content_key)
     has_call = "tool_calls" in message or "function_call" in message
     if content is None and (ignored := seen.ignore & value.keys() & {"tool_calls", "function_call"}):
@@ -232,20 +259,22 @@ def _message_with_more(value: dict, role: str, content_key: str, key: str, seen:
             f"{key!r} is a call without content, of which --ignore_keys {min(ignored)} leaves nothing: give a "
             f"--chat_template that writes calls, or leave such records out"
         )
-    message["content"] = "" if content is None and has_call else _content(content, key)
+    message["content"] = "" if content is None and has_call else _content(content, key, seen)
     if "tool_calls" in message:
         message["tool_calls"] = _tool_calls(message["tool_calls"], key)
     return message, carries_loss
 
 
-def _content(value, key: str) -> str:
+def _content(value, key: str, seen: Seen) -> str:
     """The text of a message. It may consist of parts, as OpenAI's do, of which only text can be used here."""
     if isinstance(value, list) and all(isinstance(part, dict) and part.get("type") == "text" for part in value):
+        said = []
         for part in value:
-            if name := next((name for name in LOSS_KEYS if part.get(name) in (0,)), None):
-                raise ValueError(f"{key!r} has a part with {name!r} {part[name]!r}; only whole messages can lack loss")
-        said = [next((part[name] for name in PART_TEXTS if part.get(name) is not None), None) for part in value]
-        value = "".join(string(entry, key) for entry in said)
+            of_text = next((name for name in PART_TEXTS if part.get(name) is not None), "text")
+            said.append(string(part.get(of_text), key))
+            for name in part.keys() - {"type", of_text}:
+                _check_unread(name, part[name], f"{key}, a part", seen)
+        value = "".join(said)
     return string(value, key)
 
 
@@ -255,8 +284,8 @@ def _carries_loss(value, name: str, key: str) -> bool:
     raise ValueError(f"{key!r} has {name!r} {reprlib.repr(value)}; expected 0 or 1, false or true")
 
 
-def _call(value, key: str) -> Message:
-    """The reply whose only content is a call of a tool: {"name": ..., "arguments": ...} in JSON, or a list of these."""
+def _calls(value, key: str) -> list[dict]:
+    """The calls of a reply that has no other content: {"name": ..., "arguments": ...} in JSON, or a list of these."""
     expected = f'{key!r} is {reprlib.repr(value)}; expected a call in JSON: {{"name": ..., "arguments": ...}}'
     try:
         calls = json.loads(value) if isinstance(value, str) else value
@@ -265,7 +294,7 @@ def _call(value, key: str) -> Message:
     calls = calls if isinstance(calls, list) else [calls]
     if not calls or not all(isinstance(call, dict) and isinstance(call.get("name"), str) for call in calls):
         raise ValueError(expected)
-    return assistant("") | {"tool_calls": _tool_calls(calls, key)}
+    return calls
 
 
 def _tool_calls(value, key: str) -> list[dict]:

@@ -14,6 +14,8 @@ from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
 
+from rm.data import key_names
+
 LAYOUTS = 'expected {"instances": [...]}, a list of records, or JSON lines with one record per line'
 # Of a few bytes that are packed, gzip makes as much as one likes.
 LONGEST_LINE, MOST_BLANK = 2**30, 10**6
@@ -60,7 +62,10 @@ def read_records(path: str | Path) -> Iterator[tuple[str, dict]]:
             if first_error is not None and ".jsonl" in str(path):
                 raise first_error from None
             raise error from None
-        instances = _records_in(document) if isinstance(document, dict) else document
+        instances = document
+        if isinstance(document, dict):
+            instances = _records_in(document)
+            _check_beside(document, path)
         if not isinstance(instances, list) or not instances:
             content = document if instances is None else instances
             raise ValueError(f"{path}: holds no records, but {reprlib.repr(content)}; {LAYOUTS}")
@@ -90,7 +95,7 @@ def _is_parquet(path: str | Path) -> bool:
 
 
 def _read_parquet(path: str | Path) -> Iterator[tuple[str, dict]]:
-    """Yield each row as a record. A null column is left out: JSON records lack such keys."""
+    """Yield each row as a record."""
     try:
         import pyarrow
         import pyarrow.parquet
@@ -102,7 +107,7 @@ def _read_parquet(path: str | Path) -> Iterator[tuple[str, dict]]:
             for batch in file.iter_batches(_rows_at_a_time(file.metadata)):
                 for row in batch.to_pylist():
                     number += 1
-                    yield f"{path} record {number}", {key: value for key, value in row.items() if value is not None}
+                    yield f"{path} record {number}", row
     except (OSError, ValueError, pyarrow.ArrowException) as error:
         problem = " ".join(str(error).split())[:200]
         raise ValueError(
@@ -155,6 +160,16 @@ def _records_in(document: dict) -> list | None:
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
+def _check_beside(document: dict, path: str | Path) -> None:
+    """Refuse what stands beside the records in a JSON object, unless it describes them."""
+    records = next((key for key in ("instances", "data") if isinstance(document.get(key), list)), None)
+    for key, value in document.items():
+        means = key_names.meaning(key)
+        is_lost = means in ("text", "fact") or (means is None and key_names.carries_text(value))
+        if records and is_lost and key not in (records, "description", "citation"):
+            raise ValueError(f"{path}: has {key!r} beside {records!r}, which would be lost: write it into each record")
+
+
 def _column(values) -> list | None:
     """The values of a column: of a list, or of pandas' {"0": value, "1": value}; None if it is none.
 
@@ -167,10 +182,20 @@ def _column(values) -> list | None:
     return None
 
 
+def _object(pairs: list[tuple[str, object]]) -> dict:
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        raise ValueError(f"an object has a key twice: {reprlib.repr([name for name, _ in pairs])}")
+    return made
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_object)
+
+
 def _parse_json(text: str, path: str | Path, line: int):
     """Parse JSON text that begins on this line of the file."""
     try:
-        return json.loads(text.rstrip())
+        return _DECODER.decode(text.rstrip())
     except json.JSONDecodeError as error:
         location = f"{path} line {line + error.lineno - 1} column {error.colno}"
         raise ValueError(f"{location}: is not JSON ({error.msg}); {LAYOUTS}") from None

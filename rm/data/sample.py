@@ -42,6 +42,7 @@ class Sample:
     template_kwargs: dict = field(default_factory=dict)  # more variables for the chat template
     without_loss: frozenset[int] = frozenset()  # positions of the messages of a demonstration that carry no loss
     joined_by_default: bool = False  # bare strings are a dialogue only if a setting says so (LMFlow's text2text)
+    lacks_prompt: bool = False  # it has the key of a prompt, but nothing there, and replies that answer nothing
     joined_by: str | None = None  # consecutive samples with the same one are the replies of one prompt
     compared: tuple[tuple[int, int], ...] | None = None  # indices of the texts that a benchmark compares; None: all
     id: str | int | None = None

@@ -6,19 +6,16 @@ from dataclasses import replace
 
 from rm.data import messages
 from rm.data.fields import (
-    DIALOGUES,
-    PROMPTS,
-    REPLIES,
     Fields,
     as_messages,
-    is_empty,
     is_list_of_strings,
     is_whole,
     join,
     number,
     with_system,
 )
-from rm.data.messages import Message, Seen, Text, assistant, string, user
+from rm.data.key_names import DIALOGUES, PROMPTS, REPLIES
+from rm.data.messages import Message, Seen, Text, assistant, string, strings_in, user
 from rm.data.sample import Bare, Sample
 
 # What means that a reply is the better one of two, in the columns called winner, label, preference
@@ -45,7 +42,7 @@ def _compared(
     texts, tools = [], fields.tools()
     for key, value in replies:
         if isinstance(value, dict) and "messages" in value:  # LMFlow's dialogues have a system message and tools
-            _check_inner(value, key, ("messages", "system", "tools", "conversation_id"), fields)
+            fields.check_inner(value, key, ("messages", "system", "tools", "conversation_id"))
             reply, own_tools = _lmflow_dialogue(value, key, fields.seen)
             if own_tools != tools and texts:
                 raise ValueError("has other tools on its two sides, which would reveal the better one")
@@ -66,14 +63,6 @@ def _continues(text: Text | Bare, turns: list[Message]) -> bool:
     return bool(turns) and contents[0] == contents[1] and text[len(turns)]["role"] == "assistant"
 
 
-def _check_inner(value: dict, key: str, known: tuple[str, ...], fields: Fields) -> None:
-    """Refuse keys of an object in a record that nothing reads."""
-    fields.seen.ignored |= value.keys() & fields.seen.ignore
-    for name in value.keys() - set(known) - fields.seen.ignore:
-        if value[name] is not None and not is_empty(value[name]):
-            raise ValueError(f"{key!r} has {name!r}, which is not used: pass it over with --ignore_keys {name}")
-
-
 def _lmflow_dialogue(value: dict, key: str, seen: Seen) -> tuple[list[Message], list[dict] | None]:
     dialogue = messages.dialogue(value["messages"], f"{key} messages", seen)
     if value.get("system"):
@@ -85,7 +74,9 @@ def pair(better: str, worse: str) -> Callable[[Fields], Sample]:
     """Reads a pair whose better reply stands under one key and whose worse one under another."""
 
     def read(fields: Fields) -> Sample:
-        chosen, rejected = (_answer(fields.get(key)) for key in (better, worse))
+        chosen, rejected = (_answer(fields.get(key), key, fields) for key in (better, worse))
+        if isinstance(chosen, str) and chosen in fields.record:
+            raise ValueError(f"{better!r} is {chosen!r}, the name of another key: --data_keys winner={better}")
         if is_list_of_strings(chosen) and is_list_of_strings(rejected):  # RewardBench 2, RM-Bench: many of each
             replies = [(f"{better} {n}", reply) for n, reply in enumerate(chosen, 1)]
             replies += [(f"{worse} {n}", reply) for n, reply in enumerate(rejected, 1)]
@@ -105,9 +96,12 @@ def number_or(default: float, fields: Fields, key: str) -> float:
     return default if value is None or value == "" else number(value, key)
 
 
-def _answer(value):
+def _answer(value, key: str, fields: Fields):
     """A reply that is an object of its text and the model it came from (RMB), as its text."""
-    return value["answer"] if isinstance(value, dict) and isinstance(value.get("answer"), str) else value
+    if not isinstance(value, dict) or not isinstance(value.get("answer"), str):
+        return value
+    fields.check_inner(value, key, ("answer", "llm_name"))
+    return value["answer"]
 
 
 def _two(fields: Fields, first: str, second: str, preferred: float) -> Sample:
@@ -119,6 +113,11 @@ def _two(fields: Fields, first: str, second: str, preferred: float) -> Sample:
 def _better_first(sides: list, preferred: float) -> tuple[list, float]:
     """(two sides, the better one first, the label of the pair); the first is better where `preferred` is positive."""
     return (sides[::-1] if preferred < 0 else sides), (1.0 if preferred else 0.5)
+
+
+def unjudged(first: str, second: str) -> Callable[[Fields], Sample]:
+    """Reads two replies of which nothing says which is better."""
+    return lambda fields: _compared(fields, [(key, fields.get(key)) for key in (first, second)], None)
 
 
 def voted(first: str, second: str, verdict: str) -> Callable[[Fields], Sample]:
@@ -137,7 +136,7 @@ def _verdict(value, key: str, first: str, second: str) -> float:
         return 1.0
     if word in SECOND or word == second.lower():
         return -1.0
-    if word in TIE or word.startswith("tie"):
+    if word in TIE or word.startswith("tie_("):
         return 0.0
     raise ValueError(f"{key!r} is {reprlib.repr(value)}; expected {first} or a, {second} or b, or tie")
 
@@ -189,7 +188,10 @@ def numbered(first: str, second: str, key: str) -> Callable[[Fields], Sample]:
 
 def shp(fields: Fields) -> Sample:
     fields.record = fields.record | {"prompt": fields.string("history"), "history": None}
-    return _two(fields, "human_ref_A", "human_ref_B", 2 * number(fields.get("labels"), "labels") - 1)
+    first_is_better = number(fields.get("labels"), "labels")
+    if first_is_better not in (0, 1):
+        raise ValueError(f"'labels' is {first_is_better:g}; expected 1 (human_ref_A is better) or 0")
+    return _two(fields, "human_ref_A", "human_ref_B", 2 * first_is_better - 1)
 
 
 def webgpt(fields: Fields) -> Sample:
@@ -202,7 +204,9 @@ def arena_55k(fields: Fields) -> Sample:
     """Each side is a dialogue: JSON lists of the user's turns and of a model's replies."""
     prompts, *sides = (_list_of_turns(fields.get(key), key) for key in ("prompt", "response_a", "response_b"))
     wins = [number(fields.get(key), key) for key in ("winner_model_a", "winner_model_b")]
-    fields.used.add("winner_tie")
+    tie = number(fields.get("winner_tie"), "winner_tie") if "winner_tie" in fields.record else 1 - sum(wins)
+    if sorted((*wins, tie)) != [0, 0, 1]:
+        raise ValueError(f"has the winners {wins[0]:g}, {wins[1]:g} and {tie:g} (a tie); expected one 1, and else 0")
     texts = []
     for replies in sides:
         if len(replies) != len(prompts):
@@ -225,14 +229,23 @@ def conversations(first: str, second: str) -> Callable[[Fields], Sample]:
 
     def read(fields: Fields) -> Sample:
         turn = fields.get("turn")
-        end = 2 * int(number(turn, "turn")) if turn is not None else None
-        sides = [messages.dialogue(fields.get(key), key, fields.seen)[:end] for key in (first, second)]
+        sides = [messages.dialogue(fields.get(key), key, fields.seen) for key in (first, second)]
+        if turn is not None:
+            sides = [_up_to(side, number(turn, "turn")) for side in sides]
         if (winner := fields.get("winner")) is None:
             return Sample("", sides)
         sides, label = _better_first(sides, _verdict(winner, "winner", first, second))
         return Sample("", sides, [1.0, 0.0], label)
 
     return read
+
+
+def _up_to(dialogue: list[Message], turn: float) -> list[Message]:
+    """A dialogue up to the reply of this number."""
+    replies = [i for i, message in enumerate(dialogue) if message["role"] == "assistant"]
+    if turn not in range(1, len(replies) + 1):
+        raise ValueError(f"'turn' is {turn:g}; expected the number of a reply, 1 to {len(replies)}")
+    return dialogue[: replies[int(turn) - 1] + 1]
 
 
 def summaries(fields: Fields) -> Sample:
@@ -251,13 +264,14 @@ def summaries(fields: Fields) -> Sample:
 
 def ultrafeedback(fields: Fields) -> Sample:
     """Graded by the mean of its four aspects; its overall_score is known to be wrong in places."""
-    entries = fields.get("completions")
+    entries, fine = fields.get("completions"), "fine-grained_score"
+    for n, entry in enumerate(entries, 1):
+        known = ("response", fine, "overall_score", "custom_system_prompt", "annotations", "critique")
+        fields.check_inner(entry, f"completions {n}", known)
     replies = [(f"completions {n}", entry.get("response")) for n, entry in enumerate(entries, 1)]
-    grades = []
-    for entry in entries:
-        score = entry.get("fine-grained_score")
-        grades.append(number(entry.get("overall_score") if score is None else score, "fine-grained_score"))
-    return _compared(fields, replies, grades)
+    # The two scales differ: 1 to 5, and 1 to 10.
+    scale = fine if all(entry.get(fine) is not None for entry in entries) else "overall_score"
+    return _compared(fields, replies, [number(entry.get(scale), scale) for entry in entries])
 
 
 def scored_list(key: str, text: str, grade: str) -> Callable[[Fields], Sample]:
@@ -265,6 +279,8 @@ def scored_list(key: str, text: str, grade: str) -> Callable[[Fields], Sample]:
 
     def read(fields: Fields) -> Sample:
         entries = fields.get(key)
+        for n, entry in enumerate(entries, 1):
+            fields.check_inner(entry, f"{key} {n}", (text, grade))
         replies = [(f"{key} {n}", entry.get(text)) for n, entry in enumerate(entries, 1)]
         return _compared(fields, replies, [number(entry.get(grade), grade) for entry in entries])
 
@@ -327,11 +343,10 @@ def _index_pairs(value, n: int) -> tuple[tuple[int, int], ...]:
 
 
 def best_and_losers(fields: Fields) -> Sample:
-    losers = [_answer(entry) for entry in fields.get("loser_list")]
-    replies = [
-        ("bon_best", _answer(fields.get("bon_best"))),
-        *((f"loser_list {n}", r) for n, r in enumerate(losers, 1)),
-    ]
+    losers = fields.get("loser_list")
+    replies = [("bon_best", fields.get("bon_best"))]
+    replies += [(f"loser_list {n}", reply) for n, reply in enumerate(losers, 1)]
+    replies = [(key, _answer(reply, key, fields)) for key, reply in replies]
     return _compared(fields, replies, [1.0] + [0.0] * len(losers))
 
 
@@ -379,7 +394,7 @@ def rejected_response(fields: Fields) -> Sample:
 
 def openai_preference(fields: Fields) -> Sample:
     inner = fields.get("input")
-    _check_inner(inner, "input", ("messages", "tools", "parallel_tool_calls"), fields)
+    fields.check_inner(inner, "input", ("messages", "tools", "parallel_tool_calls"))
     fields.record = fields.record | {key: inner[key] for key in ("messages", "tools") if inner.get(key)}
     replies = [(key, fields.get(key)) for key in ("preferred_output", "non_preferred_output")]
     fields.used.update(("messages", "tools", "parallel_tool_calls"))
@@ -388,7 +403,7 @@ def openai_preference(fields: Fields) -> Sample:
 
 def comparison(fields: Fields) -> Sample:
     inner = fields.get("comparison")
-    _check_inner(inner, "comparison", ("prompt_conversation", "completion_A", "completion_B"), fields)
+    fields.check_inner(inner, "comparison", ("prompt_conversation", "completion_A", "completion_B"))
     fields.record = {"label": fields.get("label"), "messages": inner.get("prompt_conversation")} | {
         key: inner.get(key) for key in ("completion_A", "completion_B")
     }
@@ -438,12 +453,14 @@ def conversation(fields: Fields) -> Sample:
         raise ValueError(f"{' and '.join(map(repr, fields.record.keys() & set(DIALOGUES)))}: is empty")
     dialogue = messages.dialogue(fields.get(key), key, fields.seen)
     without_loss = frozenset(fields.seen.without_loss)
-    if key == "messages" and dialogue[-1]["role"] == "assistant":  # UltraFeedback has it for SFT beside its pairs
-        fields.used.update(("chosen", "rejected", "prompt"))
-    system = fields.system()
+    chosen = fields.record.get("chosen")
+    if chosen is not None and strings_in(chosen) == strings_in(dialogue):  # UltraFeedback has it beside its pairs
+        fields.used.add("rejected")
+    length, system = len(dialogue), fields.system()
+    dialogue = [*fields.history(), *dialogue]
     if system is not None:
-        shift, dialogue = len(dialogue), with_system(system, dialogue, key)
-        without_loss = frozenset(i + len(dialogue) - shift for i in without_loss)
+        dialogue = with_system(system, dialogue, key)
+    without_loss = frozenset(i + len(dialogue) - length for i in without_loss)
     return Sample(
         "", [dialogue], tools=fields.tools(), template_kwargs=fields.template_kwargs(), without_loss=without_loss
     )
@@ -457,13 +474,15 @@ def prompt_and_reply(fields: Fields) -> Sample:
     """A prompt under any name, with a system message and a history, and its reply. The loss is on the reply alone."""
     key = fields.first_of(REPLIES) or next(key for key in REPLIES if key in fields.record)
     reply = fields.text(key)
+    masked = frozenset(fields.seen.without_loss) if isinstance(reply, list) else frozenset()
     prompt = fields.prompt()
     if prompt is None:  # it has one, but that is empty
         prompt = fields.string(next(name for name in PROMPTS if name in fields.record))
     text = join(prompt, reply, key)
-    without_loss: frozenset[int] = frozenset()
+    without_loss = frozenset(i + len(text) - len(reply) for i in masked)
     if isinstance(text, list) and not fields.record.get("history"):  # earlier replies are part of the prompt
-        without_loss = frozenset(i for i, turn in enumerate(as_messages(prompt)) if turn["role"] == "assistant")
+        of_prompt = (i for i, turn in enumerate(as_messages(prompt)) if turn["role"] == "assistant")
+        without_loss = without_loss.union(of_prompt)
     return Sample("", [text], tools=fields.tools(), template_kwargs=fields.template_kwargs(), without_loss=without_loss)
 
 

@@ -11,32 +11,20 @@ naming the record, which only the caller knows.
 
 import contextlib
 import difflib
+import re
 import reprlib
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-from rm.data import messages
+from rm.data import key_names, messages
 from rm.data import schema_readers as readers
-from rm.data.fields import DIALOGUES, PROMPTS, REPLIES, SYSTEMS, TOOLS, Fields, is_empty, is_list_of_strings
+from rm.data.fields import Fields, is_empty, is_list_of_strings
+from rm.data.key_names import DIALOGUES, PROMPTS, REPLIES
 from rm.data.messages import Seen, strings_in
 from rm.data.sample import Sample
 
 SFT, PREFERENCE = "train_sft.py", "train_rm.py"
 
-# Keys that carry text or meaning. A record with one of them that its schema does not read is refused.
-MEANINGFUL = {
-    *SYSTEMS, *DIALOGUES, *PROMPTS, *REPLIES, *TOOLS, *messages.WRITTEN, "history",
-    "instructions", "inputs", "contexts", "passage", "document", "documents", "post", "dialogue", "dialog", "chat",
-    "text", "completions", "responses", "answers", "chosen", "rejected", "positive", "negative", "rejected_response",
-    "chosen_response", "thought", "thoughts", "chain_of_thought", "chat_template_kwargs", "label", "labels", "weight",
-    "weights", "sample_weight", "margin", "rank", "ranks", "score", "scores", "reward", "rewards", "winner",
-    "preference", "choice", "is_safe", "mask", "loss", "train", "image", "images", "video", "videos", "audio",
-    "audios", "suffix", "prefix", "enable_thinking", "kto_tag", "rejected_tools", "chat_history", "chosen_reasoning",
-    "rejected_reasoning", "cot", "think", "choices", "options", "definition", "persona", "system_instruction",
-    "context_messages", "user_prompt", "user_input",
-}  # fmt: skip
-# Parts of the names of keys that carry what a model thought before it replied, as in s1K's deepseek_thinking_trajectory
-THOUGHTS = ("thinking", "reasoning", "thought")
 TIED_SCORES = (
     ("score_chosen", "score_rejected"), ("chosen_score", "rejected_score"), ("rating_chosen", "rating_rejected"),
     ("chosen_rating", "rejected_rating"), ("chosen-rating", "rejected-rating"),
@@ -84,6 +72,8 @@ class Reader:
         """The schema of a record that `prepared` returned."""
         keys = tuple(record)
         if keys not in self._candidates:
+            if halves := [key for key in keys if re.search("[\ud800-\udfff]", key)]:
+                raise ValueError(f"has the key {halves[0]!r} with half of a surrogate pair, which is no character")
             self._candidates[keys] = [row for row in SCHEMAS if record.keys() >= set(row.keys)]
         candidates = [row for row in self._candidates[keys] if row.when is None or row.when(record)]
         for row in candidates:
@@ -116,11 +106,11 @@ class Reader:
             ValueError: no schema fits, a value is not what it should be, or something would be lost.
         """
         try:
-            return self._sample(self.prepared(record))
+            return self._sample(self.prepared(record), record)
         except RecursionError:
             raise ValueError("is nested too deeply for a record of texts") from None
 
-    def _sample(self, record: dict) -> Sample:
+    def _sample(self, record: dict, with_nulls: dict) -> Sample:
         schema = self.schema_of(record)
         fields = Fields(record, self._seen)
         weight = self._weight(fields)
@@ -135,11 +125,13 @@ class Reader:
         if name == "/".join(schema.keys) and fields.prompt_key and fields.prompt_key not in schema.keys:
             name = f"{fields.prompt_key}/{name}"
         sample = replace(sample, schema=name, id=record.get("id"), subset=subset, weight=weight)
+        if self.script == PREFERENCE and _lacks_prompt(with_nulls, sample):
+            sample = replace(sample, lacks_prompt=True)
         if sample.joined_by is not None:  # it is one reply of a sample
             fields.used.discard("weight")
         self.used |= record.keys() & fields.used
         if unread := record.keys() - fields.used:
-            self._check_unread(record, unread, sample)
+            self._check_unread(record, unread, fields.used, sample)
         return sample
 
     def _weight(self, fields: Fields) -> float:
@@ -149,33 +141,41 @@ class Reader:
             raise ValueError(f"'weight' is {weight:g}; expected the factor of the loss, 0 or more")
         return weight
 
-    def _check_unread(self, record: dict, unread: set[str], sample: Sample) -> None:
+    def _check_unread(self, record: dict, unread: set[str], used: set[str], sample: Sample) -> None:
+        """Refuse keys that carry something which the sample lacks; the others are passed over."""
+        has_question = self.script != PREFERENCE or any(map(_has_question, sample.texts))
+        lost, perhaps_prompts = [], []
         for key in sorted(unread):
-            means = _is_meaningful(key)
-            if means and is_empty(record[key]):
+            value, means = record[key], key_names.meaning(key)
+            if means in ("text", "fact") and is_empty(value):
                 continue
-            if means and not _is_said(key, record[key], sample):
-                raise ValueError(
-                    f"has {key!r} beside {sample.schema}, which does not use it, so its meaning would be lost: rename "
-                    f"it with --data_keys, or pass it over with --ignore_keys {key}"
-                )
-            self.passed_over.add(key)
-        if self.script == PREFERENCE and not any(map(_has_question, sample.texts)):
-            self._check_no_question(record, unread, sample)
+            if means == "fact" or key_names.is_another(key, used):
+                lost.append(key)
+            elif means == "metadata" or _is_said(key, value, sample):
+                self.passed_over.add(key)
+            elif means == "text":
+                lost.append(key)
+            elif not has_question and strings_in(value):
+                perhaps_prompts.append(key)
+            elif key_names.carries_text(value):
+                lost.append(key)
+            else:
+                self.passed_over.add(key)
+        if lost:
+            remedy = _remedy(record) or (
+                f"rename a key that should be with --data_keys, or pass over with --ignore_keys {' '.join(lost)}"
+            )
+            them = "it" if len(lost) == 1 else "them"
+            named = " and ".join(map(reprlib.repr, lost[:6])) + (f" and {len(lost) - 6} more" if len(lost) > 6 else "")
+            raise ValueError(f"has {named} beside {sample.schema}, which does not use {them}: {remedy}")
+        if perhaps_prompts:
+            first = perhaps_prompts[0]
+            raise ValueError(
+                f"has no prompt beside {sample.schema}, but the unknown key {first!r}: if it is the prompt, "
+                f"--data_keys prompt={first}; if not, pass it over with --ignore_keys {' '.join(perhaps_prompts)}"
+            )
         if self.script == PREFERENCE and _is_tied(record):
             self.tied += 1
-
-    def _check_no_question(self, record: dict, unread: set[str], sample: Sample) -> None:
-        """Replies that answer nothing: the prompt may stand under a name that is not known."""
-        for key in sorted(unread):
-            value = record[key]
-            is_text = isinstance(value, str) and len(value.split()) > 1
-            are_objects = isinstance(value, list) and isinstance(next(iter(value), None), dict)
-            if (is_text or are_objects) and not _is_said(key, value, sample):
-                raise ValueError(
-                    f"has no prompt beside {sample.schema}, but the unknown key {key!r}: if it is the prompt, "
-                    f"--data_keys prompt={key}; if not, pass it over with --ignore_keys {key}"
-                )
 
 
 def scripts_for(record: dict, data_keys: dict[str, str], ignore_keys: frozenset[str]) -> list[str]:
@@ -199,11 +199,6 @@ def preference(record: dict) -> Sample:
     return Reader(PREFERENCE).sample(record)
 
 
-def _is_meaningful(key: str) -> bool:
-    spelled = key.strip().lower()
-    return spelled in MEANINGFUL or any(part in spelled for part in THOUGHTS)
-
-
 def _is_tied(record: dict) -> bool:
     """Whether a pair's two sides have the same score, under the names that data sets have for it."""
     for chosen, rejected in TIED_SCORES:
@@ -215,12 +210,12 @@ def _is_tied(record: dict) -> bool:
 def _is_said(key: str, value, sample: Sample) -> bool:
     """Whether a value adds nothing to a sample's texts: it is part of one of them, or a rendering of one of them.
 
-    Beside whole dialogues, another dialogue (such as the one that the replies were generated for) has to have no other
-    prompt than they.
+    Beside whole dialogues that are compared, another dialogue (such as the one that the replies were generated for) has
+    to have no other prompt than they.
     """
     if isinstance(value, str):
         value = messages.messages_in(value) or value
-    if key in DIALOGUES and isinstance(value, list) and not sample.is_bare:
+    if key in DIALOGUES and isinstance(value, list) and not sample.is_bare and len(sample.texts) > 1:
         value = [turn for turn in value if isinstance(turn, dict) and not _is_reply(turn)]
     strings = strings_in(value)
     said = [strings_in(text) for text in sample.written(bare_as_dialogue=True)]
@@ -228,7 +223,28 @@ def _is_said(key: str, value, sample: Sample) -> bool:
         return False
     if all(any(s in part for text in said for part in text) for s in strings):
         return True
-    return any(all(any(part in s for s in strings) for part in text) for text in said)
+    return len(strings) == 1 and any(_renders(strings[0], *text) for text in said)
+
+
+ENDINGS = re.compile(r"(\s|<[^<>\s]*>|\[/?[A-Z]+\])*\Z")  # white space, and special tokens
+
+
+def _renders(rendering: str, *text: str) -> bool:
+    """Whether a string is what some template makes of a prompt and a reply: their lines in order, the reply last.
+
+    The reply has to begin behind a mark of some kind, so that "4" is not found in "What is 4".
+    """
+    *prompt, reply = text
+    rendering = ENDINGS.sub("", rendering)
+    before = rendering.removesuffix(reply)
+    if not prompt or before == rendering or not re.search(r"[\n>\]]\Z|: ?\Z", before):
+        return False
+    end = 0
+    for line in (line.strip() for part in prompt for line in part.splitlines()):
+        if (start := before.find(line, end)) < 0:
+            return False
+        end = start + len(line)
+    return True
 
 
 def _has_question(text) -> bool:
@@ -236,6 +252,16 @@ def _has_question(text) -> bool:
     if isinstance(text, str):
         return messages.turn_marker(text) is not None
     return not isinstance(text, list) or any(message["role"] == "user" for message in text)
+
+
+def _lacks_prompt(record: dict, sample: Sample) -> bool:
+    """Whether a record has the key of a prompt, as others of its file do, but nothing there."""
+    prompts = [record[key] for key in PROMPTS if key in record]
+    return (
+        bool(prompts)
+        and all(value is None or is_empty(value) for value in prompts)
+        and not any(map(_has_question, sample.texts))
+    )
 
 
 def _is_reply(turn: dict) -> bool:
@@ -388,6 +414,10 @@ PREFERENCES = (
           ("chosen_messages", "rejected_messages", "LLaMA-Factory data/v1_dpo_demo.jsonl"),
           ("accepted", "rejected", "data card Vezora/Code-Preference-Pairs"),
           ("response_j", "response_k", "torchtune datasets/_stack_exchange_paired.py"))),
+    # Pairs that nobody judged
+    *(_preference(f"{first}/{second}", f"{first} {second}", readers.unjudged(first, second), "own data")
+      for first, second in (("response_a", "response_b"), ("response_A", "response_B"),
+                            ("completion_a", "completion_b"), ("answer_a", "answer_b"))),
     # any number of replies, and their grades
     _preference("context/completions", "context completions", readers.ranked_list("completions", "completion", "rank"),
                 "NeMo-RL preference_datasets/preference_dataset.py", when=_has("completions", "rank", "completion")),

@@ -4,9 +4,10 @@ import json
 
 import pytest
 
+from rm.data.key_names import FACTS, TEXTS
 from rm.data.messages import assistant
 from rm.data.reader import KeySettings, SampleReader
-from rm.data.schemas import MEANINGFUL, PREFERENCE, SCHEMAS, SFT, Reader, demonstration, preference
+from rm.data.schemas import PREFERENCE, SCHEMAS, SFT, Reader, demonstration, preference
 from tests.data.public_records import DEMONSTRATIONS, PAIR, PREFERENCES, QA, TOOL, A, B, C, Q, dialogue
 
 
@@ -38,11 +39,11 @@ def test_every_schema_is_tried():
 def test_a_null_is_as_good_as_an_absent_key(name):
     record, *_ = PREFERENCES.get(name) or DEMONSTRATIONS[name]
     read = preference if name in PREFERENCES else demonstration
-    nulls = dict.fromkeys(MEANINGFUL - record.keys())
+    nulls = dict.fromkeys((TEXTS | FACTS) - record.keys())
     assert read(nulls | record) == read(record)
 
 
-@pytest.mark.parametrize("key", sorted(MEANINGFUL))
+@pytest.mark.parametrize("key", sorted(TEXTS | FACTS))
 @pytest.mark.parametrize("name", ["TRL", "RewardBench 2", "HelpSteer3", "Arena 140k", "ranks"])
 def test_a_key_with_meaning_is_used_or_refused_by_name(name, key):
     record, *_ = PREFERENCES[name]
@@ -145,7 +146,7 @@ REFUSED = {
         demonstration, {"messages": [{"role": "assistant", "content": A, "weight": 0.5}]}, "has 'weight' 0.5; exp",
     ),
     "a part without loss": (
-        demonstration, {"messages": [assistant([{"type": "text", "text": A, "train": False}])]}, "a part with 'train'",
+        demonstration, {"messages": [assistant([{"type": "text", "text": A, "train": False}])]}, "a part' has 'train'",
     ),
     "messages without commas": (
         preference, {"prompt": Q, "chosen": str(QA).replace("},", "}\n"), "rejected": B}, "looks like messages, but",

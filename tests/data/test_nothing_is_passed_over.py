@@ -1,0 +1,173 @@
+"""rm.data: records that are near to a known schema, but not quite: what they say is used, or refused by name."""
+
+import json
+
+import pytest
+
+from rm.data import records
+from rm.data.key_names import carries_text, is_another, meaning
+from rm.data.messages import assistant, user
+from rm.data.schemas import PREFERENCE, SFT, Reader, demonstration, preference
+
+VOTE = {"prompt": "Name two cities.", "response_a": "Rome and Oslo", "response_b": "no", "winner": "a"}
+PAIR = {"prompt": "What is 2+2?", "chosen": "4, of course", "rejected": "5"}
+QA = [user("What is 2+2?"), assistant("4")]
+
+
+@pytest.mark.parametrize(
+    "key, expected",
+    [
+        ("system prompt", "text"), ("SystemPrompt", "text"), ("sytem", "text"), ("wieght", "fact"), ("promt", "text"),
+        ("Weight", "fact"), ("deepseek_reasoning", "text"), ("prompt_id", "metadata"), ("chosen_model", "metadata"),
+        ("source", "metadata"), ("instruction_type", "metadata"), ("background", None), ("labeler", None),
+    ],
+)  # fmt: skip
+def test_a_key_is_known_in_any_spelling(key, expected):
+    assert meaning(key) == expected
+
+
+def test_a_key_is_one_more_of_those_that_were_read():
+    assert is_another("response_c", {"response_a"}) and is_another("prompt2", {"prompt"})
+    assert not is_another("score_a", {"response_a"}) and not is_another("turn", {"prompt"})
+
+
+def test_texts_have_three_words_or_a_writing_without_blanks():
+    assert carries_text("who is she") and carries_text({"a": ["二加二等于多少"]})
+    assert not carries_text("open qa") and not carries_text([1, None, "gpt-4"])
+
+
+LOST = {  # name -> (record, parts of the error)
+    "a prompt that has the short reply in it": (
+        {"user_prompt": "Which is it? A) Paris B) Rome", "chosen": "A", "rejected": "B"}, "'user_prompt'"),
+    "a passage that has the reply in it": (
+        {"passage": "Is it Yes or No?", "chosen": "Yes", "rejected": "No"}, "'passage'"),
+    "a prompt in a writing without blanks": (
+        {"问题": "二加二等于多少", "chosen": "四", "rejected": "五"}, "prompt=问题"),
+    "a prompt of one word": ({"promt": "Hello", "chosen": "hi", "rejected": "no"}, "'promt'"),
+    "turns": ({"turns": ["2+2?", "and 3+3?"], "chosen": "4", "rejected": "5"}, "prompt=turns"),
+    "a prompt in an object": ({"query_info": {"text": "2+2?"}, "chosen": "4", "rejected": "5"}, "prompt=query_info"),
+    "a vote that is part of a word": (PAIR | {"winner": "course"}, "'winner'"),
+    "two votes": (VOTE | {"preference": "b"}, "'preference'"),
+    "a margin as a string": (VOTE | {"prompt": "2+2", "margin": "2"}, "'margin'"),
+    "a third reply": (VOTE | {"response_c": "no"}, "'response_c'"),
+    "a misspelled key": (PAIR | {"sytem": "Be brief"}, "'sytem'"),
+    "an unknown key with text": (PAIR | {"background": "They are in class"}, "'background'"),
+    "several": (PAIR | {"background": "They are in class", "wieght": 2}, "--ignore_keys background wieght"),
+    "replies that are names of keys": (
+        {"prompt": "A fruit", "response_a": "an apple", "response_b": "I will not", "chosen": "response_a",
+         "rejected": "response_b"}, "another key"),
+    "a dialogue that is not of the prompt": (
+        PAIR | {"chosen": "\n\nHuman: Why?\n\nAssistant: 4"}, "lacks what 'prompt'"),
+    "a word that begins as a tie": (VOTE | {"winner": "tier_b"}, "'winner' is 'tier_b'"),
+    "no winner of three": (
+        {"prompt": '["q"]', "response_a": '["a"]', "response_b": '["b"]', "winner_model_a": 0, "winner_model_b": 0,
+         "winner_tie": 0}, "expected one 1"),
+    "a turn that is not there": (
+        {"conversation_a": QA, "conversation_b": QA, "winner": "model_a", "turn": 0}, "'turn' is 0"),
+    "labels of SHP": ({"history": "q", "human_ref_A": "a", "human_ref_B": "b", "labels": 7}, "'labels' is 7"),
+    "a thought in an answer": (
+        {"prompt": "q", "answers": [{"answer": "a", "rank": 1, "reasoning_content": "I think"},
+                                     {"answer": "b", "rank": 2}]},
+        "'answers 1' has 'reasoning_content'"),
+    "a pair of turns with a weight": (
+        PAIR | {"prompt": [{"input": "2+2?", "output": "4", "weight": 0}, user("why?")]}, "'weight'"),
+    "several thoughts": (
+        PAIR | {"chosen": [assistant("4") | {"reasoning_content": "one", "thinking": "two"}],
+                "rejected": [assistant("5")]}, "several thoughts"),
+    "a value beside another content": (
+        PAIR | {"chosen": [assistant("4") | {"value": "5"}], "rejected": [assistant("5")]}, "has 'value'"),
+    "a misspelled key of a message": (
+        PAIR | {"chosen": [assistant("4") | {"reasoningContent": "so"}], "rejected": [assistant("5")]},
+        "has 'reasoningContent'"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LOST)
+def test_what_a_preference_would_lose_is_refused_by_name(name):
+    record, part = LOST[name]
+    with pytest.raises(ValueError) as error:
+        preference(record)
+    assert part in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "record, part",
+    [
+        ({"instruction": "Add", "output": "4", "context_messages": "Add 4 to each, always in base 3"}, "context_mess"),
+        ({"instruction": "What is 2+2?", "output": "It is 0", "weight": "0"}, "'weight'"),
+        ({"messages": QA, "conversations": [user("What is 2+2?"), assistant("another reply")]}, "'conversations'"),
+        ({"messages": QA, "chosen": "It is 4, I think", "rejected": "no"}, "'chosen'"),
+        ({"messages": [QA[0], {"from": "function_call", "value": '{"name": "f"}', "refusal": "no"}]}, "'refusal'"),
+        ({"messages": [user([{"type": "text", "text": "a", "content": "b"}]), QA[1]]}, "'content'"),
+        ({"prompt": "q", "completion": "a", "label": False}, "unpaired"),
+    ],
+)
+def test_what_a_demonstration_would_lose_is_refused_by_name(record, part):
+    with pytest.raises(ValueError) as error:
+        demonstration(record)
+    assert part in str(error.value)
+
+
+def test_the_text_of_alpaca_says_what_the_record_says():
+    record = {"instruction": "Add the numbers.", "input": "2\n2", "output": "4"}
+    text = "Below is a task.\n\n### Instruction:\nAdd the numbers.\n\n### Input:\n2\n2\n\n### Response:\n4"
+    assert demonstration(record | {"text": text}).texts == demonstration(record).texts
+    with pytest.raises(ValueError, match="'text'"):
+        demonstration(record | {"text": text.replace("4", "5")})
+
+
+def test_messages_of_a_completion_may_lack_loss():
+    completion = [assistant("first") | {"weight": 0}, user("and?"), assistant("second")]
+    assert demonstration({"prompt": [user("q")], "completion": completion}).without_loss == {1}
+
+
+def test_history_stands_before_messages():
+    sample = demonstration({"messages": QA, "history": [["hi", "hello"]]})
+    assert sample.texts == [[user("hi"), assistant("hello"), *QA]]
+
+
+def test_a_null_in_a_message_is_an_absent_key():
+    parquet = [{"role": None, "from": "human", "content": None, "value": "What is 2+2?"}, assistant("4")]
+    assert demonstration({"messages": parquet}).texts == [QA]
+
+
+def test_the_grades_of_one_record_have_one_scale():
+    entries = [
+        {"response": "good", "fine-grained_score": 4.75, "overall_score": 9.0},
+        {"response": "poor", "fine-grained_score": None, "overall_score": 6.0},
+    ]
+    assert preference({"instruction": "q", "completions": entries}).grade == [9.0, 6.0]
+
+
+@pytest.mark.parametrize("prompt", ["", None])
+def test_a_prompt_that_is_there_and_empty_is_known(prompt):
+    assert preference(PAIR | {"prompt": prompt}).lacks_prompt
+    assert not preference(PAIR).lacks_prompt
+    of_texts = {"chosen": "\n\nHuman: a\n\nAssistant: b", "rejected": "\n\nHuman: a\n\nAssistant: c"}
+    assert not preference(of_texts | {"prompt": prompt}).lacks_prompt
+
+
+def test_metadata_are_passed_over_and_listed():
+    reader = Reader(PREFERENCE)
+    reader.sample(PAIR | {"source": "a page of the web", "rationale": "the second is wrong", "field": "physics"})
+    assert reader.passed_over == {"source", "rationale", "field"}
+    with pytest.raises(ValueError):
+        Reader(SFT).sample({"prompt": "a", "completion": "b", "paragraph": "a text of some words"})
+
+
+@pytest.mark.parametrize(
+    "text, part",
+    [
+        ('{"prompt": "2+2?", "prompt": "3+3?", "chosen": "6", "rejected": "4"}', "a key twice"),
+        ('{"system": "Be brief.", "data": [{"text": "a"}]}', "has 'system' beside 'data'"),
+        ('{"type": "text_only", "tools": ["f"], "instances": [{"text": "a"}]}', "has 'tools' beside 'instances'"),
+    ],
+)
+def test_what_a_file_would_lose_is_refused(text, part, tmp_path):
+    file = tmp_path / "data.json"
+    file.write_text(text)
+    with pytest.raises(ValueError) as error:
+        list(records.read_records(file))
+    assert part in str(error.value) and str(file) in str(error.value)
+    file.write_text(json.dumps({"type": "text_only", "description": "of two words", "instances": [{"text": "a"}]}))
+    assert [record for _, record in records.read_records(file)] == [{"text": "a"}]
