@@ -454,8 +454,8 @@ def conversation(fields: Fields) -> Sample:
     dialogue = messages.dialogue(fields.get(key), key, fields.seen)
     without_loss = frozenset(fields.seen.without_loss)
     chosen = fields.record.get("chosen")
-    if chosen is not None and strings_in(chosen) == strings_in(dialogue):  # UltraFeedback has it beside its pairs
-        fields.used.add("rejected")
+    if chosen is not None and set(strings_in(chosen)) <= set(strings_in(dialogue)):
+        fields.used.add("rejected")  # UltraFeedback has the chosen dialogue for SFT, beside its pairs
     length, system = len(dialogue), fields.system()
     dialogue = [*fields.history(), *dialogue]
     if system is not None:

@@ -4,10 +4,13 @@ import json
 
 import pytest
 
-from rm.data import records
+from rm.data import dataset, records
+from rm.data.encode import Task
 from rm.data.key_names import carries_text, is_another, meaning
 from rm.data.messages import assistant, user
 from rm.data.schemas import PREFERENCE, SFT, Reader, demonstration, preference
+from rm.data.tokenizer import Tokenizer
+from tests import text_fixtures
 
 VOTE = {"prompt": "Name two cities.", "response_a": "Rome and Oslo", "response_b": "no", "winner": "a"}
 PAIR = {"prompt": "What is 2+2?", "chosen": "4, of course", "rejected": "5"}
@@ -171,3 +174,31 @@ def test_what_a_file_would_lose_is_refused(text, part, tmp_path):
     assert part in str(error.value) and str(file) in str(error.value)
     file.write_text(json.dumps({"type": "text_only", "description": "of two words", "instances": [{"text": "a"}]}))
     assert [record for _, record in records.read_records(file)] == [{"text": "a"}]
+
+
+@pytest.fixture
+def read(tmp_path):
+    """A function that reads records as pairs, for a model without a chat template."""
+    text_fixtures.metaspace(tmp_path / "model")
+    tokenizer = Tokenizer(tmp_path / "model")
+
+    def read(*given: dict):
+        (tmp_path / "data.jsonl").write_text("".join(json.dumps(record) + "\n" for record in given))
+        return dataset.read(Task.PREFERENCE, [tmp_path / "data.jsonl"], tokenizer, 512)
+
+    return read
+
+
+def test_a_pair_with_an_empty_prompt_is_dropped_and_counted(read):
+    examples, report = read(PAIR, PAIR | {"prompt": None}, PAIR | {"prompt": ""})
+    assert len(examples) == 1 and report.dropped == {"with an empty prompt": 2}
+
+
+def test_tools_of_plain_texts_are_refused(read):
+    with pytest.raises(ValueError, match="line 1: has tools, or variables for a chat template"):
+        read(PAIR | {"tools": [{"name": "f", "parameters": {}}]})
+
+
+def test_the_remedy_for_data_of_which_nothing_is_left_is_of_its_kind(read):
+    with pytest.raises(ValueError, match="no example is left: give other records"):
+        read({"response_a": "4", "response_b": "5", "prompt": "2+2?"})
