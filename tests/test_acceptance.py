@@ -160,7 +160,7 @@ def test_a_failure_that_is_not_heard_or_does_not_end_all_processes_is_refused(ac
         processes, "command", lambda *_, **__: [sys.executable, "-Suc", "; ".join(["import time", *does])]
     )
     monkeypatch.setattr(processes, "_resumes", lambda report: None)
-    monkeypatch.setattr(processes, "GONE_WITHIN", 0.5)
+    monkeypatch.setattr(processes, "GONE_WITHIN", 2)
     _, record = accept("--stages", "interruption")
     assert [check["passed"] for check in record["checks"]] == passed
 
