@@ -1,9 +1,11 @@
 """tests/acceptance: what it runs on a CPU, and that every stage refuses the fault that is put into it."""
 
+import contextlib
 import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -143,6 +145,51 @@ def test_a_run_that_resumes_without_its_moments_is_refused(accept, monkeypatch):
         ("resumed: steps logged", True),
         ("resumed: largest difference of a loss", False),
     ]
+
+
+FAILS, SAYS_WHY, STAYS = "print('this process fails now')", "print('CUDA out of memory')", "time.sleep(60)"
+
+
+@pytest.mark.parametrize(
+    ("does", "passed"),
+    [([FAILS, SAYS_WHY], [True, True]), ([FAILS], [False, True]), ([FAILS, SAYS_WHY, STAYS], [True, False])],
+    ids=["well", "silent", "hanging"],
+)
+def test_a_failure_that_is_not_heard_or_does_not_end_all_processes_is_refused(accept, monkeypatch, does, passed):
+    monkeypatch.setattr(
+        processes, "command", lambda *_, **__: [sys.executable, "-Suc", "; ".join(["import time", *does])]
+    )
+    monkeypatch.setattr(processes, "_resumes", lambda report: None)
+    monkeypatch.setattr(processes, "GONE_WITHIN", 2)
+    _, record = accept("--stages", "interruption")
+    assert [check["passed"] for check in record["checks"]] == passed
+
+
+FAST = dict(tflops=400.0, busy=0.95, reserved_over_allocated=1.05, allocated_gib=30.0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "fault", "refused"),
+    [
+        ({}, [], None),
+        ({}, ["--fault", "speed"], "model FLOPs utilisation"),
+        ({"tflops": 200.0}, [], "model FLOPs utilisation"),
+        ({"busy": 0.5}, [], "time in which the device computes"),
+        ({"reserved_over_allocated": 1.3}, [], "memory reserved / allocated"),
+        ({"allocated_gib": 36.0}, [], "memory allocated / planned"),
+    ],
+)
+def test_a_gpu_that_is_slow_or_takes_other_memory_than_planned_is_refused(accept, monkeypatch, changes, fault, refused):
+    gpu = SimpleNamespace(total_memory=40 * 2**30)
+    facts = dict(is_available=lambda: True, get_device_name=lambda: "NVIDIA H100", get_device_properties=lambda _: gpu)
+    monkeypatch.setattr(speed, "torch", SimpleNamespace(cuda=SimpleNamespace(**facts)))
+    monkeypatch.setattr(speed.dist, "session", lambda seed: contextlib.nullcontext())
+    monkeypatch.setattr(speed, "_planned", lambda run: 30.0)
+    monkeypatch.setattr(speed, "measure", lambda run: FAST | changes)
+    _, record = accept("--stages", "speed", *fault)
+    failed = {check["check"].partition(": ")[2] for check in record["checks"] if not check["passed"]}
+    assert len(record["checks"]) == 8  # of two models of 1B
+    assert failed == ({refused} if refused else set())
 
 
 def test_an_error_within_a_stage_is_in_the_record(accept, monkeypatch):

@@ -28,6 +28,23 @@ def test_every_script_parses(script):
     assert bash("-n", script).returncode == 0
 
 
+@pytest.mark.parametrize(
+    ("has_torch", "named", "installed"),
+    [(False, "", ["torch==2.13.*"]), (True, "", []), (True, "torch==2.15.0", ["torch==2.15.0"])],
+)
+def test_a_new_environment_gets_the_torch_of_the_tests_unless_it_has_one_or_another_is_named(
+    has_torch, named, installed, tmp_path
+):
+    programs = tmp_path / ".venv" / "bin"
+    programs.mkdir(parents=True)
+    (programs / "activate").touch()
+    program(programs / "python", f'case "$*" in *show*) exit {1 - has_torch} ;; *) echo "$*" > call ;; esac')
+    environment = {"PATH": f"{programs}:/usr/bin:/bin", "TORCH": named}
+    done = bash("-euc", f"source {LAUNCH}/venv.sh test", cwd=tmp_path, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "call").read_text().partition(" --editable ")[2].split() == [".[test]", *installed]
+
+
 @pytest.mark.parametrize("script", ["quickstart.sh", "hh_rlhf.sh", "hh_table.sh", "multi_node.sh", "train.slurm"])
 def test_help_says_how_to_use_a_real_model_and_runs_nothing(script, tmp_path):
     done = bash(LAUNCH / script, "--help", cwd=tmp_path)

@@ -79,7 +79,7 @@ BUDGETS = {
     for layers in (1, 2)
 }
 COMPILED = Case(steps=3, settings=dict(torch_compile=True))
-COMPILED_LORA = replace(COMPILED, settings=_LORA | dict(torch_compile=True))
+COMPILED_LORA = replace(COMPILED, settings=_LORA | dict(torch_compile=True), layers=1)
 
 FAULTS = {
     "waits": Case(layers=1, fault="waits"),

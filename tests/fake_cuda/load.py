@@ -11,19 +11,17 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
-SOURCES = [HERE / "guard.cpp", HERE / "hooks.cpp"]
+SOURCE = HERE / "device.cpp"
 TORCH = Path(importlib.util.find_spec("torch").origin).parent  # found, but not imported
 
 
 class CannotBuild(Exception):
-    """There is no compiler, or it does not accept the sources; the message says which."""
+    """There is no compiler, or it does not accept the source; the message says which."""
 
 
 def library() -> Path:
     """The compiled library for the installed torch, built if there is none yet; takes seconds."""
-    digest = hashlib.sha256(importlib.metadata.version("torch").encode())
-    for source in SOURCES:
-        digest.update(source.read_bytes())
+    digest = hashlib.sha256(importlib.metadata.version("torch").encode() + SOURCE.read_bytes())
     file = HERE / "build" / f"fake_cuda_{digest.hexdigest()[:16]}.so"
     if not file.exists():
         compiler = shutil.which("g++")
@@ -32,7 +30,7 @@ def library() -> Path:
         file.parent.mkdir(exist_ok=True)
         unfinished = file.with_suffix(f".{os.getpid()}")  # several test runs may build at a time
         options = ["-shared", "-fPIC", "-O0", "-std=c++20", f"-I{TORCH / 'include'}", "-o", unfinished]
-        done = subprocess.run([compiler, *options, *SOURCES], capture_output=True, text=True)
+        done = subprocess.run([compiler, *options, SOURCE], capture_output=True, text=True)
         if done.returncode:
             errors = [line for line in done.stderr.splitlines() if "error" in line] or ["no message"]
             raise CannotBuild(f"g++ cannot compile the fake device: {errors[0]}")

@@ -212,7 +212,9 @@ def test_gradients_that_wait_for_the_last_micro_batch_are_reduced_once_and_take_
     size = sum(p.numel() for p in model.parameters())
     assert each.reduce_traffic == pytest.approx(2 * 4 * size * 3 / 4, rel=2e-3)  # two micro-batches, in float32
     assert once.reduce_traffic == each.reduce_traffic / 2 and once.gather_traffic == each.gather_traffic
-    assert once.peak - each.peak == pytest.approx(4 * size * 3 / 4, rel=2e-3)  # full gradients in place of a quarter
+    # Full gradients in place of a quarter; since torch 2.15 a layer's, in bfloat16, are not held beside them.
+    full, of_a_layer = 4 * size * 3 / 4, 2 * sum(p.numel() for p in model.layers[0].parameters())
+    assert 0.998 * (full - of_a_layer) <= once.peak - each.peak <= 1.002 * full
 
 
 def test_only_gradients_are_exchanged_between_shard_groups_and_once_a_step():
