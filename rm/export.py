@@ -37,6 +37,7 @@ from rm.model.heads import RewardModel
 from rm.model.transformer import Transformer
 from rm.report import model_card
 from rm.scoring import contract
+from rm.scoring.contract_file import KEYS
 from rm.scoring.score import all_rewards, reward_statistics
 from rm.scoring.settings import ScoringTextSettings
 
@@ -221,7 +222,7 @@ def _facts(source: str) -> dict:
     facts["the tokenizer"] = Tokenizer(hub.tokenizer_folder(source)).fingerprint
     agreed = contract.read(source)
     facts[contract.FILE] = "missing" if agreed is None else "there"
-    of_contract = dict.fromkeys(contract.KEYS) if agreed is None else asdict(agreed)
+    of_contract = dict.fromkeys(KEYS) if agreed is None else asdict(agreed)
     # Of the weights, or of a training:
     for measured in ("golden", "dtype", "reward_mean", "reward_std", "reward_set", "step"):
         del of_contract[measured]

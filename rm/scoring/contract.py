@@ -11,7 +11,7 @@ Shapes: R replies.
 
 import reprlib
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from rm.data.batch import EvalBatches, PackingSettings
-from rm.data.chat import DIALOGUE_FORMATS, ChatTemplate, bare_as_dialogue, choose_template
+from rm.data.chat import ChatTemplate, bare_as_dialogue, choose_template
 from rm.data.dataset import TextSettings
 from rm.data.encode import TextEncoder
 from rm.data.examples import Examples
@@ -32,15 +32,13 @@ from rm.files import read_json, write_atomically, write_json
 from rm.hf import build, hub, saving, weights
 from rm.hf.checkpoint_folder import ModelFiles
 from rm.hf.folder import TextFiles, name_padding, padding_id, set_padding
-from rm.json_keys import Key, check_keys
 from rm.model.heads import RewardModel
 from rm.model.lora import LoraSettings
+from rm.scoring.contract_file import FILE, Contract, Golden, read
 from rm.scoring.reward_set import RewardSet
 from rm.scoring.score import all_rewards, reward_statistics
 from rm.scoring.settings import ScoringTextSettings
 
-FILE, VERSION = "scoring.json", 2
-SCORED = "the last: of a dialogue the last that its chat template writes, of a plain text the EOS behind it"
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.25}  # of a score, times its size where that is above 1
 PROBE_TEXTS = (  # fixed; only the stability of their scores matters
     "###Human: What is the capital of France?###Assistant: The capital of France is Paris.",
@@ -49,88 +47,6 @@ PROBE_TEXTS = (  # fixed; only the stability of their scores matters
     "###Human: Hi!###Assistant: Hello, how can I help?###Human: Name a prime number.###Assistant: 7",
     "###Human: Wie heißt „Danke“ auf Französisch? 🙂###Assistant: „Merci“.",
 )
-
-
-@dataclass(frozen=True)
-class Golden:
-    """A probe text or dialogue, its token ids, and its reward."""
-
-    text: Text
-    tokens: list[int]
-    score: float
-
-
-@dataclass(frozen=True)
-class Contract:
-    """The content of scoring.json."""
-
-    template_sha256: str | None  # of everything that decides what the template writes; None: there is no template
-    template_explicit: bool  # chosen by a setting, also for full texts that are strings; else the model's own
-    chat_template: str | None  # its Jinja text, as it is in the folder
-    dialogue_format: str | None
-    bare_text: str  # a prompt and a reply that are bare strings: "dialogue", or "plain" if they are joined
-    parse_special_tokens: bool | None  # strings of special tokens in a plain text are these tokens; else characters
-    bos_token_id: int | None  # put before a plain text
-    eos_token_id: int  # put behind a plain text; a dialogue has the BOS and EOS that its template writes
-    max_length: int
-    overlong: str
-    truncation_side: str
-    dtype: str  # that training computed in; the scores here are in float32
-    golden: tuple[Golden, ...]
-    reward_mean: float | None = None  # over the best replies of `reward_set`: minus it, their mean reward is 0
-    reward_std: float | None = None
-    reward_set: str | None = None
-    step: int | None = None  # of the training: the last one, or that of the best evaluation
-    scored_token: str = SCORED
-    version: int = VERSION
-
-
-MESSAGE_KEYS = {"role": Key(str, required=True), "content": Key(str, required=True)}
-GOLDEN_KEYS = {
-    "text": Key((str, list), items=Key(dict, keys=MESSAGE_KEYS), required=True),
-    "tokens": Key(list, items=Key(int, minimum=0), required=True),
-    "score": Key(float, required=True),
-}
-KEYS = {
-    "version": Key(int, only=(VERSION,), required=True),
-    "scored_token": Key(str, only=(SCORED,), required=True),
-    "template_sha256": Key(str),
-    "template_explicit": Key(bool, required=True),
-    "chat_template": Key(str),
-    "dialogue_format": Key(str, only=tuple(DIALOGUE_FORMATS)),
-    "bare_text": Key(str, only=("dialogue", "plain"), required=True),
-    "parse_special_tokens": Key(bool),
-    "bos_token_id": Key(int, minimum=0),
-    "eos_token_id": Key(int, minimum=0, required=True),
-    "max_length": Key(int, minimum=1, required=True),
-    "overlong": Key(str, only=("filter", "truncate"), required=True),
-    "truncation_side": Key(str, only=("left", "right"), required=True),
-    "dtype": Key(str, only=("float32", "bfloat16"), required=True),
-    "golden": Key(list, items=Key(dict, keys=GOLDEN_KEYS), required=True),
-    "reward_mean": Key(float),
-    "reward_std": Key(float, minimum=0),
-    "reward_set": Key(str),
-    "step": Key(int, minimum=0),
-}
-
-
-def read(folder: str | Path) -> Contract | None:
-    """The contract of a reward model's folder; None where there is none, as for a model from elsewhere."""
-    file = Path(folder) / FILE
-    if not file.is_file():
-        return None
-    content = read_json(file)
-    if content.get("version") == 1:
-        raise ValueError(
-            f"{file} is version 1, of a model whose rewards were read at another token: train the model again"
-        )
-    try:
-        check_keys(file, content, KEYS)
-    except ValueError as error:
-        raise ValueError(f"{error}; restore it, or delete it to score without a contract") from None
-    values = {name: content.get(name) for name in KEYS}
-    golden = tuple(Golden(**{name: entry[name] for name in GOLDEN_KEYS}) for entry in content["golden"])
-    return Contract(**values | {"golden": golden})
 
 
 def resolve(

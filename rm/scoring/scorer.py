@@ -22,7 +22,8 @@ from rm.distributed.sharding import ParallelSettings
 from rm.hf import build, hub
 from rm.json_keys import Key
 from rm.model.heads import RewardModel
-from rm.scoring.contract import Contract, resolve, text_encoder, verify
+from rm.scoring.contract import resolve, text_encoder, verify
+from rm.scoring.contract_file import Contract
 from rm.scoring.score import local_rewards
 from rm.scoring.settings import ScoringTextSettings
 
