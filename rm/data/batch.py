@@ -8,7 +8,8 @@ A step takes `--global_batch_size` examples in the epoch's shuffled order, or th
 of micro-batches, since all ranks have to take part in each collective; a surplus one is empty. Nothing needs to be
 replayed on resume: the loader starts at any step.
 
-Shapes: T tokens, L labelled tokens, N examples and R replies in a micro-batch, K replies of the example that has most.
+Shapes: T tokens, L labelled tokens, N examples and R replies in a micro-batch, K replies of the example that has most,
+A attributes that are learned.
 """
 
 import hashlib
@@ -86,6 +87,7 @@ class MicroBatch:
     margin: Tensor  # (N,) fp32
     weight: Tensor  # (N,) fp32
     strength: Tensor  # (N,) fp32
+    attributes: Tensor  # (N, A) fp32: of each example's one reply, nan where unknown; A is 0 where replies are compared
     segments: list[Segment]
     example_indices: np.ndarray  # (N,) into the examples that it was packed from, in order
 
@@ -136,6 +138,7 @@ def pack(
         label_positions=label_positions,
         targets=flat[targets],
         reply_end=_concatenated(reply_ends),
+        attributes=examples.attributes[members],
         **preference_tables(examples, members, compared),
     )
     tensors = {name: _tensor(array) for name, array in arrays.items()}

@@ -328,10 +328,8 @@ def _index_pairs(value, n: int) -> tuple[tuple[int, int], ...]:
 
 def best_and_losers(fields: Fields) -> Sample:
     losers = [_answer(entry) for entry in fields.get("loser_list")]
-    replies = [
-        ("bon_best", _answer(fields.get("bon_best"))),
-        *((f"loser_list {n}", r) for n, r in enumerate(losers, 1)),
-    ]
+    replies = [("bon_best", _answer(fields.get("bon_best")))]
+    replies += [(f"loser_list {n}", reply) for n, reply in enumerate(losers, 1)]
     return _compared(fields, replies, [1.0] + [0.0] * len(losers))
 
 
@@ -460,6 +458,8 @@ def prompt_and_reply(fields: Fields) -> Sample:
     prompt = fields.prompt()
     if prompt is None:  # it has one, but that is empty
         prompt = fields.string(next(name for name in PROMPTS if name in fields.record))
+    if isinstance(prompt, str) and HELPSTEER_TURN in prompt:
+        prompt = _helpsteer_turns(prompt)
     text = join(prompt, reply, key)
     without_loss: frozenset[int] = frozenset()
     if isinstance(text, list) and not fields.record.get("history"):  # earlier replies are part of the prompt

@@ -1,11 +1,14 @@
 """The content of scoring.json, and what the file may hold."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+
+import torch
 
 from rm.data.chat import DIALOGUE_FORMATS
 from rm.data.messages import Text
 from rm.files import read_json
+from rm.hf.outputs import Output, one_of
 from rm.json_keys import Key, check_keys
 
 FILE, VERSION = "scoring.json", 2
@@ -14,11 +17,11 @@ SCORED = "the last: of a dialogue the last that its chat template writes, of a p
 
 @dataclass(frozen=True)
 class Golden:
-    """A probe text or dialogue, its token ids, and its reward."""
+    """A probe text or dialogue, its token ids, and its reward; or, where a head has names for them, its outputs."""
 
     text: Text
     tokens: list[int]
-    score: float
+    score: float | list[float]
 
 
 @dataclass(frozen=True)
@@ -42,15 +45,24 @@ class Contract:
     reward_std: float | None = None
     reward_set: str | None = None
     step: int | None = None  # of the training: the last one, or that of the best evaluation
+    labels: list[str] | None = None  # the names of the head's outputs, where they are not one reward
     scored_token: str = SCORED
     version: int = VERSION
+
+    def of_output(self, chosen: Output) -> "Contract":
+        """The contract of the model whose reward is one of the outputs, or a weighted sum of them."""
+        if chosen is None or self.labels is None:
+            return self
+        scores = [one_of(torch.tensor(one.score), chosen).item() for one in self.golden]
+        golden = tuple(replace(one, score=score) for one, score in zip(self.golden, scores, strict=True))
+        return replace(self, golden=golden, labels=None)
 
 
 MESSAGE_KEYS = {"role": Key(str, required=True), "content": Key(str, required=True)}
 GOLDEN_KEYS = {
     "text": Key((str, list), items=Key(dict, keys=MESSAGE_KEYS), required=True),
     "tokens": Key(list, items=Key(int, minimum=0), required=True),
-    "score": Key(float, required=True),
+    "score": Key((float, list), items=Key(float), required=True),
 }
 KEYS = {
     "version": Key(int, only=(VERSION,), required=True),
@@ -72,6 +84,7 @@ KEYS = {
     "reward_std": Key(float, minimum=0),
     "reward_set": Key(str),
     "step": Key(int, minimum=0),
+    "labels": Key(list, items=Key(str)),
 }
 
 
@@ -89,6 +102,10 @@ def read(folder: str | Path) -> Contract | None:
         check_keys(file, content, KEYS)
     except ValueError as error:
         raise ValueError(f"{error}; restore it, or delete it to score without a contract") from None
+    labels = content.get("labels")
+    outputs = {len(one["score"]) if isinstance(one["score"], list) else None for one in content["golden"]}
+    if outputs - {len(labels) if labels else None}:
+        raise ValueError(f"{file}: golden scores are not one for each of labels: restore it, or delete it")
     values = {name: content.get(name) for name in KEYS}
     golden = tuple(Golden(**{name: entry[name] for name in GOLDEN_KEYS}) for entry in content["golden"])
     return Contract(**values | {"golden": golden})
