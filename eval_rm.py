@@ -4,6 +4,7 @@
     python eval_rm.py ... --dataset_path base=a.jsonl online=b.jsonl    two named sets
     python eval_rm.py ... --model_name_or_path A B C                    the mean of three models' rewards
     python eval_rm.py ... --score_only true --best_of_n true            rewards of any replies, and the best reply
+    python eval_rm.py ... --attributes helpfulness verbosity            errors of a model of --loss regression
     torchrun --nproc_per_node 8 eval_rm.py ...       the same numbers from eight GPUs
 
 Writes report.json (accuracy with its 95 % intervals, calibration, accuracy by subset, turns and length; every number is
@@ -23,21 +24,26 @@ import numpy as np
 from rm import cli
 from rm.config import REQUIRED, SettingsGroup, flatten, parse, setting
 from rm.data.batch import EvalBatches, PackingSettings, new_texts
-from rm.data.dataset import DataSettings, read_cached, say_report
+from rm.data.dataset import DataSettings, Report, read_cached, say_report
 from rm.data.encode import Task
+from rm.data.examples import Examples
 from rm.data.reader import KeySettings
 from rm.data.sets import named_sets
 from rm.distributed import lease, sharding
 from rm.distributed import process_group as dist
 from rm.distributed.sharding import ParallelSettings
+from rm.evaluation.attributes import Predictions
 from rm.evaluation.results import Result, ensemble, evaluation_report
 from rm.files import read_json, temporary_name, write_together
-from rm.hf import build, hub
-from rm.hf.build import HeadSettings
-from rm.model.heads import RewardModel
-from rm.report.evaluation import evaluation_page, terminal_table
+from rm.hf import build, hub, outputs
+from rm.hf.outputs import HeadSettings
+from rm.model.heads import reward_model
+from rm.model.losses import LossSettings
+from rm.report import html
+from rm.report.evaluation import attribute_table, evaluation_page, terminal_table
 from rm.run_files import read_evaluation
 from rm.scoring import contract
+from rm.scoring.contract_file import Contract
 from rm.scoring.score import rewards_of_each
 from rm.scoring.settings import ScoringTextSettings
 from rm.training.run_log import check_unused, provenance
@@ -67,6 +73,14 @@ class EvaluationSettings(SettingsGroup):
         False, "subtract scoring.json's reward_mean, by which rewards are 0 on average over the set that it names"
     )
     best_of_n: bool = setting(False, "also write best.jsonl: every record's highest scored reply")
+    attributes: tuple[str, ...] = setting(
+        (), "of a head with several outputs, compare these with the numbers that records give to single replies"
+    )
+
+    def check(self) -> None:
+        of_pairs = ("baseline_model_name_or_path", "score_only", "center_rewards", "best_of_n")
+        if self.attributes and (given := [name for name in of_pairs if getattr(self, name)]):
+            raise ValueError(f"--{given[0]} compares replies, and --attributes does not: leave one of them out")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,12 +95,18 @@ class Settings(SettingsGroup):
     packing: PackingSettings
     parallel: ParallelSettings
 
+    def check(self) -> None:
+        if self.evaluation.attributes and (self.models.chooses or len(self.models.model_name_or_path) > 1):
+            raise ValueError("--attributes reads all outputs of one model: leave out other models and --reward_label")
+
 
 def main(settings: Settings) -> None:
     settings = hub.fetched(settings, named=True)
     evaluation = settings.evaluation
     check_folder(settings)
     sets = named_sets(settings.data.dataset_path)
+    if evaluation.attributes:
+        return evaluate_attributes(settings, sets)
     scored = [score_sets(settings, path, sets) for path in settings.models.model_name_or_path]
     results = scored[0].results if len(scored) == 1 else averaged(scored)
     baseline = {}
@@ -107,35 +127,90 @@ class Scored:
 
 def score_sets(settings: Settings, model_path: str, sets: dict[str, list[str]]) -> Scored:
     """The rewards of every set, on every rank."""
-    text, agreed = contract.resolve(model_path, settings.text)
     mean = contract.mean_reward(model_path) if settings.evaluation.center_rewards else 0.0
-    encoder = contract.text_encoder(model_path, text, agreed)
     task = Task.SCORING if settings.evaluation.score_only else Task.PREFERENCE
-    examples, counts, dropped = {}, {}, {}
+    head = settings.models if model_path in settings.models.model_name_or_path else HeadSettings()
+    examples, reports, rewards, agreed = read_and_score(settings, model_path, sets, task, head)
+    results = {}
     for name, paths in sets.items():
-        examples[name], report = read_cached(
-            task, paths, text, encoder.tokenizer, settings.data.cache_dir, encoder.padding_id, settings.keys
-        )
-        counts[name], dropped[name] = report.facts, report.reasons
-        say_report(name, report)
-    label = settings.models.reward_label if model_path in settings.models.model_name_or_path else None
-    model = build.build(RewardModel, model_path, settings.parallel, max_length=text.max_length, reward_label=label)
+        own = rewards[name] - np.float32(mean)
+        results[name] = Result(paths, examples[name], own, settings.keys, reports[name].reasons)
+        results[name].check_finite()
+    scale = None if agreed is None or not agreed.reward_std else (agreed.reward_mean - mean, agreed.reward_std)
+    return Scored(results, {name: report.facts for name, report in reports.items()}, scale)
+
+
+def read_and_score(
+    settings: Settings,
+    model_path: str,
+    sets: dict[str, list[str]],
+    task: Task,
+    head: HeadSettings,
+    labels: tuple[str, ...] = (),
+) -> tuple[dict[str, Examples], dict[str, Report], dict[str, np.ndarray], Contract | None]:
+    """(examples, what became of the records, rewards of the replies in order, all by set; the model's contract)
+
+    Args:
+        labels: of all outputs of the model, which are given in place of rewards: (R, A).
+    """
+    text, agreed = contract.resolve(model_path, settings.text)
+    encoder = contract.text_encoder(model_path, text, agreed)
+    examples, reports, rewards = {}, {}, {}
+    for name, paths in sets.items():
+        examples[name], reports[name] = read_cached(
+            task, paths, text, encoder.tokenizer, settings.data.cache_dir, encoder.padding_id, settings.keys,
+            attributes=settings.evaluation.attributes,
+        )  # fmt: skip
+        say_report(name, reports[name])
+    loss = LossSettings.of_outputs(labels)
+    model = build.build(
+        reward_model(loss), model_path, settings.parallel, loss=loss, max_length=text.max_length, head=head
+    )
     build.check_data(model, text.max_length, *examples.values())
     build.load(model, model_path)
     say_what_runs(model)
     if agreed:
         score = partial(contract.score_examples, model)
+        agreed = agreed.of_output(model.reward_output)
         contract.verify(agreed, model_path, encoder, model.compute_dtype, score)
-    results, seen, rewards = {}, {}, np.zeros(0, np.float32)  # of the texts that were seen, in that order
-    for name, paths in sets.items():
+    seen, of_texts = {}, []  # the texts that were scored, and their rewards, in that order
+    for name in sets:
         new, index = new_texts(examples[name], settings.packing, seen)
-        rewards = np.append(rewards, rewards_of_each(model, EvalBatches(new, settings.packing)).numpy())
-        own = rewards[index] - np.float32(mean)
-        results[name] = Result(paths, examples[name], own, settings.keys, dropped[name])
-        results[name].check_finite()
+        of_texts.append(rewards_of_each(model, EvalBatches(new, settings.packing)).numpy())
+        rewards[name] = np.concatenate([part for part in of_texts if len(part)])[index]
     sharding.release(model)  # for the next one
-    scale = None if agreed is None or not agreed.reward_std else (agreed.reward_mean - mean, agreed.reward_std)
-    return Scored(results, counts, scale)
+    return examples, reports, rewards, agreed
+
+
+def evaluate_attributes(settings: Settings, sets: dict[str, list[str]]) -> None:
+    """Write how well a model's outputs predict the numbers of records: report.json and scores.jsonl."""
+    (model_path,), names = settings.models.model_name_or_path, settings.evaluation.attributes
+    labels = outputs.names_of(model_path)
+    if unknown := [name for name in names if name not in labels]:
+        raise ValueError(
+            f"--attributes {unknown[0]}: the outputs of {model_path} are {', '.join(labels) or 'not named'}"
+        )
+    examples, reports, scores, _ = read_and_score(settings, model_path, sets, Task.REGRESSION, HeadSettings(), labels)
+    if broken := [name for name in sets if not np.isfinite(scores[name]).all()]:
+        raise ValueError(
+            f"{broken[0]}: outputs are not finite numbers; check that the checkpoint is complete and undamaged, or try "
+            f"--dtype float32"
+        )
+    columns = [labels.index(name) for name in names]
+    of_sets = {n: Predictions(names, scores[n][:, columns], np.asarray(examples[n].attributes)) for n in sets}
+    if not dist.is_main():
+        return
+    counts = {name: report.facts for name, report in reports.items()}
+    report = {"sets": {name: one.report for name, one in of_sets.items()}, "data": counts} | provenance(settings)
+    folder = Path(settings.evaluation.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = ({"set": n} | line for n in sets for line in of_sets[n].lines(examples[n].record, reports[n].reasons))
+    write_together({
+        folder / "scores.jsonl": as_lines(lines),
+        folder / "report.json": [json.dumps(report, indent=2, allow_nan=False) + "\n"],
+    })  # fmt: skip
+    for line in html.text_table(*attribute_table(report)):
+        dist.say(line)
 
 
 def averaged(scored: list[Scored]) -> dict[str, Result]:

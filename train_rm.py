@@ -6,7 +6,8 @@
 
 Data: {"positive": text, "negative": text}, {"chosen": ..., "rejected": ...} with or without a "prompt", texts or
 messages, or rankings: docs/data.md. Loss: -log sigmoid(r_chosen - r_rejected), the mean over all pairs of a prompt's
-replies, or another (--loss, docs/losses.md); the reward is read at the last token of every text.
+replies, or another (--loss, docs/losses.md); the reward is read at the last token of every text. --loss regression
+learns numbers that records give to single replies (--attributes).
 """
 
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ from rm.distributed.sharding import full_tensor, set_gradient_sync
 from rm.hf import build, hub, weights
 from rm.hf.folder import TextFiles
 from rm.model import lisa, losses
-from rm.model.heads import Model, RewardModel, Sums
+from rm.model.heads import Model, Sums, reward_model
 from rm.model.losses import LossSettings
 from rm.plan.settings import PlanSettings, compare_with_plan
 from rm.report.training import write_report
@@ -50,6 +51,11 @@ class Settings(TrainingSettings):
     loss: LossSettings
     reward_set: RewardSetSettings
     plan: PlanSettings
+
+    def check(self) -> None:
+        super().check()
+        if self.loss.attributes and (self.batch.group_by_prompt or self.reward_set.reward_set_path):
+            raise ValueError("--group_by_prompt and --reward_set_path do not go with --loss regression: leave them out")
 
 
 def train_step(
@@ -92,16 +98,19 @@ def main(settings: Settings) -> None:
     # text: files -> examples
     tokenizer = special_tokens.tokenizer_for(hub.tokenizer_folder(base), settings.tokenizer, settings.text)
     texts = TextFiles.of_training(weights.base_folder(base), tokenizer, settings.text)
+    attributes = settings.loss.attributes
+    task, unit = (Task.REGRESSION, "texts") if attributes else (Task.PREFERENCE, "pairs")
+    model_class = reward_model(settings.loss)
     data = dataset.load(
-        Task.PREFERENCE, settings.data, settings.text, settings.mixture, settings.split, tokenizer, seed, settings.keys,
-        group_by_prompt=settings.batch.group_by_prompt,
+        task, settings.data, settings.text, settings.mixture, settings.split, tokenizer, seed, settings.keys,
+        group_by_prompt=settings.batch.group_by_prompt, attributes=attributes,
     )  # fmt: skip
     for examples in (data.train, *data.held_out.values()):
         losses.check_fits(examples, settings.loss)
     if settings.plan.plan:
         from rm.plan import plan
 
-        return plan.show(RewardModel, settings, settings.plan, data.train, settings.loss, tokenizer.new_ids)
+        return plan.show(model_class, settings, settings.plan, data.train, settings.loss, tokenizer.new_ids)
     reward_examples = reward_set.choose(
         settings.reward_set, data, settings.text, tokenizer, settings.data.cache_dir, settings.keys
     )
@@ -110,14 +119,14 @@ def main(settings: Settings) -> None:
     training = build.Training(settings.memory, settings.lora, settings.lisa)
     max_length = settings.text.max_length
     model = build.build(
-        RewardModel,
+        model_class,
         base,
         settings.parallel,
         training=training,
         loss=settings.loss,
         new_ids=tokenizer.new_ids,
         max_length=max_length,
-        reward_label=settings.model.reward_label,
+        head=settings.model,
     )
     build.check_data(model, max_length, data.train, *data.held_out.values())
     build.load(model, base, seed, tokenizer.new_ids)
@@ -131,7 +140,7 @@ def main(settings: Settings) -> None:
 
     # the step to begin with: 0, or where this run was stopped
     start = resume.restore(model, optimizer, out, settings.checkpoint, settings, base, data.facts, loader.steps)
-    say_start(settings, model, data, loader, start.step, "pairs")
+    say_start(settings, model, data, loader, start.step, unit)
     if start.step == 0:
         show.say_example(data.train, tokenizer)
     files = contract.checkpoint_files(model, base, settings.lora, texts, settings.text)
@@ -153,7 +162,7 @@ def main(settings: Settings) -> None:
             optim.set_learning_rate(optimizer, rate)
             batches = loader.at(step)
             sums, grad_norm = train_step(model, optimizer, batches, settings.optim.max_grad_norm)
-            run.log_step(step + 1, sums, grad_norm, rate, batches, "pairs")
+            run.log_step(step + 1, sums, grad_norm, rate, batches, unit)
             checkpointer.after_step(step + 1)
             if held_out and run.evaluation_due(step + 1):
                 run.log_evaluation(step + 1, evaluate(model, held_out, checkpointer.poll))

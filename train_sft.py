@@ -106,7 +106,7 @@ def main(settings: Settings) -> None:
         training=training,
         new_ids=tokenizer.new_ids,
         max_length=max_length,
-        reward_label=settings.model.reward_label,
+        head=settings.model,
     )
     build.check_data(model, max_length, data.train, *data.held_out.values())
     build.load(model, base, seed, tokenizer.new_ids)

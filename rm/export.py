@@ -30,26 +30,26 @@ from rm.distributed.sharding import ParallelSettings
 from rm.evaluation import metrics
 from rm.evaluation.results import Result, compare
 from rm.files import read_json
-from rm.hf import build, hub, saving, weights
+from rm.hf import build, hub, outputs, saving, weights
 from rm.hf.folder import TextFiles
+from rm.hf.outputs import HeadSettings
 from rm.model.attention import SplitAttention
-from rm.model.heads import RewardModel
+from rm.model.heads import RewardModel, reward_model
+from rm.model.losses import LossSettings
 from rm.model.transformer import Transformer
 from rm.report import model_card
 from rm.scoring import contract
+from rm.scoring.contract_file import KEYS
 from rm.scoring.score import all_rewards, reward_statistics
 from rm.scoring.settings import ScoringTextSettings
 
 
 @dataclass(frozen=True, kw_only=True)
-class SourceSettings(SettingsGroup):
+class SourceSettings(HeadSettings):
     """Model"""
 
     model_name_or_path: str | None = setting(
         None, "Hugging Face folder, of a model or an adapter, or hub id, org/name or org/name@revision", hub="model"
-    )
-    reward_label: int | None = setting(
-        None, "which output of a reward model with several is the reward, from 0; the others are left out"
     )
     average: tuple[str, ...] = setting(
         (), "models of one architecture and scoring contract, of whose weights the mean is written", hub="model"
@@ -59,10 +59,11 @@ class SourceSettings(SettingsGroup):
     )
 
     def check(self) -> None:
+        super().check()
         if (self.model_name_or_path is None) == (not self.average):
             raise ValueError("give --model_name_or_path, or --average with the models whose mean is wanted")
-        if self.reward_label is not None and (self.average or self.reward_label < 0):
-            raise ValueError("--reward_label is a number from 0, and goes with --model_name_or_path")
+        if self.chooses and self.average:
+            raise ValueError("--reward_label and --reward_weights go with --model_name_or_path")
         if len(self.average) == 1:
             raise ValueError("--average needs two models at least; of one, --model_name_or_path is for that")
         if len(set(self.average)) < len(self.average):
@@ -106,17 +107,17 @@ def main(settings: Settings) -> None:
     if settings.source.average:
         write_mean(settings.source.average, settings.source.dataset_path, settings.export)
     else:
-        write_again(settings.source.model_name_or_path, settings.source.reward_label, settings.export)
+        write_again(settings.source.model_name_or_path, settings.source, settings.export)
     dist.say(f"saved {settings.export.output_dir}")
 
 
-def write_again(source: str, reward_label: int | None, export: ExportSettings) -> None:
+def write_again(source: str, head: HeadSettings, export: ExportSettings) -> None:
     """Write one model."""
-    model = _load(source, SplitAttention, reward_label)  # which computes nothing here
+    model = _load(source, SplitAttention, head)  # which computes nothing here
     shift = _center(model, source) if export.center_rewards else 0.0
     _save(model, source, export)
     if isinstance(model, RewardModel):
-        contract.copy_to(source, export.output_dir, shift)
+        contract.copy_to(source, export.output_dir, shift, model.reward_output)
     card = Path(source) / model_card.FILE
     if dist.is_main() and card.is_file() and not export.center_rewards:  # it states the mean as it was
         shutil.copyfile(card, Path(export.output_dir) / model_card.FILE)
@@ -134,6 +135,8 @@ def write_mean(sources: tuple[str, ...], dataset_path: tuple[str, ...], export: 
     is_reward_model = build.head_of(first) is RewardModel
     if dataset_path and not is_reward_model:
         raise ValueError(f"--dataset_path: {first} is a language model, which has no accuracy on pairs; leave it out")
+    if dataset_path and outputs.names_of(first):
+        raise ValueError(f"--dataset_path: {first} has several outputs, of which none is the reward; leave it out")
     examples = _examples(first, dataset_path) if dataset_path else None
     results: dict[str, Result] = {}
 
@@ -166,7 +169,7 @@ def write_mean(sources: tuple[str, ...], dataset_path: tuple[str, ...], export: 
     agreed = contract.read(first)
     if agreed is not None:
         text, _ = contract.resolve(first, ScoringTextSettings())
-        contract.write(export.output_dir, text, getattr(torch, agreed.dtype), statistics)
+        contract.write(export.output_dir, text, getattr(torch, agreed.dtype), statistics, agreed.labels)
     elif is_reward_model:
         contract.copy_to(first, export.output_dir)  # its padding token
     if dist.is_main() and is_reward_model:
@@ -175,11 +178,13 @@ def write_mean(sources: tuple[str, ...], dataset_path: tuple[str, ...], export: 
         model_card.write(out, model_card.of_mean(list(sources), own, list(summaries.values()), names))
 
 
-def _load(source: str, kernel: type | None = None, reward_label: int | None = None) -> Transformer:
-    cls = build.head_of(source)
-    agreed = contract.read(source)
+def _load(source: str, kernel: type | None = None, head: HeadSettings = HeadSettings()) -> Transformer:  # noqa: B008
+    cls, agreed, options = build.head_of(source), contract.read(source), {}
+    if agreed is not None and agreed.labels and not head.chooses:  # all outputs are kept
+        loss = LossSettings.of_outputs(agreed.labels)
+        cls, options = reward_model(loss), {"loss": loss}
     parallel, max_length = ParallelSettings(dtype="float32"), None if agreed is None else agreed.max_length
-    model = build.build(cls, source, parallel, kernel=kernel, max_length=max_length, reward_label=reward_label)
+    model = build.build(cls, source, parallel, kernel=kernel, max_length=max_length, head=head, **options)
     return build.load(model, source)
 
 
@@ -221,7 +226,7 @@ def _facts(source: str) -> dict:
     facts["the tokenizer"] = Tokenizer(hub.tokenizer_folder(source)).fingerprint
     agreed = contract.read(source)
     facts[contract.FILE] = "missing" if agreed is None else "there"
-    of_contract = dict.fromkeys(contract.KEYS) if agreed is None else asdict(agreed)
+    of_contract = dict.fromkeys(KEYS) if agreed is None else asdict(agreed)
     # Of the weights, or of a training:
     for measured in ("golden", "dtype", "reward_mean", "reward_std", "reward_set", "step"):
         del of_contract[measured]

@@ -15,6 +15,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from rm import cli
 from rm.config import SettingsGroup, parse, setting
 from rm.data import dataset, show, special_tokens
@@ -32,6 +34,7 @@ from rm.files import write_atomically
 from rm.hf import hub
 from rm.hf.build import ModelSettings
 
+REGRESSION = "train_rm.py --loss regression"
 POSITIONAL = "dataset_path"  # files may stand without a flag
 NAMES = 14  # columns of the names on the left
 
@@ -43,12 +46,15 @@ class PreviewSettings(SettingsGroup):
     sft: bool | None = setting(
         None, "read as train_sft.py (true) or as train_rm.py (false); none: as the one that knows the first record"
     )
+    attributes: tuple[str, ...] = setting((), "read as train_rm.py does with --loss regression and these --attributes")
     num_examples: int = setting(3, "show this many examples, from the beginning of the data")
     json: str | None = setting(None, "also write all of it as JSON to this file; -: to stdout, and nothing else there")
 
     def check(self) -> None:
         if self.num_examples < 0:
             raise ValueError(f"--num_examples must not be negative, got {self.num_examples}")
+        if self.attributes and self.sft is not None:
+            raise ValueError("--sft and --attributes exclude each other: give one")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,10 +78,10 @@ def main(settings: Settings) -> None:
         folder = hub.tokenizer_folder(settings.model.model_name_or_path)
         tokenizer = special_tokens.tokenizer_for(folder, settings.tokenizer, settings.text)
         script, note = script_for(settings)
-        task = Task.SFT if script == SFT else Task.PREFERENCE
+        task = {SFT: Task.SFT, PREFERENCE: Task.PREFERENCE, REGRESSION: Task.REGRESSION}[script]
         examples, report = dataset.read_cached(
             task, settings.data.dataset_path, settings.text, tokenizer, settings.data.cache_dir, keys=settings.keys,
-            train_on=settings.replies.train_on,
+            train_on=settings.replies.train_on, attributes=settings.preview.attributes,
         )  # fmt: skip
         shown = examples[: settings.preview.num_examples]
         places = places_of(shown, script, settings)
@@ -103,6 +109,8 @@ def script_for(settings: Settings) -> tuple[str, str]:
     Raises:
         ValueError: the first record has no schema of either.
     """
+    if settings.preview.attributes:
+        return REGRESSION, ""
     if settings.preview.sft is not None:
         return (SFT if settings.preview.sft else PREFERENCE), ""
     where, record = next(read_records(settings.data.dataset_path[0]))
@@ -115,7 +123,7 @@ def script_for(settings: Settings) -> tuple[str, str]:
 
 def places_of(shown: Examples, script: str, settings: Settings) -> list[str]:
     """File and line, or record, of some examples."""
-    reader = SampleReader(script, settings.keys)
+    reader = SampleReader(SFT if script == REGRESSION else script, settings.keys, settings.preview.attributes)
     numbers = set(shown.record.tolist())
     where = {located.number: located.where for located in reader.read(settings.data.dataset_path, numbers)}
     return [where[number] for number in shown.record.tolist()]
@@ -209,7 +217,8 @@ def example_as_json(example: Example, tokenizer: Tokenizer) -> dict:
         for text in show.texts_of(example)
     ]
     labels = {name: getattr(example, name) for name in ("label", "margin", "weight", "strength")}
-    return {"texts": texts} | labels
+    known = [None if np.isnan(number) else float(number) for number in example.attributes]
+    return {"texts": texts} | labels | ({"attributes": known} if known else {})
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from rm.data import chat, dataset
@@ -46,6 +47,16 @@ def test_every_record_on_the_page_becomes_an_example(section, task, form, tokeni
     template = chat.choose_template(None, form, tokenizer)
     examples, report = dataset.read(task, [path], tokenizer, 512, template)
     assert len(examples) == len(suitable) >= 4 and not report.dropped
+
+
+def test_the_records_with_numbers_become_examples(tokenizer, tmp_path):
+    found = records("Replies with numbers")
+    (tmp_path / "file").write_text("\n".join(map(json.dumps, found)))
+    template = chat.choose_template(None, None, tokenizer)
+    names = ("helpfulness", "verbosity")
+    examples, report = dataset.read(Task.REGRESSION, [tmp_path / "file"], tokenizer, 512, template, attributes=names)
+    np.testing.assert_array_equal(examples.attributes, [[4, 1], [0.5, 2], [np.nan, 1]])
+    assert examples.weight.tolist() == [1, 2, 1] and report.passed_over == ("correctness",)
 
 
 def test_the_record_of_messages_becomes_an_example(tokenizer, tmp_path):

@@ -30,7 +30,7 @@ MADE = {"hash": Key(str, required=True), "made": Key(dict, required=True)}  # wh
 FILES = {"made.json", *(f"{field.name}.npy" for field in fields(Examples))}  # of an entry
 CHECKSUMS = "checksums.json"  # file name -> CRC-32 of all other files of an entry
 A_DAY = 24 * 3600
-FORMAT = 10  # version of the entries' layout, part of their names: after a change old entries are not read
+FORMAT = 11  # version of the entries' layout, part of their names: after a change old entries are not read
 
 
 def default_folder() -> str:

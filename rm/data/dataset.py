@@ -189,6 +189,7 @@ def load(
     keys: KeySettings | None = None,
     replies: ReplySettings | None = None,
     group_by_prompt: bool = False,
+    attributes: tuple[str, ...] = (),
 ) -> TrainingData:
     """Read, tokenize, split and weight a training's files. All ranks call it.
 
@@ -196,12 +197,15 @@ def load(
 
     Args:
         group_by_prompt: the training examples have the keys of their prompts.
+        attributes: names of the numbers that are learned (REGRESSION).
     """
-    how = {"keys": keys, "train_on": replies.train_on if replies else "all"}
+    how = {"keys": keys, "train_on": replies.train_on if replies else "all", "attributes": attributes}
     train, report = read_cached(
         task, data.dataset_path, text, tokenizer, data.cache_dir, with_prompts=group_by_prompt, **how
     )
     say_report("data", report)
+    if missing := [name for name, values in zip(attributes, train.attributes.T, strict=True) if np.isnan(values).all()]:
+        raise ValueError(f"--attributes: no record of --dataset_path has a number {missing[0]!r}: correct the name")
     facts = {"tokenizer": tokenizer.fingerprint, "train": report.facts | {"sha256": train.hash}}
     held_out = {}
     for name, paths in held_out_sets(held.eval_dataset_path).items():
@@ -233,6 +237,7 @@ def read_cached(
     keys: KeySettings | None = None,
     train_on: str = "all",
     with_prompts: bool = False,
+    attributes: tuple[str, ...] = (),
 ) -> tuple[Examples, Report]:
     """`read` by one process of each machine, and once for all starts: see `rm.data.cache`."""
     for path in paths:
@@ -243,14 +248,15 @@ def read_cached(
     def make() -> tuple[Examples, dict]:
         examples, report = read(
             task, paths, tokenizer, text.max_length, template, text.cut, text.bare_text, padding_id,
-            text.parse_special_tokens, keys, train_on, with_prompts,
+            text.parse_special_tokens, keys, train_on, with_prompts, attributes,
         )  # fmt: skip
         return examples, asdict(report)
 
     template_key = None if template is None else f"{template.fingerprint} {template.explicit}"
     how = [text.max_length, template_key, text.cut, text.bare_text, text.parse_special_tokens, padding_id, train_on]
     how += ["with prompts"] if with_prompts else []
-    key = [task.value, tokenizer.fingerprint, *map(str, how), *keys.data_keys, "", *keys.ignore_keys]
+    of_keys = [*keys.data_keys, "", *keys.ignore_keys, "", *attributes]
+    key = [task.value, tokenizer.fingerprint, *map(str, how), *of_keys]
     examples, report = cache.open_or_make(cache_dir or cache.default_folder(), key, tuple(paths), make)
     return examples, Report(**report)
 
@@ -268,12 +274,14 @@ def read(
     keys: KeySettings | None = None,
     train_on: str = "all",
     with_prompts: bool = False,
+    attributes: tuple[str, ...] = (),
 ) -> tuple[Examples, Report]:
     """Examples from files.
 
     SFT reads demonstrations: loss on all of a plain text, on the reply to a prompt, on the assistant's turns of a
     dialogue. PREFERENCE reads the full texts of a prompt's replies, which share their first tokens. SCORING reads the
-    same, but needs no grades, and a prompt may have one reply. SCORED_DEMONSTRATIONS reads the texts of demonstrations.
+    same, but needs no grades, and a prompt may have one reply. SCORED_DEMONSTRATIONS reads the texts of demonstrations,
+    and REGRESSION the same with the numbers that are learned of each.
 
     Args:
         max_length: of a text in tokens.
@@ -284,12 +292,13 @@ def read(
         keys: names of keys, and keys to pass over.
         with_prompts: examples have the key of their prompt (`rm.data.conversation.prompt_key_of`), which takes a tenth
             of the time; otherwise each has one of its own.
+        attributes: names of the numbers (REGRESSION).
 
     Raises:
         ValueError: with the file and record of the first mistake, or where no example is left.
     """
     encoder = Encoder(tokenizer, task, template, max_length, cut, padding_id, parse_special_tokens, train_on)
-    reader = SampleReader(schemas.SFT if task.reads_demonstrations else schemas.PREFERENCE, keys)
+    reader = SampleReader(schemas.SFT if task.reads_demonstrations else schemas.PREFERENCE, keys, attributes)
     writer = TextWriter(task, template, bare_text)
 
     def pending() -> Iterator[PendingRecord]:
@@ -358,7 +367,7 @@ class TextWriter:
         explicit = template is not None and template.explicit
         # LMFlow's text2text is plain text unless a setting says otherwise.
         self._text2text_as_dialogue = explicit if bare_text == "auto" else self._as_dialogue
-        self._splits_full_texts = explicit and not task.reads_demonstrations
+        self._splits_full_texts = explicit and task not in (Task.SFT, Task.SCORED_DEMONSTRATIONS)
         self.bare: str | None = None
         self.run_together = 0
 

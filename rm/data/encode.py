@@ -27,9 +27,7 @@ Span = tuple[int, int]
 
 # Tokenized at a time: enough to occupy every core, little enough to hold in memory
 BATCH_RECORDS, BATCH_CHARACTERS = 1024, 32_000_000
-FAR_OVER = (
-    32  # characters for each token of --max_length, above which the beginning of a text tells that it is too long
-)
+FAR_OVER = 32  # characters for each token of --max_length, above which a text's beginning tells that it is too long
 # What chat templates write. A plain text that has them was probably written by one.
 TEMPLATE_STRINGS = (
     "<|im_start|>", "<|start_header_id|>", "<start_of_turn>", "<|user|>", "<|assistant|>", "<｜User｜>", "[INST]",
@@ -43,10 +41,11 @@ class Task(enum.Enum):
     PREFERENCE = "preference"  # responses with grades
     SCORING = "scoring"  # responses that need no grades
     SCORED_DEMONSTRATIONS = "scored demonstrations"  # texts of demonstrations, to be scored
+    REGRESSION = "regression"  # the same texts, with numbers that are learned
 
     @property
     def reads_demonstrations(self) -> bool:
-        return self in (Task.SFT, Task.SCORED_DEMONSTRATIONS)
+        return self in (Task.SFT, Task.SCORED_DEMONSTRATIONS, Task.REGRESSION)
 
 
 @dataclass(frozen=True)
@@ -146,6 +145,8 @@ class Encoder:
             return self._drop(record, "with empty text")
         if record.sample.lacks_prompt:
             return self._drop(record, "with an empty prompt")
+        if self.task is Task.REGRESSION and np.isnan(record.sample.attributes).all():
+            return self._drop(record, "without any of the numbers of --attributes")
         # Such as HelpSteer2, shuffled: the rows of one prompt are apart.
         if self.task is Task.PREFERENCE and len(texts) < 2:
             return self._drop(record, "with fewer than two replies to compare")
@@ -207,9 +208,7 @@ class Encoder:
                 f"that single replies cannot be left out"
             )
         trained = replies[-1:] if self.train_on == "last" else replies
-        return [
-            span for i, span in zip(replies, spans, strict=True) if i in trained and i not in without_loss
-        ]  # fmt: skip
+        return [span for i, span in zip(replies, spans, strict=True) if i in trained and i not in without_loss]
 
     def _length_if_far_over(self, text: Rendered) -> int:
         """About how many tokens a very long text has whose beginning has too many already; 0: it is no such text.
@@ -330,6 +329,7 @@ class Encoder:
             margin=sample.margin,
             weight=sample.weight,
             strength=sample.strength,
+            attributes=np.array(sample.attributes, np.float32),
             conversation=record.conversation,
             prompt=record.prompt,
         )
@@ -455,14 +455,9 @@ class TextEncoder:
             ValueError: a group would have been dropped in training.
         """
         encoder = Encoder(
-            self.tokenizer,
-            Task.SCORING,
-            self.template,
-            self.max_length,
-            self.cut,
-            padding_id=self.padding_id,
-            parse_special_tokens=self.parse_special_tokens,
-        )
+            self.tokenizer, Task.SCORING, self.template, self.max_length, self.cut, self.padding_id,
+            self.parse_special_tokens,
+        )  # fmt: skip
         records = []
         for index, group in enumerate(groups):
             if len(group):

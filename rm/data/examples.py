@@ -18,7 +18,10 @@ import numpy as np
 from rm.files import names_file
 
 # The arrays of Examples that have one entry for each example
-_PER_EXAMPLE = ("starts", "prefix_lengths", "label", "margin", "weight", "strength", "conversation", "prompt", "record")
+_PER_EXAMPLE = (
+    "starts", "prefix_lengths", "label", "margin", "weight", "strength", "attributes", "conversation", "prompt",
+    "record",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,6 +36,7 @@ class Example:
     margin: float = 0.0  # by how much a better reply's reward should exceed a worse one's
     weight: float = 1.0  # factor of its loss
     strength: float = 1.0  # how much better the better reply is; what becomes of it is for the loss to say
+    attributes: Sequence[float] = ()  # (A,) numbers that are learned of its one reply, nan where unknown
     conversation: int | None = None  # the same for all records of one conversation; None: shared with no other record
     prompt: int | None = None  # the same for all records of one prompt; None: shared with no other record
 
@@ -56,6 +60,7 @@ class Examples(Sequence[Example]):
     margin: np.ndarray  # (N,) float32
     weight: np.ndarray  # (N,) float32
     strength: np.ndarray  # (N,) float32
+    attributes: np.ndarray  # (N, A) float32, nan where unknown; A is 0 where replies are compared
     conversation: np.ndarray  # (N,) int64, see `rm.data.conversation.key`
     prompt: np.ndarray  # (N,) int64, see `rm.data.conversation.prompt_key_of`
     record: np.ndarray  # (N,) index of the record that it was made from, counted from 0 over all files read together
@@ -78,6 +83,7 @@ class Examples(Sequence[Example]):
         prefix_lengths, reply_lengths, reply_offsets = array("q"), array("q"), array("q", [0])
         starts, conversation, prompt = array("q"), array("q"), array("q")
         grade, label, margin, weight, strength = array("f"), array("f"), array("f"), array("f"), array("f")
+        attributes = array("f")
         for index, example in enumerate(examples):
             starts.append(len(tokens))
             tokens.frombytes(np.concatenate([example.prefix, *example.replies]).astype(np.int32).tobytes())
@@ -90,6 +96,7 @@ class Examples(Sequence[Example]):
             margin.append(example.margin)
             weight.append(example.weight)
             strength.append(example.strength)
+            attributes.extend(example.attributes)
             conversation.append(index if example.conversation is None else example.conversation)
             prompt.append(index if example.prompt is None else example.prompt)
         if record is None:
@@ -106,6 +113,7 @@ class Examples(Sequence[Example]):
             margin=np.asarray(margin),
             weight=np.asarray(weight),
             strength=np.asarray(strength),
+            attributes=np.asarray(attributes).reshape(len(starts), len(attributes) // max(1, len(starts))),
             conversation=np.asarray(conversation),
             prompt=np.asarray(prompt),
             record=np.array(record, np.int64),
@@ -134,6 +142,7 @@ class Examples(Sequence[Example]):
             margin=float(self.margin[i]),
             weight=float(self.weight[i]),
             strength=float(self.strength[i]),
+            attributes=self.attributes[i],
             conversation=int(self.conversation[i]),
             prompt=int(self.prompt[i]),
         )
@@ -173,7 +182,8 @@ class Examples(Sequence[Example]):
         """sha256 of what is trained on, wherever it came from: all arrays but `record`, `conversation` and `prompt`."""
         digest, compact = hashlib.sha256(), self._compact()
         for field in fields(self):
-            if field.name in ("record", "conversation", "prompt"):
+            is_absent = field.name == "attributes" and not self.attributes.size
+            if is_absent or field.name in ("record", "conversation", "prompt"):
                 continue
             values = np.ascontiguousarray(getattr(compact, field.name))
             digest.update(f"{field.name} {values.dtype.str} {len(values)}\n".encode())

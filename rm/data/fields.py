@@ -54,6 +54,20 @@ class Fields:
             raise ValueError(f"'enable_thinking' is {reprlib.repr(thinking)}; expected true or false")
         return {"enable_thinking": thinking} | value
 
+    def attributes(self, record: dict, names: Sequence[str]) -> tuple[float, ...]:
+        """The numbers with these names, in the record or in its `attributes`; nan for one that it lacks."""
+        if not names:
+            return ()
+        self.used.update(("attributes", *names))
+        inner = messages.parsed(record.get("attributes", {}))
+        if not isinstance(inner, dict):
+            raise ValueError(f"'attributes' is {reprlib.repr(inner)}; expected an object of names and numbers")
+        self.seen.passed_over |= {f"attributes.{name}" for name in inner.keys() - set(names)}
+        if twice := [name for name in names if name in inner and name in record]:
+            raise ValueError(f"has {twice[0]!r} twice, by itself and in 'attributes': remove one")
+        values = ((name, (inner | record).get(name)) for name in names)
+        return tuple(math.nan if value in (None, "") else number(value, name) for name, value in values)  # "": of CSV
+
     def prompt(self, is_whole: bool = False) -> Text | None:
         """What the replies answer, with the system message and the history; None if the record has no prompt.
 

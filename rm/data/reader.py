@@ -64,6 +64,7 @@ class SampleReader:
 
     Args:
         script: "train_sft.py" for demonstrations, "train_rm.py" for replies to compare or to score.
+        attributes: names of the numbers that a sample has to have, of those that are read as demonstrations are.
 
     Attributes:
         schemas: name of a schema -> number of samples.
@@ -71,9 +72,9 @@ class SampleReader:
         records: index of a file -> number of records, of which several may be joined to one sample.
     """
 
-    def __init__(self, script: str, keys: KeySettings | None = None):
+    def __init__(self, script: str, keys: KeySettings | None = None, attributes: tuple[str, ...] = ()):
         keys = keys or KeySettings()
-        self._reader = Reader(script, keys.renamed, frozenset(keys.ignore_keys))
+        self._reader = Reader(script, keys.renamed, frozenset(keys.ignore_keys), attributes)
         self.schemas: Counter[str] = Counter()
         self.labels: Counter[float] = Counter()
         self.records: Counter[int] = Counter()

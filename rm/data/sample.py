@@ -38,6 +38,7 @@ class Sample:
     margin: float = 0.0  # by how much the better reward should exceed the other
     weight: float = 1.0  # factor of the loss
     strength: float = 1.0  # how much better the better text is, where the record says so: HelpSteer's 0 to 3
+    attributes: tuple[float, ...] = ()  # the numbers that --attributes names, nan where the record has none
     tools: list[dict] | None = None  # for the chat template
     template_kwargs: dict = field(default_factory=dict)  # more variables for the chat template
     without_loss: frozenset[int] = frozenset()  # positions of the messages of a demonstration that carry no loss

@@ -478,6 +478,8 @@ def prompt_and_reply(fields: Fields) -> Sample:
     prompt = fields.prompt()
     if prompt is None:  # it has one, but that is empty
         prompt = fields.string(next(name for name in PROMPTS if name in fields.record))
+    if isinstance(prompt, str) and HELPSTEER_TURN in prompt:
+        prompt = _helpsteer_turns(prompt)
     text = join(prompt, reply, key)
     without_loss = frozenset(i + len(text) - len(reply) for i in masked)
     if isinstance(text, list) and not fields.record.get("history"):  # earlier replies are part of the prompt

@@ -53,11 +53,13 @@ class Reader:
         script: SFT or PREFERENCE.
         data_keys: our name of a key -> the name that the records have for it.
         ignore_keys: keys of records and messages to pass over.
+        attributes: names of the numbers that each record gives its text, in it or in its `attributes`.
     """
 
     script: str
     data_keys: dict[str, str] = field(default_factory=dict)
     ignore_keys: frozenset[str] = frozenset()
+    attributes: tuple[str, ...] = ()
     used: set[str] = field(default_factory=set)  # keys of records that were read
     passed_over: set[str] = field(default_factory=set)  # keys without meaning
     found: set[str] = field(default_factory=set)  # of `data_keys`, those whose key a record had
@@ -81,7 +83,8 @@ class Reader:
             is_other = row.name == "text_only" and (candidates != [row] or _remedy(record) is not None)
             if row.script == self.script and not is_other:
                 return row
-        raise ValueError(_unknown(record, self.script, candidates))
+        kind = "; --attributes reads single replies and their numbers" if self.attributes else ""
+        raise ValueError(_unknown(record, self.script, candidates) + kind)
 
     def prepared(self, record: dict) -> dict:
         """A record without nulls, which mean absence, its keys renamed as the settings say."""
@@ -124,7 +127,8 @@ class Reader:
         name = schema.name
         if name == "/".join(schema.keys) and fields.prompt_key and fields.prompt_key not in schema.keys:
             name = f"{fields.prompt_key}/{name}"
-        sample = replace(sample, schema=name, id=record.get("id"), subset=subset, weight=weight)
+        attributes = fields.attributes(record, self.attributes)
+        sample = replace(sample, schema=name, id=record.get("id"), subset=subset, weight=weight, attributes=attributes)
         if self.script == PREFERENCE and _lacks_prompt(with_nulls, sample):
             sample = replace(sample, lacks_prompt=True)
         if sample.joined_by is not None:  # it is one reply of a sample
@@ -135,8 +139,8 @@ class Reader:
         return sample
 
     def _weight(self, fields: Fields) -> float:
-        """The factor of a preference's loss, which records of any schema may have."""
-        weight = readers.number_or(1.0, fields, "weight") if self.script == PREFERENCE else 1.0
+        """The factor of the loss of a preference, or of a text's attributes, which records of any schema may have."""
+        weight = readers.number_or(1.0, fields, "weight") if self.script == PREFERENCE or self.attributes else 1.0
         if weight < 0:
             raise ValueError(f"'weight' is {weight:g}; expected the factor of the loss, 0 or more")
         return weight
@@ -281,7 +285,8 @@ def _unknown(record: dict, script: str, candidates: list[Schema]) -> str:
     if remedy := _remedy(record):
         return f"has the keys {listed}: {remedy}"
     if candidates:
-        return f"has the keys {listed}: it is a record of {candidates[0].name}, for {candidates[0].script}"
+        regression = ", or for train_rm.py --loss regression" if "attributes" in record else ""
+        return f"has the keys {listed}: it is a record of {candidates[0].name}, for {candidates[0].script}{regression}"
     example = "prompt=KEY chosen=KEY rejected=KEY" if script == PREFERENCE else "prompt=KEY response=KEY"
     near = [(key, name) for key in record for name in difflib.get_close_matches(key, KNOWN - record.keys(), 1, 0.8)]
     meant = f"; did you mean {', '.join(f'{name!r} by {key!r}' for key, name in near[:3])}?" if near else ""
@@ -455,17 +460,14 @@ SCHEMAS: tuple[Schema, ...] = PREFERENCES + DEMONSTRATIONS
 KNOWN = {key for row in SCHEMAS for key in row.keys}
 # fmt: on
 
+UNPAIRED = "it grades single replies (unpaired); give those of one prompt together, as prompt, responses and scores"
 # Public schemas that hold something else, and what to do about it: their keys -> the remedy.
 REFUSED: dict[tuple[str, ...], str] = {
     ("prompt", "completions", "labels"): "it grades steps of a reply (a process reward), which is not implemented",
-    ("prompt", "completion", "label"): "it grades single replies (unpaired), which is not implemented; give replies "
-    "of one prompt together, as prompt, responses and scores",
-    ("prompt", "response", "is_safe"): "it grades single replies (unpaired), which is not implemented; give replies "
-    "of one prompt together, as prompt, responses and scores",
-    ("messages", "label"): "it grades single replies (unpaired), which is not implemented; give replies of one prompt "
-    "together, as prompt, responses and scores",
-    ("kto_tag",): "it grades single replies (unpaired), which is not implemented; give replies of one prompt "
-    "together, as prompt, responses and scores",
+    ("prompt", "completion", "label"): UNPAIRED,
+    ("prompt", "response", "is_safe"): UNPAIRED,
+    ("messages", "label"): UNPAIRED,
+    ("kto_tag",): UNPAIRED,
     ("message_tree_id", "prompt"): "it is a tree of messages; give the replies of each prompt as prompt, responses and "
     "ranks",
     ("message_id", "parent_id", "text"): "it is one message of a tree; give the replies of each prompt as prompt, "

@@ -70,7 +70,10 @@ class ShownText:
 
 
 def texts_of(example: Example) -> list[ShownText]:
-    """The texts of an example: one for SFT; otherwise what the replies share, if they share any tokens, and they."""
+    """The texts of an example: one for SFT or regression; otherwise what the replies share, if any tokens, and they."""
+    if len(example.attributes):
+        (ids,) = example.replies
+        return [ShownText("", [(ids[:-1], False), (ids[-1:], True)])]
     if len(example.replies) == 1:
         loss = example.loss[0].copy()
         loss[0] = False  # nothing predicts the first token
@@ -114,7 +117,10 @@ class Screen:
     def example(self, example: Example, tokenizer: Tokenizer, title: str, size: Size) -> list[str]:
         """The lines that show an example."""
         texts, marks = texts_of(example), _marks(example, tokenizer)
-        if len(example.replies) == 1:
+        if len(example.attributes):
+            numbers = ", ".join("unknown" if np.isnan(number) else f"{number:g}" for number in example.attributes)
+            facts = f"{texts[0].tokens:,} tokens, attributes {numbers}; they are read at {marks[0]}...{marks[1]}"
+        elif len(example.replies) == 1:
             loss = sum(len(ids) for text in texts for ids, marked in text.parts if marked)
             facts = f"{texts[0].tokens:,} tokens; {marks[0]}...{marks[1]} carries loss ({loss:,} tokens)"
         else:

@@ -249,12 +249,12 @@ def sum_over_ranks(x: Tensor) -> Tensor:
 
 
 def concat_over_ranks(x: Tensor) -> Tensor:
-    """Every rank's 1-D `x` concatenated in rank order, on every rank; lengths may differ."""
+    """Every rank's `x` concatenated along its first dimension in rank order, on every rank; lengths may differ."""
     lengths = torch.zeros(world_size(), dtype=torch.int64, device=x.device)
     lengths[rank()] = len(x)
     sizes = sum_over_ranks(lengths).tolist()
     # all_gather needs equal shapes on all ranks: pad to the longest, and cut the padding off afterwards.
-    padded = x.new_zeros(max(sizes))
+    padded = x.new_zeros(max(sizes), *x.shape[1:])
     padded[: len(x)] = x
     gathered = [torch.empty_like(padded) for _ in sizes]
     torch_dist.all_gather(gathered, padded)

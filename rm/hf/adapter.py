@@ -24,8 +24,10 @@ from torch import Tensor, nn
 from rm.distributed import process_group as dist
 from rm.distributed.sharding import full_tensor, local, local_slices
 from rm.files import read_json, write_json
+from rm.hf import outputs
 from rm.hf.families.layout import Layout
 from rm.hf.families.rules import Family
+from rm.hf.outputs import Output
 from rm.hf.safetensors_file import open_safetensors, save_tensors
 from rm.json_keys import Key, check_keys
 from rm.model import lora
@@ -187,12 +189,18 @@ def add_product(weight: Tensor, b: Tensor, a: Tensor, scale: float) -> None:
 
 @torch.no_grad()
 def add(
-    parameters: dict[str, Tensor], folder: Path, family: Family, kv_heads: int, head_is_embedding: bool
+    parameters: dict[str, Tensor],
+    folder: Path,
+    family: Family,
+    kv_heads: int,
+    head_is_embedding: bool,
+    chosen: Output = None,
 ) -> set[str]:
     """Add the adapter in `folder` to the parameters of its base model, sharded or not.
 
     Args:
         head_is_embedding: the model is a language model that ties its head to the embedding.
+        chosen: which output of a reward head that has several is read.
 
     Returns:
         Names of the parameters that the folder replaces, such as a reward model's score head.
@@ -205,14 +213,18 @@ def add(
         adapted, replaced = _match(parameters, stored.keys(), folder, family, head_is_embedding)
         for name, key in replaced.items():
             parameter, shape = parameters[name], tuple(parameters[name].shape)
-            stored_shape = tuple(stored.get_slice(key).get_shape())
-            if stored_shape != shape:
+            values = stored.get_slice(key)
+            stored_shape = tuple(values.get_shape())
+            if name == SCORE and stored_shape[1:] == shape[1:] and stored_shape[0] > shape[0] == 1:
+                outputs.check(folder, key, stored_shape[0], chosen)
+                values = outputs.one_of(values[:], chosen)
+            elif stored_shape != shape:
                 raise ValueError(f"{folder} belongs to another base: {key} has the shape {stored_shape}, not {shape}")
             if is_score(name):
-                check_finite(folder / TENSORS, key, stored.get_slice(key)[:])
+                check_finite(folder / TENSORS, key, values[:])
             # A rank's shard is empty if there are more ranks than rows.
             if local(parameter).numel():
-                local(parameter).copy_(stored.get_slice(key)[local_slices(parameter)])
+                local(parameter).copy_(values[local_slices(parameter)])
         for module, names in adapted.items():
             a = stored.get_slice(f"{module}.lora_A.weight")
             b = stored.get_slice(f"{module}.lora_B.weight")

@@ -12,21 +12,22 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from rm.config import REQUIRED, SettingsGroup, setting
+from rm.config import REQUIRED, setting
 from rm.data.batch import MicroBatch, pack
 from rm.data.examples import Examples
 from rm.distributed import checkpoint, sharding
 from rm.distributed import process_group as dist
 from rm.distributed.sharding import MemorySettings, ParallelSettings, dtype_name
 from rm.files import read_json, sync_files
-from rm.hf import adapter, hub, saving, weights
+from rm.hf import adapter, hub, outputs, saving, weights
 from rm.hf.checkpoint_folder import ModelFiles
 from rm.hf.families.keys import DROPOUT
 from rm.hf.folder import TextFiles, copy_tokenizer, name_padding
+from rm.hf.outputs import HeadSettings
 from rm.json_keys import Key, check_keys
 from rm.model import lisa, lora
 from rm.model.attention import choose_kernel
-from rm.model.heads import LanguageModel, RewardModel
+from rm.model.heads import LanguageModel, RewardModel, reward_model
 from rm.model.lisa import LisaSettings
 from rm.model.lora import LoraSettings
 from rm.model.losses import LossSettings
@@ -34,19 +35,6 @@ from rm.model.transformer import Transformer
 
 MERGE_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.1}  # of a reward or mean loss, times its size above 1
 NO_SCORE = "{folder} is not a reward model: it holds no score.weight. Train one with train_rm.py"
-
-
-@dataclass(frozen=True, kw_only=True)
-class HeadSettings(SettingsGroup):
-    """Reward head"""
-
-    reward_label: int | None = setting(
-        None, "which output of a reward head that has several is the reward, counted from 0"
-    )
-
-    def check(self) -> None:
-        if self.reward_label is not None and self.reward_label < 0:
-            raise ValueError(f"--reward_label must be at least 0, got {self.reward_label}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,12 +70,12 @@ def build(
     new_ids: Sequence[int] = (),
     offload: bool = False,
     max_length: int | None = None,
-    reward_label: int | None = None,
+    head: HeadSettings = HeadSettings(),  # noqa: B008
 ) -> Transformer:
     """The model of a folder's config.json on the meta device, without values.
 
     Args:
-        cls: LanguageModel or RewardModel.
+        cls: LanguageModel, RewardModel, or what `rm.model.heads.reward_model` gives.
         training: None for a model that is not trained: it gets no adapters, no recomputation, no master weights.
         loss: of a reward model.
         kernel: a class of `rm.model.attention`; None: the fastest one here.
@@ -95,7 +83,7 @@ def build(
         new_ids: of tokens that are added to the folder's vocabulary. LoRA trains embedding and LM head in full then.
         offload: of a model on a GPU, keep only the layers that are being computed there, and the rest in host memory.
         max_length: of the texts, where rotary positions depend on it (Phi 3 for long texts); None: they are short.
-        reward_label: of a reward model, see `ModelSettings`.
+        head: which output is the reward, of a reward model's folder that has several.
     """
     config, *_ = weights.read_config(folder)
     config = replace(config, vocab_size=max([config.vocab_size, *(i + 1 for i in new_ids)])).for_texts(max_length or 0)
@@ -112,10 +100,15 @@ def build(
     with torch.device("meta"), _WithoutInitialization():
         model = cls(config, kernel, **options)
     model.compute_dtype = dtype
-    if reward_label is not None:
-        if cls is not RewardModel:
-            raise ValueError("--reward_label is a reward model's: leave it out")
-        model.reward_label = reward_label
+    if head.chooses and cls is not RewardModel:
+        raise ValueError("--reward_label and --reward_weights are of a model with one reward: leave them out")
+    model.reward_output = outputs.chosen(folder, head)
+    names = outputs.names_of(folder) if loss is not None and loss.attributes else ()
+    if names and names != loss.attributes:
+        raise ValueError(
+            f"--attributes {' '.join(loss.attributes)}: the outputs of {folder} are {' '.join(names)}; give these, in "
+            f"this order, or start from a language model"
+        )
     if training is not None:
         sharding.check_offload(training.memory)
         offload = training.memory.cpu_offload
@@ -273,7 +266,8 @@ def _write_base(base: str, folder: Path, model: Transformer, texts: TextFiles | 
     new_ids = [] if texts is None else texts.tokenizer.new_ids
     parallel = ParallelSettings(dtype=dtype_name(model.compute_dtype))
     # Offloaded, since the model that was trained is still in memory.
-    full = load(build(head_of(base), base, parallel, offload=True, new_ids=new_ids), base, new_ids=new_ids)
+    kind = _kind_of(model) if head_of(base) is RewardModel else {"cls": LanguageModel}
+    full = load(build(folder=base, parallel=parallel, offload=True, new_ids=new_ids, **kind), base, new_ids=new_ids)
     if new_ids:
         trained = dict(model.named_parameters())
         for name, parameter in full.named_parameters():
@@ -285,6 +279,14 @@ def _write_base(base: str, folder: Path, model: Transformer, texts: TextFiles | 
     why = "with the new tokens" if new_ids else f"as {base} is {kind}"
     dist.say(f"saved {folder}, the base of the new adapter, {why}")
     return str(folder)
+
+
+def _kind_of(model: Transformer) -> dict:
+    """The arguments of `build` that make another model with the same head."""
+    if model.head != RewardModel.head:
+        return {"cls": LanguageModel}
+    loss = LossSettings.of_outputs(model.loss.attributes)
+    return {"cls": reward_model(loss), "loss": loss}
 
 
 def _merge(model: Transformer, folder: Path, probe: MicroBatch) -> None:
@@ -308,7 +310,7 @@ def _merge_into_original(model: Transformer, adapter_folder: Path, probe: MicroB
     is_long = bool(model.config.long_ropes) and model.config.ropes == model.config.long_ropes
     parallel = ParallelSettings(dtype=dtype_name(model.compute_dtype))
     max_length = model.config.long_beyond + 1 if is_long else None
-    full = build(type(model), adapter_folder, parallel, offload=True, max_length=max_length)
+    full = build(folder=adapter_folder, parallel=parallel, offload=True, max_length=max_length, **_kind_of(model))
     load(full, adapter_folder)
     difference = (_output(full, probe) - before).abs().max().item()
     dist.say(f"the adapter is merged into the original base: outputs differ by up to {difference:.1e} from 4 bits")

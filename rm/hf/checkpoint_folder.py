@@ -16,7 +16,9 @@ from torch import Tensor
 
 from rm.distributed import checkpoint, sharding
 from rm.distributed import process_group as dist
-from rm.hf.adapter import add_product, is_score
+from rm.hf import outputs
+from rm.hf.adapter import SCORE, add_product, is_score
+from rm.hf.outputs import Output
 from rm.model import lora
 from rm.model.lora import LoraSettings
 
@@ -59,11 +61,12 @@ def read(folder: Path, head: str) -> dict:
     return state
 
 
-def check(shapes: dict[str, tuple[int, ...]], folder: Path, state: dict) -> None:
+def check(shapes: dict[str, tuple[int, ...]], folder: Path, state: dict, chosen: Output = None) -> None:
     """Raise ValueError where a checkpoint's parameters are not those of the model.
 
     Args:
         shapes: of the model's parameters. A score head and adapters may be new.
+        chosen: which output of a reward head that has several is read.
     """
     stored = {name: tuple(described["shape"]) for name, described in state["parameters"].items()}
     for name, shape in shapes.items():
@@ -71,20 +74,30 @@ def check(shapes: dict[str, tuple[int, ...]], folder: Path, state: dict) -> None
             continue
         if name not in stored and not is_score(name) and state["adapter"] is None:
             raise ValueError(f"{folder} does not hold {name}: it is not of the model that its config.json describes")
-        if stored.get(name, shape) != shape:
+        if name == SCORE and stored.get(name, shape)[0] > shape[0] == 1:
+            outputs.check(folder, name, stored[name][0], chosen)
+        elif stored.get(name, shape) != shape:
             raise ValueError(f"{folder}: {name} has the shape {stored[name]}, and its config.json needs {shape}")
 
 
 @torch.no_grad()
-def load(parameters: dict[str, Tensor], folder: Path, state: dict) -> set[str]:
+def load(parameters: dict[str, Tensor], folder: Path, state: dict, chosen: Output = None) -> set[str]:
     """Fill this rank's shards; adapters are added to the layers that they belong to, which hold the base's values.
+
+    Args:
+        chosen: which output of a reward head that has several is read.
 
     Returns:
         Names of the parameters that the checkpoint holds.
     """
     shapes = {name: described["shape"] for name, described in state["parameters"].items()}
     held = {name: p for name, p in parameters.items() if name in shapes and not lora.is_adapter(name)}
-    checkpoint.load(held, None, folder, state)
+    whole = {}  # a head of which one output is read
+    if SCORE in held and shapes[SCORE][0] > len(held[SCORE]):
+        whole[SCORE] = torch.empty(shapes[SCORE])
+        checkpoint.load(whole, None, folder, state)
+        sharding.fill(held[SCORE], outputs.one_of(whole[SCORE], chosen))
+    checkpoint.load({name: p for name, p in held.items() if name not in whole}, None, folder, state)
     matrices = {name: torch.empty(shape) for name, shape in shapes.items() if lora.is_adapter(name)}
     checkpoint.load(matrices, None, folder, state)
     for layer in dict.fromkeys(name.rpartition(".")[0] for name in matrices):

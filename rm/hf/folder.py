@@ -1,6 +1,7 @@
 """The files next to the weights in a Hugging Face folder: config.json and the tokenizer's files."""
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -79,6 +80,7 @@ def describe(
     head: str,
     dtype: torch.dtype,
     texts: TextFiles | None = None,
+    labels: Sequence[str] = (),
 ) -> None:
     """Write config.json and the tokenizer's files, with what transformers needs to use a reward head.
 
@@ -90,6 +92,7 @@ def describe(
         head: "lm" or "reward".
         dtype: of the weights in `folder`.
         texts: of a training; None: the files of `source` are copied as they are.
+        labels: the names of a reward head's outputs.
     """
     config = hf | legacy_spelling(hf) | {"architectures": [architecture]}
     config.pop("auto_map", None)  # names code in the folder that this one is made from; this one has none
@@ -101,7 +104,8 @@ def describe(
     generation = source / "generation_config.json"
     if head == "reward":
         # transformers takes the number of outputs from these.
-        config["id2label"], config["label2id"] = {"0": "LABEL_0"}, {"LABEL_0": 0}
+        config["id2label"] = {str(i): label for i, label in enumerate(labels)}
+        config["label2id"] = {label: i for i, label in enumerate(labels)}
         # Without it, transformers' pipeline and vLLM apply a sigmoid to the reward.
         config["problem_type"] = "regression"
         # OpenRLHF reads the name of the head from this setting.

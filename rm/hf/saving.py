@@ -119,7 +119,7 @@ def save_description(
     architecture, tokenizer = family.classes[model.head], hub.tokenizer_folder(source)
     if model.head == "reward" and config.score == "two layers":
         architecture = next(name for name in hf["architectures"] if name in WITH_TWO_LAYERS)
-    describe(folder, base_folder(source), tokenizer, hf, architecture, model.head, dtype, texts)
+    describe(folder, base_folder(source), tokenizer, hf, architecture, model.head, dtype, texts, model.labels)
     if family is not source_family:
         forget_code(folder)
     return architecture

@@ -21,11 +21,12 @@ from rm.distributed import checkpoint
 from rm.distributed import process_group as dist
 from rm.distributed.sharding import local, local_slices
 from rm.files import read_json, sha256
-from rm.hf import adapter, checkpoint_folder, families, hub
+from rm.hf import adapter, checkpoint_folder, families, hub, outputs
 from rm.hf.adapter import SCORE, is_score
 from rm.hf.families.keys import HEADS
 from rm.hf.families.layout import Layout
 from rm.hf.families.rules import Family
+from rm.hf.outputs import Output
 from rm.hf.safetensors_file import open_safetensors
 from rm.json_keys import Key, check_keys
 from rm.model import lora
@@ -120,7 +121,7 @@ def load(model: nn.Module, folder: str | Path, new_ids: Sequence[int] = ()) -> s
         ValueError: the folder's tensors are not those of the model; except for adapters, this is checked before any
             parameter is changed.
     """
-    parameters, in_4bit = dict(model.named_parameters()), quantized_layers(model)
+    parameters, in_4bit, chosen = dict(model.named_parameters()), quantized_layers(model), model.reward_output
     base = hub.base_of(folder)
     if in_4bit and (base is not None or checkpoint.is_checkpoint(folder)):
         raise ValueError(
@@ -131,14 +132,14 @@ def load(model: nn.Module, folder: str | Path, new_ids: Sequence[int] = ()) -> s
         missing = load(model, base, new_ids)
         config, family, _ = read_config(base)
         head_is_embedding = model.predicts_tokens and config.tie_embeddings
-        replaced = adapter.add(parameters, Path(folder), family, config.n_kv_heads, head_is_embedding)
+        replaced = adapter.add(parameters, Path(folder), family, config.n_kv_heads, head_is_embedding, chosen)
         return missing - replaced
     if checkpoint.is_checkpoint(folder):
         state = checkpoint_folder.read(Path(folder), model.head)
         missing = parameters.keys()
         if state["adapter"]:
             missing = load(model, *_base_of_checkpoint(model, Path(folder), state))
-        return missing - checkpoint_folder.load(parameters, Path(folder), state)
+        return missing - checkpoint_folder.load(parameters, Path(folder), state, chosen)
     config, family, _ = read_config(folder)
     shapes = _stored_shapes(model, config, new_ids)
     tensors = _stored_tensors(Path(folder))
@@ -147,9 +148,8 @@ def load(model: nn.Module, folder: str | Path, new_ids: Sequence[int] = ()) -> s
     if left := [tensor.hf_name for tensor in tensors if tensor.hf_name.startswith(family.not_read)]:
         parts = [prefix for prefix in family.not_read if any(name.startswith(prefix) for name in left)]
         dist.say(f"{folder}: only the text model is read; {len(left)} tensors are left: {', '.join(parts)}")
-    label = getattr(model, "reward_label", None)
-    matched = _match(shapes, tensors, Path(folder), family, label)
-    _say_bias(tensors, family, shapes, label)
+    matched = _match(shapes, tensors, Path(folder), family, chosen)
+    _say_bias(tensors, family, shapes, chosen)
     by_file = sorted(matched, key=lambda tensor: tensor.file)
     shown = dist.progress(by_file, f"loading {folder}", "tensors")
     for file, tensors_of_file in itertools.groupby(shown, key=lambda tensor: tensor.file):
@@ -160,8 +160,8 @@ def load(model: nn.Module, folder: str | Path, new_ids: Sequence[int] = ()) -> s
                 whole = {name: in_4bit[name].empty() for name in names if name in in_4bit}
                 parts = [whole[name] if name in whole else parameters[name] for name in names]
                 stored = opened.get_slice(tensor.hf_name)
-                if names == [SCORE] and tensor.shape[0] > 1:
-                    stored = stored[label : label + 1]
+                if names == [SCORE] and tensor.shape[0] > shapes[SCORE][0]:
+                    stored = outputs.one_of(stored[:], chosen)
                 if is_score(names[0]):
                     adapter.check_finite(file, tensor.hf_name, stored[:])
                 _copy(stored, family.layout(tensor.hf_name), parts, [shapes[name] for name in names], config)
@@ -181,14 +181,14 @@ def check(model: nn.Module, folder: str | Path, new_ids: Sequence[int] = ()) -> 
                 f"--add_special_tokens: {folder} is a checkpoint; write its model first, by python -m rm.export"
             )
         state = checkpoint_folder.read(Path(folder), model.head)
-        checkpoint_folder.check({name: tuple(p.shape) for name, p in model.named_parameters()}, Path(folder), state)
+        shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+        checkpoint_folder.check(shapes, Path(folder), state, model.reward_output)
         if state["adapter"]:
             check(model, *_base_of_checkpoint(model, Path(folder), state))
         return
     base = base_folder(folder)
     config, family, _ = read_config(base)
-    label = getattr(model, "reward_label", None)
-    _match(_stored_shapes(model, config, new_ids), _stored_tensors(base), base, family, label)
+    _match(_stored_shapes(model, config, new_ids), _stored_tensors(base), base, family, model.reward_output)
 
 
 def _base_of_checkpoint(model: nn.Module, folder: Path, state: dict) -> tuple[str, Sequence[int]]:
@@ -261,12 +261,12 @@ def _check_tied_head(tensors: list[Stored], family: Family) -> None:
         )
 
 
-def _say_bias(tensors: list[Stored], family: Family, shapes: dict, label: int | None) -> None:
+def _say_bias(tensors: list[Stored], family: Family, shapes: dict, chosen: Output) -> None:
     """Say which bias of a reward head is left out: the head of transformers has none."""
     for tensor in tensors:
         if family.parameter_names(tensor.hf_name) == [BIAS] and SCORE in shapes:
             with open_safetensors(tensor.file) as opened:
-                bias = opened.get_tensor(tensor.hf_name).flatten()[label or 0].item()
+                bias = outputs.one_of(opened.get_tensor(tensor.hf_name).flatten(), chosen or 0).item()
             dist.say(
                 f"{tensor.file}: {tensor.hf_name} is left out, as the head of transformers has none: rewards are lower "
                 f"by {bias:.6g}, all of them"
@@ -274,13 +274,13 @@ def _say_bias(tensors: list[Stored], family: Family, shapes: dict, label: int | 
 
 
 def _match(
-    shapes: dict[str, tuple[int, ...]], tensors: list[Stored], folder: Path, family: Family, label: int | None = None
+    shapes: dict[str, tuple[int, ...]], tensors: list[Stored], folder: Path, family: Family, chosen: Output = None
 ) -> dict[Stored, list[str]]:
     """Match the tensors of a folder with the parameters of a model.
 
     Args:
         shapes: parameter name -> shape.
-        label: which output of a reward head that has several is read.
+        chosen: which output of a reward head that has several is read.
 
     Returns:
         Checkpoint tensor -> names of the parameters that it holds, in order.
@@ -317,8 +317,8 @@ def _match(
     wrong_dtypes = []
     for tensor, names in matched.items():
         expected = family.layout(tensor.hf_name).shape([shapes[name] for name in names])
-        if names == [SCORE] and tensor.shape[1:] == expected[1:] and tensor.shape[0] > 1:
-            _check_label(tensor, folder, label)
+        if names == [SCORE] and tensor.shape[1:] == expected[1:] and tensor.shape[0] > expected[0] == 1:
+            outputs.check(folder, tensor.hf_name, tensor.shape[0], chosen)
         elif tensor.shape != expected:
             wrong_shapes.append(f"{tensor.hf_name} {tensor.shape} instead of {expected}")
         if tensor.dtype not in FLOATS:
@@ -340,16 +340,6 @@ def _match(
     if messages:
         raise ValueError(f"{folder}: the tensors are not those of its config.json; {'; '.join(messages)}")
     return matched
-
-
-def _check_label(tensor: Stored, folder: Path, label: int | None) -> None:
-    outputs = tensor.shape[0]
-    if label is None or not label < outputs:
-        got = "" if label is None else f", and --reward_label is {label}"
-        raise ValueError(
-            f"{folder}: {tensor.hf_name} has {outputs} outputs{got}: name the one that is the reward, --reward_label 0 "
-            f"to {outputs - 1}"
-        )
 
 
 def _first_few(names: list[str]) -> str:

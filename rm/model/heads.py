@@ -4,7 +4,7 @@ Sums are never means: `loss`, the other metrics, and the `count` that all of the
 whole global batch. So neither the gradient nor a metric depends on micro-batches, ranks or packing.
 
 Shapes: T tokens in a micro-batch, L labelled tokens, N prompts and R replies, K replies of the prompt that has most,
-D width, V vocabulary.
+A outputs of a reward head, D width, V vocabulary.
 """
 
 import torch
@@ -22,6 +22,8 @@ class _WithLMHead(Transformer):
     """A Transformer that may predict tokens; the LM head is the embedding where the model ties them."""
 
     predicts_tokens: bool
+    labels: tuple[str, ...] = ()  # of a reward head's outputs
+    reward_output: int | tuple[float, ...] | None = None
 
     def _make_lm_head(self) -> None:
         if not self.config.tie_embeddings:
@@ -68,12 +70,12 @@ class LanguageModel(_WithLMHead):
         return batches.num_labels
 
 
-def _linear_score(dim: int) -> nn.Module:
-    return nn.Linear(dim, 1, bias=False)
+def _linear_score(dim: int, outputs: int) -> nn.Module:
+    return nn.Linear(dim, outputs, bias=False)
 
 
-def _score_of_two_layers(dim: int) -> nn.Module:
-    return nn.Sequential(nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, 1))
+def _score_of_two_layers(dim: int, outputs: int) -> nn.Module:
+    return nn.Sequential(nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, outputs))
 
 
 COMPARISONS = ("reply_table", "grade", "label", "margin", "weight", "strength")  # of a micro-batch, which losses take
@@ -86,27 +88,29 @@ class RewardModel(_WithLMHead):
     There are no logits anywhere but in training with an SFT loss, for which it has an LM head as well.
 
     Attributes:
-        reward_label: which output of a head that has several in the folder is the reward, from 0.
+        labels: the names of the head's outputs, as `id2label` in config.json has them.
+        reward_output: which output of a head that has several in the folder is the reward, from 0, or the weights of
+            all outputs, whose sum is the reward; None: the head has one.
     """
 
     head = "reward"
     evaluated = ("loss", "accuracy", "margin")  # what an evaluation can be the best in
+    labels: tuple[str, ...] = ("LABEL_0",)
     fp32_modules = ("score",)
     training_modules = ("lm_head",)
     forward_methods = ("rewards",)
 
     def __init__(self, config: ModelConfig, kernel: type, loss: LossSettings = LossSettings()):  # noqa: B008
         super().__init__(config, kernel)
-        self.score = SCORES[config.score](config.dim)
+        self.score = SCORES[config.score](config.dim, len(loss.attributes) or 1)
         self.predicts_tokens = loss.has_sft_loss
         if self.predicts_tokens:
             self._make_lm_head()
         self.loss = loss
-        self.reward_label: int | None = None
 
     def rewards(self, batch: MicroBatch) -> Tensor:
         """The rewards of the micro-batch's replies, in order: (R,) fp32."""
-        return self._rewards_and_hidden(batch, batch.reply_end)[0]
+        return self._outputs_and_hidden(batch, batch.reply_end)[0][:, 0]
 
     def forward(self, batch: MicroBatch) -> Sums:
         """Summed over prompts, all () fp32: `loss`, `accuracy` and `margin` as in `losses.agreement`, `count`.
@@ -116,8 +120,8 @@ class RewardModel(_WithLMHead):
         """
         n, has_sft_loss = len(batch.reply_end), self.training and self.loss.has_sft_loss
         positions = torch.cat([batch.reply_end, batch.label_positions]) if has_sft_loss else batch.reply_end
-        rewards, hidden = self._rewards_and_hidden(batch, positions)
-        loss, pairs = self._loss_and_pairs(rewards, **{name: getattr(batch, name) for name in COMPARISONS})
+        outputs, hidden = self._outputs_and_hidden(batch, positions)
+        loss, pairs = self._loss_and_pairs(outputs[:, 0], **{name: getattr(batch, name) for name in COMPARISONS})
         accuracy, margin = losses.agreement(pairs)
         sums = {
             "loss": loss.sum() + _zero_with_grad(hidden),
@@ -158,15 +162,42 @@ class RewardModel(_WithLMHead):
         loss = losses.preference_loss(table, grade, label, margin, self.loss, weight, strength)
         return loss, losses.pairs_of(table, grade, label)
 
-    def _rewards_and_hidden(self, batch: MicroBatch, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Rewards, (R,), and the hidden states at positions, of which the first R are those of the replies' ends."""
+    def _outputs_and_hidden(self, batch: MicroBatch, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Outputs, (R, A), and the hidden states at positions, of which the first R are those of the replies' ends."""
         hidden = self.hidden(batch.tokens, batch.position, batch.segments, positions)
-        return self.score(hidden[: len(batch.reply_end)].float())[:, 0], hidden
+        return self.score(hidden[: len(batch.reply_end)].float()), hidden
 
     @staticmethod
     def count(batches: StepBatches) -> int:
         """What the sums of a step are divided by: its prompts."""
         return batches.num_examples
+
+
+class RegressionModel(RewardModel):
+    """Several numbers for each reply, its attributes, learned by mean squared error: a reward model whose head has an
+    output for each of them.
+    """
+
+    evaluated = ("loss",)
+
+    def __init__(self, config: ModelConfig, kernel: type, loss: LossSettings):
+        super().__init__(config, kernel, loss)
+        self.labels = loss.attributes
+
+    def rewards(self, batch: MicroBatch) -> Tensor:
+        """The outputs for the micro-batch's replies, in order: (R, A) fp32."""
+        return self._outputs_and_hidden(batch, batch.reply_end)[0]
+
+    def forward(self, batch: MicroBatch) -> Sums:
+        """`loss`: summed over texts, of which an example has one, the mean squared error of each; `count`: of texts."""
+        outputs, hidden = self._outputs_and_hidden(batch, batch.reply_end)
+        loss = losses.regression(outputs, batch.attributes) * batch.weight
+        return {"loss": loss.sum() + _zero_with_grad(hidden), "count": loss.new_full((), len(loss))}
+
+
+def reward_model(loss: LossSettings) -> type[RewardModel]:
+    """The class that a loss trains."""
+    return RegressionModel if loss.attributes else RewardModel
 
 
 Model = LanguageModel | RewardModel

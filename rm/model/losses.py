@@ -4,10 +4,11 @@ The preferences of a micro-batch are tables, one line for each prompt: the rewar
 grade is higher for a better reply, equal for a tie, and nan where a prompt has fewer than K replies, so that prompts
 with any numbers of replies are computed at once.
 
-Shapes: N prompts, K replies of the prompt that has most, C = K (K - 1) / 2 pairs; L labelled tokens, D width,
-V vocabulary.
+Shapes: N prompts, K replies of the prompt that has most, C = K (K - 1) / 2 pairs; R texts, A attributes;
+L labelled tokens, D width, V vocabulary.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -31,8 +32,11 @@ class LossSettings(SettingsGroup):
     loss: str = setting(
         "bradley_terry",
         "bradley_terry: the mean over all pairs of a prompt's replies; plackett_luce: the likelihood of the whole "
-        "ranking, best to worst; for pairs both are the same",
-        choices=("bradley_terry", "plackett_luce"),
+        "ranking, best to worst; for pairs both are the same; regression: squared errors of --attributes",
+        choices=("bradley_terry", "plackett_luce", "regression"),
+    )
+    attributes: tuple[str, ...] = setting(
+        (), "with --loss regression: the numbers of each record that are learned, an output of the head for each"
     )
     label_smoothing: float = setting(0.0, "assumed probability that a label is wrong, below 0.5")
     center_rewards_coefficient: float = setting(
@@ -55,14 +59,31 @@ class LossSettings(SettingsGroup):
         require_not_negative(
             center_rewards_coefficient=self.center_rewards_coefficient, sft_loss_coefficient=self.sft_loss_coefficient
         )
+        if (self.loss == "regression") != bool(self.attributes):
+            raise ValueError("--loss regression and --attributes go together: give both, or neither")
+        if len(set(self.attributes)) < len(self.attributes):
+            raise ValueError(f"--attributes names one twice: {' '.join(self.attributes)}")
+        if self.attributes:
+            for name in ("label_smoothing", "center_rewards_coefficient", "scale_by_strength", "sft_loss_coefficient"):
+                if getattr(self, name):
+                    raise ValueError(
+                        f"--{name} is of losses that compare replies, not of --loss regression: leave it out"
+                    )
 
     @property
     def has_sft_loss(self) -> bool:
         return self.sft_loss_coefficient > 0
 
+    @classmethod
+    def of_outputs(cls, names: Sequence[str]) -> "LossSettings":
+        """Those of a model with an output for each of these names; without names it has one."""
+        return cls(loss="regression", attributes=tuple(names)) if names else cls()
+
 
 def check_fits(examples: Examples, settings: LossSettings) -> None:
     """Raise ValueError for an example with a single reply, or with a label or margin that the loss would ignore."""
+    if settings.attributes:
+        return
     single = np.diff(examples.reply_offsets) < 2
     if single.any():
         raise ValueError(
@@ -171,6 +192,25 @@ def plackett_luce(rewards: Tensor, grade: Tensor) -> Tensor:
     remains = grade[:, None, :] <= grade[:, :, None]  # (N, K, K): whether j is not yet chosen when i is
     total = rewards[:, None, :].masked_fill(~remains, torch.finfo(rewards.dtype).min).logsumexp(-1)  # (N, K)
     return torch.where(grade.isnan(), 0.0, total - rewards).sum(1)
+
+
+def regression(outputs: Tensor, attributes: Tensor) -> Tensor:
+    """The mean squared error of each text's attributes, over those that are known.
+
+    The loss of SteerLM's reward model (HelpSteer2, arXiv 2406.08673; NeMo-Aligner's MegatronGPTRegressionRewardModel,
+    which divides by the known attributes of a micro-batch). Here every text has the same weight, so that the loss does
+    not depend on micro-batches; where all attributes are known, both are the mean over all of them.
+
+    Args:
+        outputs: (R, A) fp32.
+        attributes: (R, A) fp32, nan where unknown.
+
+    Returns:
+        (R,) fp32.
+    """
+    is_known = ~attributes.isnan()
+    errors = outputs - torch.where(is_known, attributes, outputs.detach())
+    return errors.square().sum(1) / is_known.sum(1).clamp(min=1)
 
 
 def off_centre(pairs: Pairs) -> Tensor:

@@ -103,6 +103,17 @@ def terminal_table(report: dict) -> list[str]:
     return lines
 
 
+def attribute_table(report: dict) -> tuple[list[str], list[list]]:
+    """(headers, rows) of an evaluation of attributes (eval_rm.py --attributes)."""
+    columns = ("n", "mse", "variance", "pearson", "spearman")
+    rows = [
+        [name, attribute, *(values[key] for key in columns)]
+        for name, one in report["sets"].items()
+        for attribute, values in one["attributes"].items()
+    ]
+    return ["set", "attribute", "known", *columns[1:]], rows
+
+
 def _describe_lists(lists: dict) -> str:
     tau, gain = (
         f"{html.format_value(lists[key])} ({html.format_value(lists[f'{key}_ci95_clustered'])})"

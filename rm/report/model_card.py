@@ -10,7 +10,7 @@ from pathlib import Path
 
 from rm.evaluation.stats import wilson_interval
 from rm.files import read_json, write_atomically
-from rm.report.evaluation import accuracy_interval, benchmark_table
+from rm.report.evaluation import accuracy_interval, attribute_table, benchmark_table
 from rm.report.html import format_value, markdown_table
 from rm.run_files import read_evaluation, read_metrics, read_run
 from rm.terminal import printable
@@ -86,9 +86,18 @@ def of_training(run: Path, evaluation: Path | None = None) -> str:
     description, contract = read_run(run), read_json(run / "model" / "scoring.json")
     settings, lines = description.get("settings", {}), read_metrics(run / "metrics.jsonl")
     base, link = _base(settings.get("model_name_or_path", ""))
-    parts = [
+    what = (
         f"A reward model: {base} with a linear head, trained on preferences. It gives a text one number, higher for a "
-        "reply that people would prefer. Only differences of rewards to one prompt have a meaning.",
+        "reply that people would prefer. Only differences of rewards to one prompt have a meaning."
+    )
+    if labels := contract.get("labels"):
+        what = (
+            f"A reward model of attributes: {base} with a linear head, trained by mean squared error on numbers that "
+            f"were given to replies. It gives a text one number for each of {', '.join(map(_code, labels))}, in this "
+            f"order."
+        )
+    parts = [
+        what,
         "## Data\n",
         _data(description, settings),
         "## Training\n",
@@ -191,13 +200,17 @@ def _listed(settings: dict, titles: dict[str, str]) -> str:
 def _held_out(description: dict, lines: list[dict]) -> str:
     """The evaluation of the step whose weights were saved: the last one, or the best (--load_best_model_at_end)."""
     step = description.get("model_step")
-    evaluations = [line for line in lines if "eval_accuracy" in line and step in (None, line["step"])]
+    evaluations = [line for line in lines if "eval_loss" in line and step in (None, line["step"])]
     last = evaluations[-1] if evaluations else None
     if last is None:
         return "Nothing was held out from the training."
     data = description.get("data", {})
     n, formats = data.get("held_out", {}).get("kept", 0), data.get("train", {}).get("formats", {})
     when = "At the end of the training" if last["step"] == lines[-1]["step"] else f"After {step:,} steps, the best"
+    if "eval_accuracy" not in last:
+        errors = {name.removeprefix("eval_mse_"): value for name, value in last.items() if name.startswith("eval_mse_")}
+        listed = ", ".join(f"{_code(name)} {format_value(error)}" for name, error in errors.items())
+        return f"{when}, on {n:,} held-out records, mean squared errors: {listed}."
     text = f"{when}, on {n:,} held-out records: accuracy {format_value(last['eval_accuracy'])}"
     # An accuracy of rankings is a mean of shares, which Wilson's interval is not for.
     if n and not any("responses" in name for name in formats):
@@ -214,6 +227,8 @@ def _evaluation(folder: Path, models: list[Path]) -> str:
     of = of if isinstance(of, list) else [of]
     if len(of) != 1 or Path(of[0]).resolve() not in [model.resolve() for model in models]:
         raise ValueError(f"{folder / 'report.json'} is of {' '.join(map(str, of))}, and not of {models[0]}")
+    if any("attributes" in one for one in report["sets"].values()):
+        return markdown_table(*attribute_table(report))
     parts = [_accuracies(report["sets"].items())]
     headers, rows = benchmark_table(report)
     if rows:
@@ -245,15 +260,23 @@ def _use(contract: dict) -> list[str]:
     dialogues = contract["chat_template"] is not None
     texts = not contract["template_explicit"]
     transformers = TRANSFORMERS + TRANSFORMERS_DIALOGUES * dialogues + TRANSFORMERS_TEXTS * texts
-    vllm = VLLM_DIALOGUES if dialogues else VLLM_TEXTS
-    return [
+    vllm, trl = VLLM_DIALOGUES if dialogues else VLLM_TEXTS, TRL
+    if labels := contract.get("labels"):
+        transformers = transformers.replace("rewards = ", "attributes = ").replace(".logits[:, 0]", ".logits")
+        trl = trl.replace('(".")', f'(".", reward_label={labels[0]!r})')
+    parts = [
         "## How texts are written\n",
         _contract(contract, dialogues, texts),
         "## Scoring\n",
         "With transformers:\n",
         f"```python\n{transformers}```",
         "As a reward function of TRL, by the code that trained this model (it checks the probe texts first):\n",
-        f"```python\n{TRL}```",
+        f"```python\n{trl}```",
+    ]
+    if labels:
+        return parts
+    return [
+        *parts,
         "With a server, `vllm serve . --runner pooling`, or `python -m rm.serve .` of the code that trained it:\n",
         f"```python\n{vllm}```",
     ]

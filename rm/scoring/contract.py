@@ -10,16 +10,17 @@ Shapes: R replies.
 """
 
 import reprlib
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from rm.data.batch import EvalBatches, PackingSettings
-from rm.data.chat import DIALOGUE_FORMATS, ChatTemplate, bare_as_dialogue, choose_template
+from rm.data.chat import ChatTemplate, bare_as_dialogue, choose_template
 from rm.data.dataset import TextSettings
 from rm.data.encode import TextEncoder
 from rm.data.examples import Examples
@@ -32,15 +33,15 @@ from rm.files import read_json, write_atomically, write_json
 from rm.hf import build, hub, saving, weights
 from rm.hf.checkpoint_folder import ModelFiles
 from rm.hf.folder import TextFiles, name_padding, padding_id, set_padding
-from rm.json_keys import Key, check_keys
-from rm.model.heads import RewardModel
+from rm.hf.outputs import Output
+from rm.model.heads import RegressionModel, RewardModel, reward_model
 from rm.model.lora import LoraSettings
+from rm.model.losses import LossSettings
+from rm.scoring.contract_file import FILE, Contract, Golden, read
 from rm.scoring.reward_set import RewardSet
 from rm.scoring.score import all_rewards, reward_statistics
 from rm.scoring.settings import ScoringTextSettings
 
-FILE, VERSION = "scoring.json", 2
-SCORED = "the last: of a dialogue the last that its chat template writes, of a plain text the EOS behind it"
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.25}  # of a score, times its size where that is above 1
 PROBE_TEXTS = (  # fixed; only the stability of their scores matters
     "###Human: What is the capital of France?###Assistant: The capital of France is Paris.",
@@ -49,88 +50,6 @@ PROBE_TEXTS = (  # fixed; only the stability of their scores matters
     "###Human: Hi!###Assistant: Hello, how can I help?###Human: Name a prime number.###Assistant: 7",
     "###Human: Wie heißt „Danke“ auf Französisch? 🙂###Assistant: „Merci“.",
 )
-
-
-@dataclass(frozen=True)
-class Golden:
-    """A probe text or dialogue, its token ids, and its reward."""
-
-    text: Text
-    tokens: list[int]
-    score: float
-
-
-@dataclass(frozen=True)
-class Contract:
-    """The content of scoring.json."""
-
-    template_sha256: str | None  # of everything that decides what the template writes; None: there is no template
-    template_explicit: bool  # chosen by a setting, also for full texts that are strings; else the model's own
-    chat_template: str | None  # its Jinja text, as it is in the folder
-    dialogue_format: str | None
-    bare_text: str  # a prompt and a reply that are bare strings: "dialogue", or "plain" if they are joined
-    parse_special_tokens: bool | None  # strings of special tokens in a plain text are these tokens; else characters
-    bos_token_id: int | None  # put before a plain text
-    eos_token_id: int  # put behind a plain text; a dialogue has the BOS and EOS that its template writes
-    max_length: int
-    overlong: str
-    truncation_side: str
-    dtype: str  # that training computed in; the scores here are in float32
-    golden: tuple[Golden, ...]
-    reward_mean: float | None = None  # over the best replies of `reward_set`: minus it, their mean reward is 0
-    reward_std: float | None = None
-    reward_set: str | None = None
-    step: int | None = None  # of the training: the last one, or that of the best evaluation
-    scored_token: str = SCORED
-    version: int = VERSION
-
-
-MESSAGE_KEYS = {"role": Key(str, required=True), "content": Key(str, required=True)}
-GOLDEN_KEYS = {
-    "text": Key((str, list), items=Key(dict, keys=MESSAGE_KEYS), required=True),
-    "tokens": Key(list, items=Key(int, minimum=0), required=True),
-    "score": Key(float, required=True),
-}
-KEYS = {
-    "version": Key(int, only=(VERSION,), required=True),
-    "scored_token": Key(str, only=(SCORED,), required=True),
-    "template_sha256": Key(str),
-    "template_explicit": Key(bool, required=True),
-    "chat_template": Key(str),
-    "dialogue_format": Key(str, only=tuple(DIALOGUE_FORMATS)),
-    "bare_text": Key(str, only=("dialogue", "plain"), required=True),
-    "parse_special_tokens": Key(bool),
-    "bos_token_id": Key(int, minimum=0),
-    "eos_token_id": Key(int, minimum=0, required=True),
-    "max_length": Key(int, minimum=1, required=True),
-    "overlong": Key(str, only=("filter", "truncate"), required=True),
-    "truncation_side": Key(str, only=("left", "right"), required=True),
-    "dtype": Key(str, only=("float32", "bfloat16"), required=True),
-    "golden": Key(list, items=Key(dict, keys=GOLDEN_KEYS), required=True),
-    "reward_mean": Key(float),
-    "reward_std": Key(float, minimum=0),
-    "reward_set": Key(str),
-    "step": Key(int, minimum=0),
-}
-
-
-def read(folder: str | Path) -> Contract | None:
-    """The contract of a reward model's folder; None where there is none, as for a model from elsewhere."""
-    file = Path(folder) / FILE
-    if not file.is_file():
-        return None
-    content = read_json(file)
-    if content.get("version") == 1:
-        raise ValueError(
-            f"{file} is version 1, of a model whose rewards were read at another token: train the model again"
-        )
-    try:
-        check_keys(file, content, KEYS)
-    except ValueError as error:
-        raise ValueError(f"{error}; restore it, or delete it to score without a contract") from None
-    values = {name: content.get(name) for name in KEYS}
-    golden = tuple(Golden(**{name: entry[name] for name in GOLDEN_KEYS}) for entry in content["golden"])
-    return Contract(**values | {"golden": golden})
 
 
 def resolve(
@@ -225,7 +144,13 @@ def _padding_id(folder: str | Path, tokenizer: Tokenizer) -> int | None:
     return padding_id(hf)
 
 
-def write(folder: str | Path, text: TextSettings, dtype: torch.dtype, statistics: dict | None = None) -> None:
+def write(
+    folder: str | Path,
+    text: TextSettings,
+    dtype: torch.dtype,
+    statistics: dict | None = None,
+    labels: Sequence[str] | None = None,
+) -> None:
     """Write scoring.json beside the weights in `folder`, which are read back in fp32 to score the probe texts.
 
     All ranks call it.
@@ -234,16 +159,17 @@ def write(folder: str | Path, text: TextSettings, dtype: torch.dtype, statistics
         text: of the training.
         dtype: that the training computed in.
         statistics: `reward_mean`, `reward_std` and `reward_set`.
+        labels: the names of the head's outputs, where they are not one reward.
     """
     folder = Path(folder)
     template, written = _template(folder, text)
     if dist.is_main():
         _write_template(folder, template, written)
     dist.barrier()
-    encoder, contract = _describe(folder, text, dtype, written)
+    encoder, contract = _describe(folder, text, dtype, written, labels)
     probes = _probe_texts(encoder)
     examples = encoder.examples([[probe] for probe in probes])
-    scores = _scores_on_disk(folder, text.max_length, examples).tolist()
+    scores = _scores_on_disk(folder, text.max_length, labels, examples).tolist()
     tokens = [[*example.prefix.tolist(), *example.replies[0].tolist()] for example in examples]
     golden = tuple(Golden(*golden) for golden in zip(probes, tokens, scores, strict=True))
     if dist.is_main():
@@ -267,7 +193,7 @@ def checkpoint_files(
         saving.save_description(model, folder, base, model.compute_dtype, texts)
         template, written = _template(folder, text)
         _write_template(folder, template, written)
-        _, contract = _describe(folder, text, model.compute_dtype, written)
+        _, contract = _describe(folder, text, model.compute_dtype, written, _labels(model))
         write_json(folder / FILE, asdict(contract))
 
     return ModelFiles.written_by(write, base, lora)
@@ -289,7 +215,7 @@ def _write_template(folder: Path, template: ChatTemplate | None, written: str | 
 
 
 def _describe(
-    folder: Path, text: TextSettings, dtype: torch.dtype, chat_template: str | None
+    folder: Path, text: TextSettings, dtype: torch.dtype, chat_template: str | None, labels: Sequence[str] | None
 ) -> tuple[TextEncoder, Contract]:
     """(encodes texts as the training has, the contract of its model without golden scores)
 
@@ -313,7 +239,12 @@ def _describe(
         truncation_side=text.truncation_side,
         dtype=dtype_name(dtype),
         golden=(),
+        labels=labels and list(labels),
     )
+
+
+def _labels(model: nn.Module) -> Sequence[str] | None:
+    return model.labels if isinstance(model, RegressionModel) else None
 
 
 def mean_reward(folder: str | Path) -> float:
@@ -326,12 +257,12 @@ def mean_reward(folder: str | Path) -> float:
     if contract is None or contract.reward_mean is None:
         raise ValueError(
             f"--center_rewards: {folder} has no {FILE} that states the mean of its rewards (reward_mean); train_rm.py "
-            f"writes one"
+            f"writes one, but for --loss regression"
         )
     return contract.reward_mean
 
 
-def copy_to(source: str | Path, folder: str | Path, shift: float = 0.0) -> None:
+def copy_to(source: str | Path, folder: str | Path, shift: float = 0.0, chosen: Output = None) -> None:
     """Write the contract of `source` beside the same model, exported to `folder`, with the scores that it has there.
 
     A model from elsewhere has none. It keeps its padding token, on which its rewards depend. A checkpoint has one
@@ -339,6 +270,7 @@ def copy_to(source: str | Path, folder: str | Path, shift: float = 0.0) -> None:
 
     Args:
         shift: what all rewards of the exported model are higher by.
+        chosen: which of the outputs of `source` it has.
 
     All ranks call it. Raises ValueError where a score moved by more than rounding to bfloat16 explains.
     """
@@ -350,10 +282,11 @@ def copy_to(source: str | Path, folder: str | Path, shift: float = 0.0) -> None:
             set_padding(folder, tokenizer.string_of(pad_id), pad_id)
         dist.barrier()
         return
+    contract = contract.of_output(chosen)
     if checkpoint.is_checkpoint(source):
         text, _ = resolve(source, ScoringTextSettings(), say=lambda line: None)
         step = checkpoint.read(Path(source))["step"]
-        return write(folder, text, getattr(torch, contract.dtype), {"step": step})
+        return write(folder, text, getattr(torch, contract.dtype), {"step": step}, contract.labels)
     if shift:
         golden = tuple(replace(one, score=one.score + shift) for one in contract.golden)
         contract = replace(contract, golden=golden, reward_mean=contract.reward_mean + shift)
@@ -371,7 +304,7 @@ def copy_to(source: str | Path, folder: str | Path, shift: float = 0.0) -> None:
         folder,
         text_encoder(folder, text, contract),
         torch.bfloat16,
-        partial(_scores_on_disk, folder, text.max_length),
+        partial(_scores_on_disk, folder, text.max_length, contract.labels),
     )
     golden = tuple(replace(old, score=new) for old, new in zip(contract.golden, scores, strict=True))
     if dist.is_main():
@@ -379,14 +312,15 @@ def copy_to(source: str | Path, folder: str | Path, shift: float = 0.0) -> None:
     dist.barrier()
 
 
-def _scores_on_disk(folder: str | Path, max_length: int, examples: Examples) -> Tensor:
-    """(R,) rewards from the files in a folder, computed in fp32. All ranks call it.
+def _scores_on_disk(folder: str | Path, max_length: int, labels: Sequence[str] | None, examples: Examples) -> Tensor:
+    """(R,) rewards from the files in a folder, (R, A) of a head with labels, computed in fp32. All ranks call it.
 
     The model is sharded over the ranks, and on a GPU its shards stay in host memory: training may have taken half as
     many bytes for each parameter as fp32 does.
     """
     parallel = ParallelSettings(dtype="float32")
-    model = build.build(RewardModel, folder, parallel, offload=True, max_length=max_length)
+    loss = LossSettings.of_outputs(labels or ())
+    model = build.build(reward_model(loss), folder, parallel, loss=loss, offload=True, max_length=max_length)
     build.load(model, folder)
     rewards = score_examples(model, examples)
     sharding.release(model)
@@ -421,9 +355,11 @@ def write_all(
     All ranks call it. The other arguments are as for `write`. The model is released: what is scored next is read from
     disk, and there may be no memory for a second model.
     """
-    statistics = reward_statistics(model, EvalBatches(reward_set.examples, packing))
+    statistics, labels = {"step": step}, _labels(model)
+    if labels is None:  # attributes have a scale of their own
+        statistics |= reward_statistics(model, EvalBatches(reward_set.examples, packing))
+        statistics["reward_set"] = reward_set.name
     sharding.release(model)
-    statistics |= {"reward_set": reward_set.name, "step": step}
     forms = [folder / "model"]
     if dist.any_rank((folder / "adapter").is_dir()):
         forms.append(folder / "adapter")
@@ -431,7 +367,7 @@ def write_all(
         if dist.any_rank(not form.is_dir()):
             dist.say(f"{form} is not visible to every process, so that it gets no {FILE}")
         else:
-            write(form, text, model.compute_dtype, statistics)
+            write(form, text, model.compute_dtype, statistics, labels)
 
 
 def score_examples(model: nn.Module, examples: Examples) -> Tensor:
@@ -450,7 +386,7 @@ def verify(
 
     Args:
         dtype: that the model computes in, which decides the tolerance.
-        score: Examples -> (R,) rewards.
+        score: Examples -> (R,) rewards, or (R, A) outputs.
 
     Returns:
         The scores now.
@@ -468,17 +404,21 @@ def verify(
     except ValueError as error:
         raise ValueError(f"{Path(folder) / FILE} is violated: a probe text cannot be written ({error})") from None
     scores = score(examples).tolist()
-    for number, (golden, example, now) in enumerate(zip(contract.golden, examples, scores, strict=True), start=1):
+    for number, (golden, example, found) in enumerate(zip(contract.golden, examples, scores, strict=True), start=1):
         violated = f"{Path(folder) / FILE} is violated: probe text {number}, {reprlib.repr(golden.text)},"
         if golden.tokens != [*example.prefix.tolist(), *example.replies[0].tolist()]:
             raise ValueError(
                 f"{violated} has other tokens than after training; restore the tokenizer that was saved with the model"
             )
-        allowed = TOLERANCE[dtype_name(dtype)] * max(1.0, abs(golden.score))
-        difference = abs(now - golden.score)
+        # Of several outputs the one that has moved most.
+        then, now = np.atleast_1d(golden.score), np.atleast_1d(found)
+        excess = np.abs(now - then) / np.maximum(1.0, np.abs(then))
+        worst = int(excess.argmax())
+        allowed = TOLERANCE[dtype_name(dtype)] * max(1.0, abs(then[worst]))
+        difference = abs(now[worst] - then[worst])
         if not difference <= allowed:
             raise ValueError(
-                f"{violated} scored {golden.score:.5g} after training and moved by {difference:.2g}, more than "
+                f"{violated} scored {then[worst]:.5g} after training and moved by {difference:.2g}, more than "
                 f"{allowed:.2g} in {dtype_name(dtype)}; restore the weights and files that were saved with it, or "
                 f"delete it to score without a contract"
             )

@@ -17,6 +17,8 @@ from rm.distributed import sharding
 def all_rewards(model: nn.Module, batches: EvalBatches, between_batches: Callable[[], None] = lambda: None) -> Tensor:
     """The reward of every reply in the order of `batches.examples`, on every rank: (R,) fp32 on the CPU.
 
+    Of a `RegressionModel` all outputs: (R, A).
+
     Those of example i are `[reply_offsets[i] : reply_offsets[i + 1]]`; where all are pairs, `.view(-1, 2)` has the
     chosen ones first. A text that stands in several places is scored once. All ranks call it.
 

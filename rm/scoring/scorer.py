@@ -20,9 +20,11 @@ from rm.data.messages import Text, split_turns
 from rm.data.schemas import preference
 from rm.distributed.sharding import ParallelSettings
 from rm.hf import build, hub
+from rm.hf.outputs import HeadSettings
 from rm.json_keys import Key
 from rm.model.heads import RewardModel
-from rm.scoring.contract import Contract, resolve, text_encoder, verify
+from rm.scoring.contract import resolve, text_encoder, verify
+from rm.scoring.contract_file import Contract
 from rm.scoring.score import local_rewards
 from rm.scoring.settings import ScoringTextSettings
 
@@ -51,16 +53,17 @@ class Scorer:
         dialogue_format: str | None = None,
         max_tokens: int = 4096,
         bare_text: str | None = None,
-        reward_label: int | None = None,
+        reward_label: str | int | None = None,
         overlong: str | None = None,
         truncation_side: str | None = None,
+        reward_weights: Sequence[float] = (),
     ):
         """
         Args:
             path: a reward model's folder, or an adapter's; or a name on the hub, org/name or org/name@revision.
             max_tokens: computed at a time; more where a single text has more.
-            dtype, max_length, chat_template, dialogue_format, bare_text, reward_label, overlong, truncation_side: as
-                the flags of eval_rm.py; None: as in training.
+            dtype, max_length, chat_template, dialogue_format, bare_text, reward_label, overlong, truncation_side,
+                reward_weights: as the flags of eval_rm.py; None: as in training.
 
         Raises:
             ValueError: for a folder that is no reward model, or whose contract is violated.
@@ -77,13 +80,14 @@ class Scorer:
         text, self.contract = resolve(path, requested, say=lambda line: None)
         self.encoder, self.max_tokens = text_encoder(path, text, self.contract), max_tokens
         parallel, max_length = ParallelSettings(dtype=dtype), self.encoder.max_length
-        model = build.build(
-            RewardModel, path, parallel, sharded=False, max_length=max_length, reward_label=reward_label
-        )
+        label = None if reward_label is None else str(reward_label)
+        head = HeadSettings(reward_label=label, reward_weights=tuple(map(float, reward_weights)))
+        model = build.build(RewardModel, path, parallel, sharded=False, max_length=max_length, head=head)
         build.check_data(model, max_length)
         self.model = build.load(model, path).requires_grad_(False)
         self.scale = _scale(Path(path), self.contract)
         if self.contract:
+            self.contract = self.contract.of_output(model.reward_output)
             verify(self.contract, path, self.encoder, self.model.compute_dtype, self.rewards)
 
     def score(self, conversations: Sequence[Text], normalized: bool = False) -> list[float]:

@@ -88,6 +88,7 @@ def main(settings: Settings) -> None:
         max_tokens=serve.max_tokens,
         bare_text=text.bare_text,
         reward_label=settings.model.reward_label,
+        reward_weights=settings.model.reward_weights,
         overlong=text.overlong,
         truncation_side=text.truncation_side,
     )

@@ -1,7 +1,8 @@
 """Means of a model's metrics over held-out examples, set by set and over all of them.
 
 Of a reward model: `loss`, `accuracy` with the bounds of its 95 % intervals, `margin`, and the mean rewards of chosen
-and rejected replies. Of a language model: `loss`, `perplexity` and `token_accuracy`.
+and rejected replies. Of one of several attributes: `loss`, and of each attribute the mean squared error and the
+correlation (`mse_NAME`, `pearson_NAME`). Of a language model: `loss`, `perplexity` and `token_accuracy`.
 """
 
 import math
@@ -15,8 +16,9 @@ from rm.data.examples import Examples
 from rm.data.sets import UNNAMED
 from rm.distributed import process_group as dist
 from rm.distributed import sharding
+from rm.evaluation import attributes
 from rm.evaluation.stats import clustered_interval, wilson_interval
-from rm.model.heads import Model, RewardModel, Sums
+from rm.model.heads import Model, RegressionModel, RewardModel, Sums
 from rm.scoring.score import all_rewards
 from rm.training.best import BestSettings
 
@@ -51,6 +53,8 @@ def evaluate(
     Returns:
         {name: {metric: mean}} of every set; UNNAMED is all of them together.
     """
+    if isinstance(model, RegressionModel):
+        return _evaluate_attributes(model, sets, between_batches)
     if model.head == RewardModel.head:
         return _evaluate_rewards(model, sets, between_batches)
     model.eval()
@@ -88,6 +92,19 @@ def _evaluate_rewards(
         measured = {UNNAMED: together} | measured
         conversations[UNNAMED] = np.concatenate(list(conversations.values()))
     return {name: _means_of_prompts(values, conversations[name]) for name, values in measured.items()}
+
+
+def _evaluate_attributes(
+    model: RegressionModel, sets: dict[str, EvalBatches], between_batches: Callable[[], None]
+) -> dict[str, dict[str, float]]:
+    """`evaluate` of a model of several attributes."""
+    found = {}
+    for name, batches in sets.items():
+        outputs = all_rewards(model, batches, between_batches).numpy()
+        found[name] = attributes.Predictions(model.labels, outputs, np.asarray(batches.examples.attributes))
+    if UNNAMED not in sets:
+        found = {UNNAMED: attributes.together(list(found.values()))} | found
+    return {name: predictions.line for name, predictions in found.items()}
 
 
 def _means_of_prompts(values: dict[str, np.ndarray], conversation: np.ndarray) -> dict[str, float]:

@@ -46,10 +46,10 @@ class TrainingSettings(SettingsGroup):
         self._check_evaluation()
         if self.lisa.use_lisa and self.lora.use_lora:
             raise ValueError("--use_lora and --use_lisa exclude each other: LoRA trains in every layer; give one")
-        if self.lora.use_lora and self.model.reward_label is not None:
+        if self.lora.use_lora and self.model.chooses:
             raise ValueError(
-                "--reward_label excludes --use_lora: an adapter needs a base with one output; write that first, by "
-                "python -m rm.export --reward_label"
+                "--reward_label and --reward_weights exclude --use_lora: an adapter needs a base with one output; "
+                "write that first, by python -m rm.export --reward_label"
             )
         trains_all_tokens = self.lisa.lisa_train_embeddings and self.lisa.lisa_train_head
         if self.tokenizer.add_special_tokens and self.lisa.use_lisa and not trains_all_tokens:

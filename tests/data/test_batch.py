@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rm.data import batch, groups
+from rm.data import groups, micro_batches
 from rm.data.batch import BatchSettings, EvalBatches, Loader, PackingSettings, new_texts, pack, plan_micro_batches
 from rm.data.examples import Example, Examples
 from tests import made, reference
@@ -113,7 +113,7 @@ def test_ranks_get_equal_work():
 
 def test_micro_batches_are_packed_tight_where_even_filling_would_overflow():
     lengths = np.array([60, 60, 40, 40, 30, 30, 20, 20])  # 300 tokens in 3 micro-batches of 100
-    assert batch._fill_evenly(list(range(8)), lengths.tolist(), lengths.tolist(), 100, 3) is None
+    assert micro_batches._fill_evenly(list(range(8)), lengths.tolist(), lengths.tolist(), 100, 3) is None
     plan = plan_micro_batches(lengths, lengths, 100, 1)
     assert sorted(sum(lengths[indices]) for indices in plan[0]) == [100, 100, 100]
 

@@ -13,6 +13,7 @@ from rm.data.batch import Loader, pack
 from rm.distributed import process_group as dist
 from rm.distributed.sharding import ParallelSettings
 from rm.hf import build, saving
+from rm.hf.outputs import HeadSettings
 from rm.model.heads import LanguageModel, RewardModel
 from rm.training import optim
 from tests import made, tiny
@@ -106,14 +107,15 @@ def test_one_output_of_several_is_the_reward(tmp_path):
     hf_model = tiny.reward_model("llama", num_labels=3)
     source = tiny.save_with(hf_model, tmp_path / "m")
     with dist.session(seed=0):
-        model = build.build(RewardModel, source, FP32, sharded=False, reward_label=2)
+        model = build.build(RewardModel, source, FP32, sharded=False, head=HeadSettings(reward_label="2"))
         build.load(model, source)
         saving.save(model, tmp_path / "out", source, torch.float32)
-        for label, message in ((None, "has 3 outputs: name"), (3, "has 3 outputs, and --reward_label is 3: name")):
+        for label, message in ((None, "has 3 outputs: name"), ("3", "has 3 outputs, and --reward_label is 3: name")):
+            head = HeadSettings(reward_label=label)
             with pytest.raises(ValueError, match=message):
-                build.load(build.build(RewardModel, source, FP32, sharded=False, reward_label=label), source)
-        with pytest.raises(ValueError, match="--reward_label is a reward model's"):
-            build.build(LanguageModel, source, FP32, reward_label=0)
+                build.load(build.build(RewardModel, source, FP32, sharded=False, head=head), source)
+        with pytest.raises(ValueError, match="--reward_label and --reward_weights are of a model with one reward"):
+            build.build(LanguageModel, source, FP32, head=HeadSettings(reward_label="0"))
     with torch.no_grad():
         expected = torch.stack([hf_model(torch.as_tensor(text)[None]).logits[0, 2] for pair in PAIRS for text in pair])
     assert_close(rewards(model), expected)
