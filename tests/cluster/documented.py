@@ -105,10 +105,10 @@ class World:
         require_success(self.run(f"python -m rm.demo {demo}"))
         config = json.loads((demo / "model" / "config.json").read_text())
         (demo / "model" / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 2048}))
-        shutil.copytree(demo / "model", self.files / "MODEL")
-        self.cache("huggyllama/llama-7b", "models", demo / "model")
         (demo / "model" / "chat_template.jinja").write_text(TEMPLATE)
-        self.cache("allenai/Llama-3.1-Tulu-3-8B-SFT", "models", demo / "model")
+        shutil.copytree(demo / "model", self.files / "MODEL")
+        for name in ("huggyllama/llama-7b", "allenai/Llama-3.1-Tulu-3-8B-SFT"):
+            self.cache(name, "models", demo / "model")
 
         texts = json.loads((demo / "sft.json").read_text())["instances"][:200]
         pairs = [json.loads(line) for line in open(demo / "rm_train.jsonl")][:200]
