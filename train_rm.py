@@ -87,13 +87,14 @@ def train_step(
 
 
 def main(settings: Settings) -> None:
-    trackers.log_in("none" if settings.plan.plan else settings.run.report_to)
-    settings = hub.fetched(settings, weights=not settings.plan.plan)
-    base, out, seed = settings.model.model_name_or_path, settings.run.output_dir, settings.run.seed
+    out, seed = settings.run.output_dir, settings.run.seed
     last_file = contract.last_file(settings.lora.use_lora)
     if not settings.plan.plan and resume.is_finished(out, settings.checkpoint, settings, last_file):
         write_report(out, if_missing=True)
         return dist.say(f"{out}: this run is finished; nothing to do")
+    trackers.log_in("none" if settings.plan.plan else settings.run.report_to)
+    given, settings = settings, hub.fetched(settings, weights=not settings.plan.plan)
+    base = settings.model.model_name_or_path
 
     # text: files -> examples
     tokenizer = special_tokens.tokenizer_for(hub.tokenizer_folder(base), settings.tokenizer, settings.text)
@@ -144,7 +145,7 @@ def main(settings: Settings) -> None:
     if start.step == 0:
         show.say_example(data.train, tokenizer)
     files = contract.checkpoint_files(model, base, settings.lora, texts, settings.text)
-    facts = {"data": data.facts}
+    facts = {"data": data.facts, "given": hub.names(given, settings)}
     mfu = partial(flops.utilization, model, loader)
     with (
         RunLog(settings.run, settings, loader.steps, loader.steps_per_epoch, facts, start, mfu, settings.best) as run,

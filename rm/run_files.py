@@ -22,6 +22,7 @@ DATA = {
 }
 RUN = {
     "settings": Key(dict),
+    "given": Key(dict),  # settings whose values are names on the hub, or runs, of which "settings" has the paths
     "processes": Key(int, minimum=1),
     "device": Key(str),
     "versions": Key(dict, items=Key(str)),

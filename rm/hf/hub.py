@@ -98,6 +98,12 @@ def fetched(settings: Settings, weights: bool = True, named: bool = False) -> Se
     return updated(settings, **changes)
 
 
+def names(given: Settings, fetched: Settings) -> dict:
+    """The settings that `fetched` has paths for, as they were given: by these a finished run is known offline."""
+    paths = flatten(fetched)
+    return {name: value for name, value in flatten(given).items() if value != paths[name]}
+
+
 def model(text: str, weights: bool = True, above: tuple[Path, ...] = ()) -> str:
     """The folder of a model: what a path or a name on the hub stands for. All that takes a model asks here.
 

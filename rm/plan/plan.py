@@ -272,8 +272,8 @@ class Plan:
         parameters = count_parameters(self.model)
         trained = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
         yield _line("parameters", f"{parameters / 1e9:.3f} billion, of which {trained / 1e9:.3f} billion train")
-        tokens, longest = loader.lengths.sum(), loader.lengths.max()
-        yield _line("data", f"{len(self.examples):,} examples, {tokens:,} tokens; the longest {longest:,}")
+        tokens, longest = loader.lengths.sum(), loader.lengths.max()  # of a preference, with all its replies
+        yield _line("data", f"{len(self.examples):,} examples, {tokens:,} tokens; the longest example {longest:,}")
         count = f"{heaviest.micro_batches:.2f} micro-batches per process and step"
         yield _line("steps", f"{loader.steps:,}, {loader.steps_per_epoch:,} an epoch; {count}")
         max_tokens = settings.packing.max_tokens
@@ -323,7 +323,9 @@ class Plan:
             yield _line("time", "in float32 only with --device_tflops and --device_utilization")
 
     def _duration(self, seconds: float) -> str:
-        return f"{seconds:.2f} s a step, {seconds * self.loader.steps / 3600:.2f} hours in all"
+        hours = seconds * self.loader.steps / 3600
+        in_all = f"{hours:.2f} hours" if hours >= 0.1 else f"{60 * hours:.1f} minutes"
+        return f"{seconds:.2f} s a step, {in_all} in all"
 
     def _hidden(self, seconds: float) -> str:
         """The bandwidth at which the communication within a group takes no longer than the computation."""

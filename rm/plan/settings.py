@@ -60,14 +60,20 @@ def compare_with_plan(settings: TrainingSettings) -> None:
     what = "allocated" if dist.device().type == "cuda" else "resident, including Python and libraries"
     message = f"memory: {peak / GIB:.2f} GiB at the peak ({what})"
     if file.is_file():
-        plan = json_keys.read(file, KEYS, others=True)
-        differing = _differing(plan, settings)
-        message += f", planned {plan['peak'] / GIB:.2f}"
-        if differing:
-            message += f" with another {', '.join(differing)}"
-        else:
-            message += f": {peak / plan['peak'] - 1:+.1%}"
+        message += _planned(file, peak, settings)
     dist.say(message)
+
+
+def _planned(file: Path, peak: int, settings: TrainingSettings) -> str:
+    """What a plan had predicted, in words. A damaged file fails no run whose model is saved."""
+    try:
+        plan = json_keys.read(file, KEYS, others=True)
+    except (OSError, ValueError) as error:
+        return f"; the plan cannot be read: {error}"
+    planned = f", planned {plan['peak'] / GIB:.2f}"
+    if differing := _differing(plan, settings):
+        return f"{planned} with another {', '.join(differing)}"
+    return f"{planned}: {peak / plan['peak'] - 1:+.1%}"
 
 
 def _differing(plan: dict, settings: TrainingSettings) -> list[str]:

@@ -28,7 +28,8 @@ NOTE = (
     "calibration error. Temperature: the value by which rewards are to be divided to calibrate them; above 1 means "
     "overconfident. Longest reply: the accuracy of always preferring the longer reply. Length-controlled: the mean of "
     "the model's accuracies on pairs whose better reply is the longer and on pairs whose better reply is the shorter, "
-    "which is 0.5 for a model to which longer, or shorter, is always better."
+    "which is 0.5 for a model to which longer, or shorter, is always better. Reward margins: the outermost bars also "
+    "hold the few margins beyond them."
 )
 BENCHMARK_NOTE = (
     "Scores by each benchmark's published rules, which count ties as wrong (RewardBench 2 shares them). Clustered 95% "

@@ -69,11 +69,14 @@ class Run:
 
     def metrics(self) -> list[str]:
         """The names of what is drawn, without the prefixes of held-out data: those that have a title first."""
-        prefixes = [f"eval_{name}_" for name in self.held_out_sets] + ["eval_"]
-        names = {}
-        for name in self.latest:
-            prefix = next((prefix for prefix in prefixes if name.startswith(prefix)), "")
-            names[name.removeprefix(prefix)] = None
+        latest, prefixes = self.latest, ["", "eval_", *(f"eval_{name}_" for name in self.held_out_sets)]
+
+        def metric(name: str) -> str:
+            # The name of a set may begin with another's, or as a metric does: it is the metric that most sets have.
+            ends = [name.removeprefix(prefix) for prefix in prefixes if name.startswith(prefix)]
+            return max(ends, key=lambda end: (sum(prefix + end in latest for prefix in prefixes), -len(end)))
+
+        names = dict.fromkeys(map(metric, latest))
         return [*(name for name in TITLES if name in names), *(name for name in names if name not in TITLES)]
 
     def points(self, name: str) -> tuple[list, list]:
@@ -149,8 +152,8 @@ def training_page(run: Run) -> str:
         (label, run, prefix, "-", colour) for (label, prefix), colour in zip(sources.items(), colours, strict=False)
     ]
     subtitle = [run.description.get("started"), run.description.get("device")]
-    if "processes" in run.description:
-        subtitle.append(f"{run.description['processes']} processes")
+    if processes := run.description.get("processes"):
+        subtitle.append(f"{processes} process{'es' if processes > 1 else ''}")
     if run.best_step is not None:
         subtitle.append(f"circle: step {run.best_step}, the best evaluation")
     parts = [

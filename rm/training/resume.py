@@ -64,10 +64,10 @@ class CheckpointSettings(SettingsGroup):
 def is_finished(
     output_dir: str, settings: CheckpointSettings, all_settings: SettingsGroup, last: str = "model"
 ) -> bool:
-    """Whether the run in --output_dir is finished. All ranks call it.
+    """Whether the run in --output_dir is finished. All ranks call it, before a name on the hub is asked for.
 
     Args:
-        all_settings: the script's, which have to be those of the run that the folder holds.
+        all_settings: the script's, as given, which have to be those of the run that the folder holds.
         last: what the run writes last: where it is missing, the end is done again from the newest checkpoint.
 
     Raises:
@@ -75,7 +75,7 @@ def is_finished(
     """
     out, is_extended = Path(output_dir), False
     if settings.resume_from_checkpoint != NONE and (out / "run.json").exists():
-        changed = changed_settings(all_settings, _settings_of(out))
+        changed = changed_settings(all_settings, _settings_of(out, all_settings))
         _refuse(f"--output_dir {out} holds another run", changed, all_settings)
         is_extended = bool(changed)
     else:
@@ -239,7 +239,7 @@ def _check_length(folder: Path, state: dict, settings: SettingsGroup, steps: int
 
 def _keep_model(out: Path, settings: SettingsGroup, steps: int) -> None:
     """Rename what a run that is extended has saved, so that it is not taken for what the longer one saves."""
-    is_extended = (out / "run.json").is_file() and bool(changed_settings(settings, _settings_of(out)))
+    is_extended = (out / "run.json").is_file() and bool(changed_settings(settings, _settings_of(out, settings)))
     dist.barrier()  # all ranks have looked
     if not is_extended:
         return
@@ -253,11 +253,14 @@ def _keep_model(out: Path, settings: SettingsGroup, steps: int) -> None:
             dist.say(f"what it has saved in {folder} is kept in {kept}")
 
 
-def _settings_of(out: Path) -> dict:
-    saved = read_run(out).get("settings")
+def _settings_of(out: Path, settings: SettingsGroup) -> dict:
+    """The settings of the run in a folder: a name on the hub where `settings` has that name, else its path."""
+    run = read_run(out)
+    saved = run.get("settings")
     if not isinstance(saved, dict):
         raise ValueError(f"--output_dir {out} already holds another run (run.json): name a new folder")
-    return saved
+    now = fixed_settings(settings)
+    return saved | {name: value for name, value in run.get("given", {}).items() if now.get(name) == value}
 
 
 def _world_size_note(state: dict) -> str:

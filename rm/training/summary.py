@@ -59,8 +59,8 @@ def _facts(
     sets = [f"{name} {len(examples):,}".strip() for name, examples in data.held_out.items()]
     yield "held out", f"{', '.join(sets)} {unit}" if sets else "none"
     resumed = f"; the next is step {first_step + 1:,}" if first_step else ""
-    batch, epochs = settings.batch.global_batch_size, loader.steps / loader.steps_per_epoch
-    tokens = loader.lengths.sum() / trained_on * min(batch, trained_on)
+    batch, epochs = min(settings.batch.global_batch_size, trained_on), loader.steps / loader.steps_per_epoch
+    tokens = loader.lengths.sum() / trained_on * batch
     more = " or more" if loader.batch.group_by_prompt else ""
     size = f"{batch:,} {unit}{more}, {tokens:,.0f} tokens"
     yield "steps", f"{loader.steps:,}, each of {size}; epochs: {epochs:.3g}{resumed}"

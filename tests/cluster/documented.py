@@ -1,12 +1,14 @@
-"""Run every command in README.md and docs/ as documented, on small substitutes for the files that it names.
+"""Run every command of README.md and docs/ as it is written.
 
     python -m tests.cluster.documented [--only TEXT]
 
-A temporary folder contains the repository's scripts and the files that the pages name (MODEL, pairs.jsonl.gz,
-runs/rm/model, ...), made from the quickstart's synthetic data. Every command that `tests.docs_pages.commands` finds is
-run there: `...` is replaced by the required flags, eight processes by two, and training stops after two steps.
-Commands that need a cluster, a network or half an hour are listed and skipped, with the place where they are run
-instead.
+What is small is the world around a command: a folder with the repository's scripts and the files that the pages name
+(MODEL, pairs.jsonl.gz, runs/rm/model, ...), made from the quickstart's synthetic data; a cache of the hub that has the
+repositories they name, with little in them, and no network; a .venv that is the Python of this test. Every command gets
+a copy, in which the folder that it writes is not there yet. Its words stay as they are, with two exceptions:
+
+- `...` is no command line. The flags that are required and that the page leaves out take its place.
+- Commands that cannot end here are skipped: `SKIPPED` says why, and where they are run instead.
 """
 
 import argparse
@@ -24,20 +26,30 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from tests.data.public_records import PREFERENCES
 from tests.docs_pages import PAGES, ROOT, commands, without_remark
 
 SKIPPED = {  # part of a command -> reason
-    "launch/quickstart.sh": "takes minutes, and installs into .venv",
-    "launch/hh_table.sh": "nine trainings; tests/test_launch.py",
-    "tests/run.sh": "run by CI",
-    "sbatch": "tests/cluster/slurm.py",
-    "multi_node.sh": "tests/cluster/netns.py",
-    "NAME": "a pattern, not a command",
+    "launch/accept.sh": "needs a GPU; tests/test_acceptance.py",
+    "tests/run.sh": "the test suite; CI",
+    "pytest": "the test suite; CI",
+    "sbatch": "needs SLURM; tests/cluster/slurm.py",
+    "multi_node.sh": "needs two machines; tests/cluster/netns.py",
+    "rm.serve": "runs until it is stopped; tests/serve/",
+    "rm.export --model_name_or_path runs/rm/model --center_rewards": "needs a head with a bias; tests/test_export.py",
+    "sglang": "another program",
+    "run_v2.py": "another program",
     "tests.benchmarks": "each page names the command that made it",
     "tests.cluster": "these tests themselves",
 }
-TRAININGS = ("train_sft.py", "train_rm.py")
-SHORT = "--max_steps 2 --global_batch_size 8 --max_tokens 2048 --eval_steps 2"
+TEMPLATE = "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}{{ eos_token }}\n{% endfor %}"  # as Tulu's
+LEFT_OUT = {  # what `...` stands for: script -> required flags with values, or words
+    "train_sft.py": {"--model_name_or_path": "MODEL", "--dataset_path": "sft.json", "--output_dir": "runs/new"},
+    "train_rm.py": {"--model_name_or_path": "MODEL", "--dataset_path": "pairs.jsonl.gz", "--output_dir": "runs/new"},
+    "eval_rm.py": {"--model_name_or_path": "runs/rm/model", "--dataset_path": "test.jsonl", "--output_dir": "runs/new"},
+    "rm.audit": {"pairs.jsonl.gz": ""},
+    "rm.prepare_hh": {"hub:Anthropic/hh-rlhf": "", "--output_dir": "data/new"},
+}
 
 
 def main() -> None:
@@ -45,19 +57,17 @@ def main() -> None:
     parser.add_argument("--only", default="", help="run only commands that contain this text")
     only, failed = parser.parse_args().only, []
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        prepare(folder)
+        world = World(Path(name))
         for page in PAGES:
             for command in dict.fromkeys(commands(page.read_text())):
                 if only not in command:
                     continue
                 where = f"{page.relative_to(ROOT)}: {command}"
-                reasons = [reason for text, reason in SKIPPED.items() if text in command]
-                if reasons:
+                if reasons := [reason for text, reason in SKIPPED.items() if text in command]:
                     print(f"skipped ({reasons[0]})  {where}", flush=True)
                     continue
                 began = time.perf_counter()
-                done = run(runnable(command, folder), folder)
+                done = world.run_in_copy(without_remark(command))
                 result = "FAILED" if done.returncode else "ok"
                 print(f"{result} {time.perf_counter() - began:.0f} s  {where}", flush=True)
                 if done.returncode:
@@ -67,89 +77,163 @@ def main() -> None:
         raise SystemExit(f"{len(failed)} commands failed")
 
 
-def prepare(folder: Path) -> None:
-    """Create the files that the commands name."""
-    for path in ("rm", "launch", "tests", "docs", *TRAININGS, "eval_rm.py", "setup.py", "pyproject.toml", ".venv"):
-        if (ROOT / path).exists():
-            (folder / path).symlink_to(ROOT / path)
-    require_success(run(f"python -m rm.demo {folder}/world", folder))
-    world = folder / "world"
-    (folder / "MODEL").symlink_to(world / "model")
-    texts = json.loads((world / "sft.json").read_text())["instances"]
-    pairs = [json.loads(line) for line in open(world / "rm_train.jsonl")]
-    test = [json.loads(line) for line in open(world / "rm_test.jsonl")]
-    for names, records in (
-        (("sft.json", "demonstrations.jsonl"), texts[:200]),
-        (("pairs.json", "train.json", "pairs.jsonl", "pairs.jsonl.gz", "more.parquet"), pairs[:200]),
-        (("test.json", "test.jsonl.gz", "a.jsonl", "b.jsonl"), test[:40]),
-        (("prompts.jsonl",), [{"prompt": "###Human: hi###Assistant:", "responses": [" yes", " no", " perhaps"]}] * 4),
-        (("anthropic.jsonl",), [anthropic(n) for n in range(400)]),
-    ):
-        for name in names:
-            write(folder / name, records)
-    sft = f"--model_name_or_path MODEL --dataset_path sft.json --output_dir runs/llama-7b/sft {SHORT}"
-    require_success(run(f"python train_sft.py {sft}", folder))
-    shutil.copytree(folder / "runs/llama-7b/sft", folder / "runs/sft")
-    rm = f"--model_name_or_path runs/sft/model --dataset_path pairs.json --use_lora true --output_dir runs/rm {SHORT}"
-    require_success(run(f"python train_rm.py {rm}", folder))
+class World:
+    """The files, the hub's cache and the environment in which commands run."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.home, self.files = folder, folder / "home", folder / "files"
+        for name in ("rm", "tests", "docs", "train_sft.py", "train_rm.py", "eval_rm.py", "setup.py", "pyproject.toml"):
+            link(self.files / name, ROOT / name)
+        shutil.copytree(ROOT / "launch", self.files / "launch")  # which looks for .venv beside itself
+        self.make_venv()
+        self.make_data()
+        self.make_runs()
+
+    def make_venv(self) -> None:
+        """What launch/venv.sh finds installed."""
+        bin = self.files / ".venv" / "bin"
+        bin.mkdir(parents=True)
+        (bin / "python").write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
+        (bin / "python").chmod(0o755)
+        (bin / "activate").touch()  # `run` has the path
+        for extras in ("runtime", "report"):
+            (bin.parent / f"installed-{extras}").touch()
+
+    def make_data(self) -> None:
+        """Models, data files, and repositories of the hub."""
+        demo = self.folder / "demo"
+        require_success(self.run(f"python -m rm.demo {demo}"))
+        config = json.loads((demo / "model" / "config.json").read_text())
+        (demo / "model" / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 2048}))
+        (demo / "model" / "chat_template.jinja").write_text(TEMPLATE)
+        shutil.copytree(demo / "model", self.files / "MODEL")
+        for name in ("huggyllama/llama-7b", "allenai/Llama-3.1-Tulu-3-8B-SFT"):
+            self.cache(name, "models", demo / "model")
+
+        texts = json.loads((demo / "sft.json").read_text())["instances"][:200]
+        pairs = [json.loads(line) for line in open(demo / "rm_train.jsonl")][:200]
+        test = [json.loads(line) for line in open(demo / "rm_test.jsonl")][:40]
+        for names, records in (
+            ("sft.json demonstrations.jsonl data/hh_rlhf/sft.json", texts),
+            ("pairs.json train.json pairs.jsonl pairs.jsonl.gz more.parquet data/hh_rlhf/rm.json", pairs),
+            ("test.json test.jsonl test.jsonl.gz a.jsonl b.jsonl data/hh_rlhf/test.json", test),
+            ("prompts.jsonl", [{"prompt": "###Human: hi###Assistant:", "responses": [" yes", " no", " perhaps"]}] * 4),
+            ("RM-Bench/data/total_dataset.json", public("RM-Bench")),
+            ("RMB_dataset/pairs.json", public("RMB pairs")),
+            ("RMB_dataset/best_of_n.json", public("RMB best of n")),
+        ):
+            for name in names.split():
+                write(self.files / name, records)
+        dialogues = [{side: messages(pair[key]) for side, key in SIDES.items()} for pair in pairs]
+        for name, file, records in (
+            ("Anthropic/hh-rlhf", "helpful-base/train.jsonl.gz", anthropic(23_000)),
+            ("Dahoas/full-hh-rlhf", "data/train-00000-of-00001.parquet", anthropic(112_000)),
+            ("Dahoas/full-hh-rlhf", "data/test-00000-of-00001.parquet", anthropic(2_000, first=112_000)),
+            ("allenai/llama-3.1-tulu-3-8b-preference-mixture", "data/train-00000-of-00001.parquet", dialogues),
+            ("allenai/reward-bench", "data/filtered-00000-of-00001.parquet", public("RewardBench")),
+            ("allenai/reward-bench-2", "data/test-00000-of-00001.parquet", public("RewardBench 2")),
+            ("ScalerLab/JudgeBench", "data/gpt-00000-of-00001.jsonl", public("JudgeBench")),
+        ):
+            write(self.cache(name, "datasets") / file, records)
+
+    def cache(self, name: str, kind: str, content: Path | None = None) -> Path:
+        """The folder of a repository in the cache of huggingface_hub."""
+        repository = self.home / "huggingface" / "hub" / f"{kind}--{name.replace('/', '--')}"
+        folder = repository / "snapshots" / ("c" * 40)
+        (repository / "refs").mkdir(parents=True, exist_ok=True)
+        (repository / "refs" / "main").write_text("c" * 40)
+        if content is not None:
+            shutil.copytree(content, folder)
+        return folder
+
+    def make_runs(self) -> None:
+        """What commands on trained models find."""
+        short = "--max_steps 2 --save_steps 2 --global_batch_size 8"
+        sft = f"--model_name_or_path MODEL --dataset_path sft.json --output_dir runs/sft {short}"
+        rm = f"--model_name_or_path runs/sft/model --dataset_path pairs.json --output_dir runs/rm --use_lora {short}"
+        evaluation = "--model_name_or_path runs/rm/model --dataset_path test.jsonl --output_dir runs/eval"
+        for command in (f"train_sft.py {sft}", f"train_rm.py {rm}", f"eval_rm.py {evaluation}"):
+            require_success(self.run(f"python {command}"))
+        runs = self.files / "runs"
+        shutil.copytree(runs / "sft", runs / "llama-7b" / "sft")
+        (runs / "rm" / "checkpoints" / "step_2").rename(runs / "rm" / "checkpoints" / "step_500")
+        for name in ("runs/a/model", "runs/b/model", "runs/c/model", "OTHER"):
+            shutil.copytree(runs / "rm" / "model", self.files / name)
+
+    def run_in_copy(self, command: str) -> subprocess.CompletedProcess:
+        words = completed(shlex.split(command))
+        with tempfile.TemporaryDirectory(dir=self.folder) as name:
+            copy = Path(name) / "files"
+            shutil.copytree(self.files, copy, symlinks=True)
+            if out := output_of(words, copy):
+                shutil.rmtree(copy / out, ignore_errors=True)
+            return self.run(shlex.join(words), copy)
+
+    def run(self, command: str, folder: Path | None = None) -> subprocess.CompletedProcess:
+        environment = os.environ | {
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "HOME": str(self.home),
+            "XDG_CACHE_HOME": str(self.home),
+            "HF_HOME": str(self.home / "huggingface"),
+            "HF_HUB_OFFLINE": "1",
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": str(ROOT),
+        }
+        bash = ["bash", "-c", command]
+        return subprocess.run(bash, cwd=folder or self.files, env=environment, capture_output=True, text=True)
 
 
-def anthropic(number: int) -> dict:
-    """A record in the format of Anthropic's files."""
-    text = f"\n\nHuman: question {number}?\n\nAssistant:"
-    return {"chosen": f"{text} good {number}", "rejected": f"{text} bad {number}"}
+def completed(words: list[str]) -> list[str]:
+    """A command line with the required flags in place of `...`."""
+    if "..." not in words:
+        return words
+    at, script = words.index("..."), next(word for word in words if word in LEFT_OUT)
+    missing = {name: value for name, value in LEFT_OUT[script].items() if name not in words}
+    return words[:at] + [word for pair in missing.items() for word in pair if word] + words[at + 1 :]
+
+
+def output_of(words: list[str], folder: Path) -> str | None:
+    """The folder that a command writes: --output_dir, or that of --config."""
+    if "--output_dir" in words:
+        return words[words.index("--output_dir") + 1]
+    if "--config" in words:
+        return json.loads((folder / words[words.index("--config") + 1]).read_text())["output_dir"]
+    return None
+
+
+SIDES = {"chosen": "positive", "rejected": "negative"}
+
+
+def messages(text: str) -> list[dict]:
+    """A dialogue of the synthetic data as messages."""
+    turns = text.replace("###Human: ", "\0user\1").replace("###Assistant: ", "\0assistant\1").split("\0")[1:]
+    return [dict(zip(("role", "content"), turn.split("\1"), strict=True)) for turn in turns]
+
+
+def anthropic(number: int, first: int = 0) -> list[dict]:
+    """Records in the format of Anthropic's files; each is a conversation of its own."""
+    texts = (f"\n\nHuman: question {n}?\n\nAssistant:" for n in range(first, first + number))
+    return [{"chosen": f"{text} good", "rejected": f"{text} bad"} for text in texts]
+
+
+def public(name: str) -> list[dict]:
+    return [PREFERENCES[name][0]] * 4
 
 
 def write(file: Path, records: list[dict]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
     if file.suffix == ".parquet":
         return pq.write_table(pa.Table.from_pylist(records), file)
     lines = "".join(json.dumps(record) + "\n" for record in records)
     if file.suffix == ".json":
-        lines = json.dumps({"type": "text_only", "instances": records})
-    (gzip.open if file.suffix == ".gz" else open)(file, "wt").write(lines)
+        lines = json.dumps(records)
+    with (gzip.open if file.suffix == ".gz" else open)(file, "wt") as out:
+        out.write(lines)
 
 
-def runnable(command: str, folder: Path) -> str:
-    """A documented command with its placeholders filled in."""
-    command = without_remark(command).replace("--nproc_per_node 8", "--nproc_per_node 2")
-    words = shlex.split(command)
-    script = next((word for word in words if word.endswith(".py") or word.startswith("rm.")), "")
-    words = ["anthropic.jsonl" if word.startswith("hub:") else word for word in words]
-    if script == "rm.prepare_hh":  # the substitute has only 400 records
-        words = [{"10000": "100", "112000": "100"}.get(word, word) for word in words]
-        words += [] if "--sft" in words else ["--sft", "100", "--rm", "100"]
-    fresh = f"runs/{len(list((folder / 'runs').iterdir()))}"
-    if "..." in words:
-        at = words.index("...")
-        given = {"--model_name_or_path": "runs/sft/model", "--dataset_path": "pairs.jsonl.gz", "--output_dir": fresh}
-        if script == "rm.audit" or script == "rm.prepare_hh":
-            given = {"pairs.jsonl.gz": ""} if script == "rm.audit" else {"anthropic.jsonl": "", "--output_dir": fresh}
-        words[at : at + 1] = [
-            word for name, value in given.items() if name not in words for word in (name, value) if word
-        ]
-    elif "--output_dir" in words and (folder / words[words.index("--output_dir") + 1]).exists():
-        words[words.index("--output_dir") + 1] = fresh
-    if "--config" in words and script in TRAININGS:  # the settings of the recipe with the files made here
-        if script == "train_sft.py":
-            data, eval_data = "sft.json", "demonstrations.jsonl"
-        else:
-            data, eval_data = "pairs.json", "test.jsonl.gz"
-        words += ["--model_name_or_path", "runs/sft/model", "--dataset_path", data]
-        words += ["--eval_dataset_path", eval_data, "--output_dir", fresh]
-    if script in TRAININGS:
-        words += SHORT.split()
-    if "launch/hh_rlhf.sh" in words:
-        words[words.index("launch/hh_rlhf.sh")] = str(
-            ROOT / "launch/hh_rlhf.sh"
-        )  # it creates .venv in its own repository
-        words += ["--nproc", "2", "--out", fresh, "--", *SHORT.split()]
-    return shlex.join(words)
-
-
-def run(command: str, folder: Path) -> subprocess.CompletedProcess:
-    folders = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    environment = os.environ | {"PATH": folders, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    return subprocess.run(["bash", "-c", command], cwd=folder, env=environment, capture_output=True, text=True)
+def link(file: Path, target: Path) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.symlink_to(target)
 
 
 def require_success(done: subprocess.CompletedProcess) -> None:

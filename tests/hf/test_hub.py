@@ -353,6 +353,7 @@ def test_every_setting_declared_for_the_hub_is_replaced_by_a_local_path(script, 
     settings = compose(script.Settings, **given)
     fetched = hub.fetched(settings)
     assert type(fetched) is script.Settings and flatten(fetched) == flatten(settings) | expected
+    assert hub.names(settings, fetched) == {name: given[name] for name in expected}
 
 
 def test_an_existing_path_or_what_can_only_be_a_path_is_not_fetched(tmp_path, monkeypatch):

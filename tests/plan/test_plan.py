@@ -97,6 +97,8 @@ def test_a_run_compares_its_plan_with_what_it_took(folder, tmp_path, capsys, mon
     assert printed(settings).endswith(f"planned {saved['peak'] / GIB:.2f}: +25.0%\n")
     other = updated(settings, max_tokens=190, use_lora=True)
     assert printed(other).endswith("with another use_lora, max_tokens\n")
+    (tmp_path / "plan.json").write_text("{")  # of a run whose model is saved
+    assert "GiB at the peak" in printed(settings) and "plan.json is not JSON" in printed(settings)
 
 
 def test_what_does_not_fit_is_refused_with_advice_that_fits(folder, monkeypatch):

@@ -17,8 +17,9 @@ from safetensors.torch import load_file
 
 import train_rm
 from rm.distributed import checkpoint, offload
-from rm.hf import weights
+from rm.hf import hub, weights
 from rm.scoring import contract
+from rm.training import trackers
 from rm.training.signals import FIRST_STEP
 from tests.ranks import run_ranks
 from tests.runs import (
@@ -245,15 +246,28 @@ def test_settings_that_do_not_change_the_result_may_change_on_resume(tmp_path):
     assert [start["step"] for start in starts] == [0, 2] and steps_saved(config) == [2, 3, 6, 9]
 
 
-def test_a_finished_run_is_reported_and_left_alone(tmp_path, capfd):
-    config = settings(tmp_path / "out")
-    run_ranks(1, main, config)
-    before = listed(tmp_path / "out")
-    run_ranks(2, main, config)
-    assert "this run is finished; nothing to do" in capfd.readouterr().out
-    assert listed(tmp_path / "out") == before
-    with pytest.raises(RuntimeError, match="learning_rate: then 0.001, now 0.5"):
-        run_ranks(1, main, settings(tmp_path / "out", learning_rate=0.5))
+def offline() -> None:
+    """For `main`: neither the hub nor a tracker answers."""
+
+    def refuse(*_, **__):
+        raise ConnectionError
+
+    hub.fetched = trackers.log_in = refuse  # in that process only
+
+
+def test_a_finished_run_is_reported_offline_and_left_alone(tmp_path, capfd):
+    out = tmp_path / "out"
+    run_ranks(1, main, settings(out))
+    run = json.loads((out / "run.json").read_text())
+    run["settings"]["chat_template"], run["given"] = "/cache/a.jinja", {"chat_template": "hub:o/n/a.jinja"}
+    (out / "run.json").write_text(json.dumps(run))
+    before = listed(out)
+    for name in ("hub:o/n/a.jinja", "/cache/a.jinja"):
+        run_ranks(2, main, settings(out, chat_template=name), offline)
+        assert "this run is finished; nothing to do" in capfd.readouterr().out
+    assert listed(out) == before
+    with pytest.raises(RuntimeError, match="chat_template: then /cache.*b.jinja; learning_rate: then 0.001, now 0.5"):
+        run_ranks(1, main, settings(out, chat_template="hub:o/n/b.jinja", learning_rate=0.5))
 
 
 @pytest.mark.parametrize("changes", [{}, {"use_lora": True}], ids=["all weights", "lora"])

@@ -63,7 +63,7 @@ def test_tokens_are_those_of_whole_steps_where_pairs_of_a_prompt_share_them():
         Example(prompt, (np.array([4, n]), np.array([5])), (np.ones(2, bool), np.ones(1, bool)), prompt=7)
         for n in range(3)
     )
-    config = runs.settings("out", group_by_prompt=True, global_batch_size=3)
+    config = runs.settings("out", group_by_prompt=True, global_batch_size=5)  # more than there are
     loader = Loader(examples, config.batch, config.packing, seed=0, attention_cost=0.1)
     data = TrainingData(examples, {}, {"train": {"kept": 3, "dropped": {}}})
     model = made.model(RewardModel)
