@@ -5,7 +5,7 @@
 The folder is written first: random bfloat16 in files of at most --shard_gb. Every reading is a start of its own, and
 drops the files from the page cache before. Memory is that of the whole process (VmHWM, with what is mapped of files),
 above what it held before the model was allocated. `--first_step` also loads the model for a training with LoRA and
-takes one step, of two pairs of 64 tokens.
+takes one step, of two pairs of 16 tokens.
 """
 
 import argparse
@@ -45,13 +45,13 @@ def main() -> None:
                 "MiB/s of a plain read"]  # fmt: skip
         page.add(f"A language model in {args.dtype}, as it is loaded to be evaluated:\n", table(head, rows))
         if args.first_step:
-            (facts,) = start("step", 1, folder, "bfloat16")
+            (facts,) = start("step", 1, folder, args.dtype)
             names = ["import", "build", "load", "optimizer", "step"]
             rows = [[name, f"{facts[name]:.1f}"] for name in (*names, "total")]
             page.add(
                 f"From the start of Python to the end of the first step, with LoRA of rank 16 in all linear layers, in "
-                f"bfloat16. Its part {facts['local'] / GIB:.2f} GiB, peak above start {facts['peak'] / GIB:.2f} GiB "
-                f"while loading, {facts['peak of step'] / GIB:.2f} GiB in all.\n",
+                f"{args.dtype}. Its part {facts['local'] / GIB:.2f} GiB, peak above start {facts['peak'] / GIB:.2f} GiB"
+                f" while loading, {facts['peak of step'] / GIB:.2f} GiB in all.\n",
                 table(["", "seconds"], rows),
             )
     finally:
@@ -161,7 +161,7 @@ def take_step(model, clock: dict[str, float]) -> None:
     from train_rm import train_step
 
     clock["optimizer"], optimizer = timed(lambda: optim.adamw(model, OptimSettings()))
-    ids = np.random.default_rng(0).integers(0, 1000, (2, 2, 64)).tolist()
+    ids = np.random.default_rng(0).integers(0, 1000, (2, 2, 16)).tolist()
     batch = pack(made.pair_examples(ids), [0, 1])
     batches = StepBatches([batch], num_examples=2, num_labels=0, num_tokens=1, seed=0)
     clock["step"], _ = timed(lambda: train_step(model, optimizer, batches, 1.0))
