@@ -183,31 +183,31 @@ FEW = (2, 3)  # layers
 
 
 def cards(names: tuple[str, ...]) -> None:
-    """Reward models with full recomputation: GiB on a GPU, and what three sizes of cards leave; GiB sent and received.
+    """Reward models with full recomputation: GiB reserved on a GPU, and the smallest of three cards that has as many.
 
-    Of what is offloaded also the host memory of a process.
+    Traffic is in GiB a step; host memory, of a process, where something is offloaded.
     """
-    sizes = (24, 40, 80)
-    print_row("model", "method", "GPUs", "GiB reserved", *(f"free of {size}" for size in sizes), "traffic", "host GiB",
-              header=True)  # fmt: skip
-
-    def show(name: str, method: str, processes: int, found: Footprint) -> None:
-        reserved, host = plan.reserved(found) / GIB, f"{found.host / GIB:.0f}" if "offloaded" in method else ""
-        print_row(name, method, processes, f"{reserved:.1f}", *(f"{size - reserved:.0f}" for size in sizes),
-                  f"{found.group_traffic / GIB:.0f}", host)  # fmt: skip
-
+    print_row("model", "method", *(f"{n} GPU{'s' * (n > 1)}" for n in (1, 8, 16)), "traffic of 8", "of 16",
+              "host GiB with 1, 8, 16", header=True)  # fmt: skip
     for name, (method, changes) in itertools.product(names, METHODS.items()):
-        found = {}
+        found = []
         for processes in (1, 8):
             size = {"global_batch_size": 48 * processes, "max_tokens": 8192, "gradient_checkpointing": "full"}
             examples = lengths(96 * processes, True)
-            found[processes], _ = by_few(MODELS[name], "rm", examples, processes, size | changes)
-        found[16] = of_more_processes(found[1], found[8])
-        for processes, footprint in found.items():
-            show(name, method, processes, footprint)
-            if method == "full":
-                short = dataclasses.replace(footprint, optimizer=footprint.optimizer / 2)
-                show(name, "full, bfloat16 states", processes, short)
+            found.append(by_few(MODELS[name], "rm", examples, processes, size | changes)[0])
+        found.append(of_more_processes(*found))
+        host = ", ".join(f"{x.host / GIB:.0f}" for x in found) if "cpu_offload" in changes else ""
+        traffic = [f"{x.group_traffic / GIB:.0f}" for x in found[1:]]
+        print_row(name, method, *map(on_a_card, found), *traffic, host)
+        if method == "full":
+            short = [dataclasses.replace(x, optimizer=x.optimizer / 2) for x in found]
+            print_row(name, "full, bfloat16 states", *map(on_a_card, short), *traffic, "")
+
+
+def on_a_card(footprint: Footprint) -> str:
+    gib = plan.reserved(footprint) / GIB
+    card = next((size for size in (24, 40, 80) if gib <= size), "none")
+    return f"{gib:.{0 if gib > 99 else 1}f} ({card})"
 
 
 def of_more_processes(one: Footprint, eight: Footprint) -> Footprint:
