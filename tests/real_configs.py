@@ -1,5 +1,7 @@
 """Published config.json files of well-known models: their numbers of parameters. See `tests.refused_configs`.
 
+The numbers are the published ones, or those of the model that transformers makes of the file.
+
 Settings that `rm.hf.families` does not read (dropout, initializer, cache, version) are left out.
 """
 
@@ -13,6 +15,10 @@ LINEAR_ROPE = {"factor": 4.0, "type": "linear"}
 GEMMA3_4B_TEXT = (
     dict(model_type="gemma3_text", hidden_size=2560, intermediate_size=10240, num_hidden_layers=34)
     | dict(rope_scaling={"factor": 8.0, "rope_type": "linear"}, sliding_window=1024)
+)  # fmt: skip
+GEMMA3_27B_TEXT = (
+    GEMMA3_4B_TEXT | dict(hidden_size=5376, intermediate_size=21504, num_attention_heads=32, num_hidden_layers=62)
+    | dict(num_key_value_heads=16, head_dim=128, query_pre_attn_scalar=168)
 )  # fmt: skip
 MISTRAL_SMALL_TEXT = (
     dict(model_type="mistral", attention_dropout=0.0, head_dim=128, hidden_act="silu", hidden_size=5120)
@@ -292,9 +298,11 @@ CONFIGS = {
     ),
 }
 
-LLAMA_8B, QWEN_7B, GEMMA2_9B, PYTHIA = (
-    CONFIGS[name][0] for name in ("Llama-3.1-8B", "Qwen2.5-7B", "gemma-2-9b", "pythia-1.4b")
+LLAMA_8B, QWEN_7B, GEMMA2_9B, PYTHIA, GPT_NEO = (
+    CONFIGS[name][0] for name in ("Llama-3.1-8B", "Qwen2.5-7B", "gemma-2-9b", "pythia-1.4b", "gpt-neo-1.3B")
 )
+YARN = {"factor": 4.0, "original_max_position_embeddings": 32768, "type": "yarn"}
+CHUNKS = {"chunk_size": 262144, "local_size": 8192, "original_max_position_embeddings": 262144}
 # Others of the same families, by what differs.
 CONFIGS |= {
     "Llama-2-13b": (llama(5120, 13824, 40, 40, 32000, rope_scaling=None, pretraining_tp=1), 13_015_864_320),
@@ -388,10 +396,7 @@ CONFIGS |= {
         CONFIGS["gemma-3-1b"][0] | dict(hidden_size=640, intermediate_size=2048, num_hidden_layers=18), 268_098_176,
     ),
     "gemma-3-27b": (
-        CONFIGS["gemma-3-4b"][0] | dict(text_config=GEMMA3_4B_TEXT | dict(hidden_size=5376, intermediate_size=21504)
-        | dict(num_attention_heads=32, num_hidden_layers=62, num_key_value_heads=16, head_dim=128)
-        | dict(query_pre_attn_scalar=168)),
-        27_009_346_304,
+        CONFIGS["gemma-3-4b"][0] | dict(text_config=GEMMA3_27B_TEXT), 27_009_346_304,
     ),
     "OLMo-2-1124-13B": (
         CONFIGS["OLMo-2-1124-7B"][0] | dict(hidden_size=5120, intermediate_size=13824, num_hidden_layers=40)
@@ -447,4 +452,117 @@ CONFIGS |= {
         | dict(attention_types=[[["global", "local"], 6]]),
         125_198_592,
     ),
+    "Llama-3.1-70B": (
+        LLAMA_8B | dict(hidden_size=8192, intermediate_size=28672, num_hidden_layers=80, num_attention_heads=64)
+        | dict(eos_token_id=128001, attention_dropout=0.0, pretraining_tp=1),
+        70_553_706_496,
+    ),
+    "Llama-3-8B-Gradient-1048k": (
+        llama(4096, 14336, 32, 32, 128256, num_key_value_heads=8, rope_theta=3580165449.0, rope_scaling=None)
+        | dict(max_position_embeddings=1048576, attention_bias=False, mlp_bias=False),
+        8_030_261_248,
+    ),
+    "granite-3b-code-base": (
+        llama(2560, 10240, 32, 32, 49152, attention_bias=True, mlp_bias=True, attention_dropout=0.1)
+        | dict(num_key_value_heads=32, rope_theta=10000, tie_word_embeddings=True, max_position_embeddings=2048),
+        3_482_503_680,
+    ),
+    "Atom-7B": (
+        llama(4096, 11008, 32, 32, 65000, rope_scaling={"factor": 8.0, "type": "dynamic"}, rope_theta=500000)
+        | dict(max_length=4096, max_position_embeddings=4096, num_key_value_heads=32, pad_token_id=2),
+        7_008_751_616,
+    ),
+    "LongAlpaca-7b-32k-chinese": (
+        llama(4096, 11008, 32, 32, 65000, rope_scaling={"factor": 8.0, "type": "linear"}, rope_theta=10000.0),
+        7_008_751_616,
+    ),
+    "zephyr-7b-beta": (CONFIGS["Mistral-7B-v0.1"][0] | dict(pad_token_id=2), 7_241_732_096),
+    "Mistral-Small-22B-2409": (
+        MISTRAL_SMALL_TEXT | dict(hidden_size=6144, intermediate_size=16384, num_attention_heads=48, vocab_size=32768)
+        | dict(num_hidden_layers=56, max_position_embeddings=32768, rope_theta=1000000.0),
+        22_247_282_688,
+    ),
+    "Mistral-Small-24B-2501": (
+        MISTRAL_SMALL_TEXT | dict(max_position_embeddings=32768, rope_theta=100000000.0), 23_572_403_200,
+    ),
+    "Qwen1.5-0.5B": (
+        QWEN_7B | dict(hidden_size=1024, intermediate_size=2816, num_hidden_layers=24, num_attention_heads=16)
+        | dict(num_key_value_heads=16, max_window_layers=21, sliding_window=32768, max_position_embeddings=32768)
+        | dict(vocab_size=151936, tie_word_embeddings=True),
+        463_987_712,
+    ),
+    "Qwen2-7B-Instruct": (
+        QWEN_7B | dict(max_position_embeddings=32768, sliding_window=None, pad_token_id=151643), 7_615_616_512,
+    ),
+    "Qwen2.5-7B-Instruct, for 128k tokens": (QWEN_7B | dict(rope_scaling=YARN, sliding_window=32768), 7_615_616_512),
+    "Qwen2.5-7B-Instruct-1M": (
+        QWEN_7B | dict(dual_chunk_attention_config=CHUNKS, max_position_embeddings=1010000, rms_norm_eps=1e-5)
+        | dict(rope_scaling=None, rope_theta=10000000.0, sliding_window=None),
+        7_615_616_512,
+    ),
+    "Qwen2.5-14B-Instruct-1M": (
+        QWEN_7B | dict(dual_chunk_attention_config=CHUNKS, max_position_embeddings=1010000, rms_norm_eps=1e-5)
+        | dict(rope_theta=10000000.0, sliding_window=1010000, hidden_size=5120, intermediate_size=13824)
+        | dict(num_hidden_layers=48, num_attention_heads=40, num_key_value_heads=8, max_window_layers=48),
+        14_770_033_664,
+    ),
+    "Qwen3-8B, for 128k tokens": (
+        CONFIGS["Qwen3-8B"][0] | dict(rope_scaling=YARN, max_position_embeddings=131072), 8_190_735_360,
+    ),
+    "Qwen3-Embedding-0.6B": (
+        CONFIGS["Qwen3-0.6B"][0] | dict(max_position_embeddings=32768, vocab_size=151669), 595_776_512,
+    ),
+    "Phi-3.5-mini": (
+        CONFIGS["Phi-3-mini-4k"][0] | dict(max_position_embeddings=131072, sliding_window=262144)
+        | dict(rope_scaling={"type": "longrope", "short_factor": [1.0] * 48, "long_factor": [1.5] * 48}),  # not theirs
+        3_821_079_552,
+    ),
+    "medgemma-27b-text": (
+        GEMMA3_27B_TEXT | dict(vocab_size=262144), 27_009_002_240,
+    ),
+    "dolly-v2-3b": (
+        PYTHIA | dict(hidden_size=2560, intermediate_size=10240, num_hidden_layers=32, num_attention_heads=32)
+        | dict(vocab_size=50280, custom_pipelines={"text-generation": {"pt": "AutoModelForCausalLM"}}),
+        2_775_086_080,
+    ),
+    "stablelm-base-alpha-3b": (
+        PYTHIA | dict(hidden_size=4096, intermediate_size=16384, num_hidden_layers=16, num_attention_heads=32)
+        | dict(vocab_size=50688, max_position_embeddings=4096, rope_scaling=None, classifier_dropout=0.1),
+        3_637_321_728,
+    ),
+    "stablelm-base-alpha-7b": (
+        PYTHIA | dict(hidden_size=6144, intermediate_size=24576, num_hidden_layers=16, num_attention_heads=48)
+        | dict(vocab_size=50432, max_position_embeddings=4096),
+        7_868_755_968,
+    ),
+    "japanese-gpt-neox-3.6b": (
+        PYTHIA | dict(hidden_size=2816, intermediate_size=11264, num_hidden_layers=36, num_attention_heads=22)
+        | dict(vocab_size=32000, rotary_pct=1.0, use_parallel_residual=False),
+        3_607_245_312,
+    ),
+    "TinyStories-33M": (
+        GPT_NEO | dict(hidden_size=768, num_heads=16, num_layers=4, attention_types=[[["global", "local"], 2]])
+        | dict(attention_layers=["global", "local"] * 2, embed_dropout=0, resid_dropout=0),
+        68_514_048,
+    ),
+    "pythia-410m, with three labels": (
+        PYTHIA | dict(hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, classifier_dropout=0.1)
+        | dict(architectures=["GPTNeoXForSequenceClassification"], id2label={"0": "a", "1": "b", "2": "c"}),
+        405_334_016,
+    ),
 }  # fmt: skip
+
+# Those that a library for inference is tested with: sizes of real models, one layer.
+CONFIGS |= {
+    f"{name}, one layer": (CONFIGS[of][0] | changes | dict(num_hidden_layers=1), size)
+    for name, of, changes, size in (
+        ("llama", "LLaMA-1-7b", dict(pad_token_id=-1), 464_531_456),
+        ("llama3", "Llama-3.1-8B", dict(pretraining_tp=1), 1_268_789_248),
+        ("mistral", "Mistral-7B-v0.1", dict(hidden_size=2048, num_attention_heads=16), 231_741_440),
+        ("phi3", "Phi-3-mini-4k", dict(sliding_window=2048, embd_pdrop=0.0, resid_pdrop=0.0), 310_256_640),
+        ("qwen2", "Qwen2.5-7B", dict(max_position_embeddings=32768), 1_323_056_128),
+        ("qwen3", "Qwen3-0.6B", dict(max_position_embeddings=32768), 171_314_432),
+        ("gpt_neox", "gpt-neox-20b", dict(hidden_size=2048, num_attention_heads=16), 324_057_088),
+        ("stablelm", "stablelm-2-1_6b", dict(num_attention_heads=16, num_key_value_heads=16), 462_440_448),
+    )
+}

@@ -9,7 +9,6 @@ Names: see `rm.hf.families.rules`; `hf_name` is a tensor's name in a checkpoint,
 """
 
 import hashlib
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -151,24 +150,23 @@ def load(model: nn.Module, folder: str | Path, new_ids: Sequence[int] = ()) -> s
     matched = _match(shapes, tensors, Path(folder), family, chosen)
     _say_bias(tensors, family, shapes, chosen)
     by_file = sorted(matched, key=lambda tensor: tensor.file)
-    shown = dist.progress(by_file, f"loading {folder}", "tensors")
-    for file, tensors_of_file in itertools.groupby(shown, key=lambda tensor: tensor.file):
-        with open_safetensors(file) as opened, torch.no_grad():
-            for tensor in tensors_of_file:
-                names = matched[tensor]
-                # Of what is kept in 4 bits, one tensor at a time is there as a whole, and only until it is full.
-                whole = {name: in_4bit[name].empty() for name in names if name in in_4bit}
-                parts = [whole[name] if name in whole else parameters[name] for name in names]
-                stored = opened.get_slice(tensor.hf_name)
-                if names == [SCORE] and tensor.shape[0] > shapes[SCORE][0]:
-                    stored = outputs.one_of(stored[:], chosen)
-                if is_score(names[0]):
-                    adapter.check_finite(file, tensor.hf_name, stored[:])
-                _copy(stored, family.layout(tensor.hf_name), parts, [shapes[name] for name in names], config)
-                if new_ids and names[0] in OF_VOCABULARY:
-                    _start_new_rows(parts[0], stored, new_ids)
-                for name, values in whole.items():
-                    in_4bit[name].fill(values)
+    for tensor in dist.progress(by_file, f"loading {folder}", "tensors"):
+        names = matched[tensor]
+        # Of what is kept in 4 bits, one tensor at a time is there as a whole, and only until it is full.
+        whole = {name: in_4bit[name].empty() for name in names if name in in_4bit}
+        parts = [whole[name] if name in whole else parameters[name] for name in names]
+        # Opened for one tensor: what has been read of an open file stays in the memory of the process.
+        with open_safetensors(tensor.file) as opened, torch.no_grad():
+            stored = opened.get_slice(tensor.hf_name)
+            if names == [SCORE] and tensor.shape[0] > shapes[SCORE][0]:
+                stored = outputs.one_of(stored[:], chosen)
+            if is_score(names[0]):
+                adapter.check_finite(tensor.file, tensor.hf_name, stored[:])
+            _copy(stored, family.layout(tensor.hf_name), parts, [shapes[name] for name in names], config)
+            if new_ids and names[0] in OF_VOCABULARY:
+                _start_new_rows(parts[0], stored, new_ids)
+            for name, values in whole.items():
+                in_4bit[name].fill(values)
     loaded = {name for names in matched.values() for name in names}
     return parameters.keys() - loaded
 

@@ -32,7 +32,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from rm.data.batch import Segment
-from rm.model.capped_attention import capped_attention
+from rm.model import capped_attention as capped
 
 # On a GPU, without cuDNN: it makes a plan for every new pair of lengths, 4 s for a layer of 44 replies on an H200.
 _BACKENDS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
@@ -53,7 +53,9 @@ class SplitAttention:
         self.segments = segments
         self.device = device
         self.query_lengths = _query_lengths(segments)
-        self.masks: dict[tuple[int, int, int], Tensor | None] = {}
+        self.longest_query = max(self.query_lengths)
+        self.longest_key = max(prefix + reply for prefix, *replies in segments for reply in replies)
+        self.masks: dict[int, Tensor] = {}  # window -> the mask of the largest block
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, window: int, scale: float, softcap: float = 0.0) -> Tensor:
         """q (T, H, E), k and v (T, K, E) -> (T, H, E)."""
@@ -77,8 +79,18 @@ class SplitAttention:
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, window: int, scale: float, softcap: float) -> Tensor:
         """q (L, H, E), k and v (S, K, E) -> (L, H, E): queries are the last L of S positions (bottom-right causal)."""
         if softcap:
-            return capped_attention(q, k, v, window, scale, softcap)
-        mask = self._mask(len(q), len(k), window)
+            return capped.capped_attention(q, k, v, window, scale, softcap)
+        if len(q) == len(k) and (window == NO_WINDOW or len(k) <= window):  # SDPA's own causal flag means the same
+            return self._product(q, k, v, None, scale)
+        # A block of queries at a time: the mask of a long text would be larger than everything else.
+        out = []
+        for rows, keys in capped.blocks(len(q), len(k), window):
+            block = _rows(q, rows), _rows(k, keys), _rows(v, keys)
+            out.append(self._product(*block, self._mask(*map(len, block[:2]), window, q.dtype), scale))
+        return out[0] if len(out) == 1 else torch.cat(out)
+
+    def _product(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+        """`mask` (L, S), of q's dtype: what is added to the logits; None: causal."""
         with sdpa_kernel(_BACKENDS) if q.is_cuda else contextlib.nullcontext():
             out = F.scaled_dot_product_attention(
                 *(x.transpose(0, 1)[None] for x in (q, k, v)),  # (1, H | K, L | S, E)
@@ -89,17 +101,26 @@ class SplitAttention:
             )
         return out[0].transpose(0, 1)
 
-    def _mask(self, queries: int, keys: int, window: int) -> Tensor | None:
-        """(L, S) bool, bottom-right causal; None where SDPA's own causal flag means the same."""
-        if queries == keys and (window == NO_WINDOW or keys <= window):
-            return None
-        shape = (queries, keys, window)
-        if shape not in self.masks:  # all layers share it
-            mask = torch.ones(queries, keys, dtype=torch.bool, device=self.device).tril(keys - queries)
-            if window != NO_WINDOW:
-                mask = mask.triu(keys - queries - window + 1)
-            self.masks[shape] = mask
-        return self.masks[shape]
+    def _mask(self, queries: int, keys: int, window: int, dtype: torch.dtype) -> Tensor:
+        """(L, S) of a block: 0 where a query sees a key, else -inf; bottom-right causal.
+
+        Counted from there, all blocks have the same mask: theirs are views of the largest one, for all layers. Not of
+        bools, of which SDPA makes a tensor of q's dtype in each layer, and keeps it for the backward.
+        """
+        if window not in self.masks:
+            rows = min(capped.BLOCK, self.longest_query)
+            columns = min(self.longest_key, rows + window - 1) if window else self.longest_key
+            sees = torch.ones(rows, columns, dtype=torch.bool, device=self.device).tril(columns - rows)
+            if window:
+                sees = sees.triu(columns - rows - window + 1)
+            self.masks[window] = torch.zeros_like(sees, dtype=dtype).masked_fill_(~sees, float("-inf"))
+        mask = self.masks[window][-queries:, -keys:]
+        return mask.contiguous() if mask.is_cuda else mask  # CUDA's kernels need aligned rows
+
+
+def _rows(x: Tensor, rows: slice) -> Tensor:
+    """`x[rows]`, without an operation where these are all."""
+    return x if rows == slice(0, len(x)) else x[rows]
 
 
 class VarlenAttention:

@@ -39,8 +39,8 @@ class PlannedSplitAttention(SplitAttention):
         groups = itertools.groupby(sorted(segments, key=len), key=len)
         super().__init__([tuple(map(sum, zip(*group, strict=True))) for _, group in groups], device)
 
-    def _mask(self, queries: int, keys: int, window: int) -> None:
-        return None
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, window: int, scale: float, softcap: float) -> Tensor:
+        return self._product(q, k, v, None, scale)
 
 
 class PlannedCappedAttention(VarlenAttention):

@@ -58,7 +58,12 @@ class Heaviest:
     @property
     def reserved(self) -> float:
         """Bytes that the device must have."""
-        return self.footprint.peak * (1 + FRAGMENTATION) + LIBRARIES
+        return reserved(self.footprint)
+
+
+def reserved(footprint: Footprint) -> float:
+    """Bytes that a device must have for it."""
+    return footprint.peak * (1 + FRAGMENTATION) + LIBRARIES
 
 
 def show(

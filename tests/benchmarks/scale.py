@@ -7,6 +7,7 @@
     python -m tests.benchmarks.scale sync           the roofline of --sync_each_batch
     python -m tests.benchmarks.scale cards          what fits on 1, 8 and 16 GPUs, for each method; or of one model,
                                                     as in: cards llama-7b
+    python -m tests.benchmarks.scale dialogues      long ones: memory, and operations
     python -m tests.benchmarks.scale families       a reward model of each family, in real sizes
 
 Neither weights nor a GPU are needed. Lengths are drawn from log-normal distributions like those of HH-RLHF: prompts of
@@ -15,6 +16,8 @@ Neither weights nor a GPU are needed. Lengths are drawn from log-normal distribu
 
 import argparse
 import contextlib
+import dataclasses
+import functools
 import itertools
 import json
 import tempfile
@@ -22,6 +25,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import torch
 
 import train_rm
 import train_sft
@@ -29,10 +33,14 @@ from rm.config import parse, updated
 from rm.data.examples import Example, Examples
 from rm.distributed import process_group as dist
 from rm.hf import weights
+from rm.hf.saving import MAX_SHARD_BYTES
 from rm.model.attention import VarlenAttention
 from rm.model.heads import LanguageModel, RewardModel
+from rm.model.nf4 import count_parameters
 from rm.plan import plan
+from rm.plan.memory import Footprint
 from rm.plan.settings import GIB
+from rm.training.flops import PEAKS
 from tests.acceptance.speed import LLAMA_1B, LLAMA_8B, PAIRS, PROMPT, REPLY
 from tests.real_configs import CONFIGS
 
@@ -46,7 +54,9 @@ def llama(width: int, inner: int, layers: int, heads: int, **more) -> dict:
 
 
 MODELS = {
+    "llama-tiny": llama(256, 688, 4, 4),
     "llama-1.3b": llama(2048, 5504, 24, 16),
+    "llama-3b": llama(3200, 8640, 26, 32),
     "llama-7b": llama(4096, 11008, 32, 32),
     "llama-13b": llama(5120, 13824, 40, 40),
     "llama-70b": llama(8192, 28672, 80, 64, num_key_value_heads=8),
@@ -164,26 +174,138 @@ def sync() -> None:
 LARGE = ("llama-7b", "llama-3.1-8b", "llama-13b", "llama-70b")
 METHODS = {
     "full": {},
-    "full, bfloat16 states": {"optimizer_state_dtype": "bfloat16"},
     "LISA": {"use_lisa": True},
     "LoRA": LORA,
     "LoRA, 4 bits": LORA | {"load_in_4bit": True},
     "full, offloaded": {"cpu_offload": True},
 }
+FEW = (2, 3)  # layers
 
 
 def cards(names: tuple[str, ...]) -> None:
-    """Reward models with full recomputation: GiB on a GPU and in host memory, and what three sizes of cards leave."""
-    sizes = (24, 40, 80)
-    print_row("model", "method", "GPUs", "GiB reserved", "host GiB", *(f"free of {size}" for size in sizes), "traffic",
-              header=True)  # fmt: skip
-    for name, (method, changes), processes in itertools.product(names, METHODS.items(), (1, 8, 16)):
-        size = {"global_batch_size": 48 * processes, "max_tokens": 8192, "gradient_checkpointing": "full"}
-        with planned(MODELS[name], "rm", lengths(96 * processes, True), processes, **size, **changes) as plan_of_run:
-            heaviest = plan_of_run.heaviest
-        reserved, parts = heaviest.reserved / GIB, heaviest.footprint
-        print_row(name, method, processes, f"{reserved:.1f}", f"{parts.host / GIB:.0f}",
-                  *(f"{size - reserved:.0f}" for size in sizes), f"{parts.group_traffic / GIB:.0f}")  # fmt: skip
+    """Reward models with full recomputation: GiB reserved on a GPU, and the smallest of three cards that has as many.
+
+    Traffic is in GiB a step; host memory, of a process, where something is offloaded.
+    """
+    print_row("model", "method", *(f"{n} GPU{'s' * (n > 1)}" for n in (1, 8, 16)), "traffic of 8", "of 16",
+              "host GiB with 1, 8, 16", header=True)  # fmt: skip
+    for name, (method, changes) in itertools.product(names, METHODS.items()):
+        found = []
+        for processes in (1, 8):
+            size = {"global_batch_size": 48 * processes, "max_tokens": 8192, "gradient_checkpointing": "full"}
+            examples = lengths(96 * processes, True)
+            found.append(by_few(MODELS[name], "rm", examples, processes, size | changes)[0])
+        found.append(of_more_processes(*found))
+        host = ", ".join(f"{x.host / GIB:.0f}" for x in found) if "cpu_offload" in changes else ""
+        traffic = [f"{x.group_traffic / GIB:.0f}" for x in found[1:]]
+        print_row(name, method, *map(on_a_card, found), *traffic, host)
+        if method == "full":
+            short = [dataclasses.replace(x, optimizer=x.optimizer / 2) for x in found]
+            print_row(name, "full, bfloat16 states", *map(on_a_card, short), *traffic, "")
+
+
+def on_a_card(footprint: Footprint) -> str:
+    gib = plan.reserved(footprint) / GIB
+    card = next((size for size in (24, 40, 80) if gib <= size), "none")
+    return f"{gib:.{0 if gib > 99 else 1}f} ({card})"
+
+
+def of_more_processes(one: Footprint, eight: Footprint) -> Footprint:
+    """A footprint with 16 processes: what they share among them has a part that is not divided, and one that is."""
+
+    def divided(name: str) -> float:
+        a, b = getattr(one, name), getattr(eight, name)
+        return b - (a - b) / 14  # a + b / N through both
+
+    shared = {name: divided(name) for name in ("weights", "gradients", "optimizer", "host")}
+    sent = {name: getattr(eight, name) * (15 / 16) / (7 / 8) for name in ("gather_traffic", "reduce_traffic")}
+    return dataclasses.replace(eight, **shared | sent)
+
+
+class FewLayers(plan.Plan):
+    """A plan of a model of which only a few layers are there: the inputs of the others are held for the backward."""
+
+    more = 0  # layers
+
+    def _model(self, settings, step: int = 0):
+        model = super()._model(settings, step)
+        if not settings.memory.activation_offloading:
+            layer = model.layers[1]  # that of the first has no gradient with LoRA
+            layer.forward = functools.partial(_hold_more, layer.forward, self.more)
+        return model
+
+
+def _hold_more(forward, more: int, x: torch.Tensor, *args) -> torch.Tensor:
+    return forward(_Hold.apply(x, more), *args)
+
+
+class _Hold(torch.autograd.Function):
+    """The identity, which holds `more` tensors of the size of `x` from the forward to the backward."""
+
+    @staticmethod
+    def forward(ctx, x: torch.Tensor, more: int) -> torch.Tensor:
+        ctx.held = x.new_empty((more, *x.shape))
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, grad: torch.Tensor):
+        ctx.held = None
+        return grad, None
+
+
+def by_few(
+    config: dict, kind: str, examples: Examples, processes: int, changes: dict
+) -> tuple[Footprint, dict[str, float]]:
+    """The footprint of a run with full recomputation, and its numbers of operations, from plans of few of its layers.
+
+    All of it is linear in the layers, but activations, which are those of the few with the inputs of the others; what
+    is gathered, which is the same for any depth; and files and shards in host memory at the end of a run, which are
+    counted.
+    """
+    few, all_layers = [], config["num_hidden_layers"]
+    for layers in FEW:
+        FewLayers.more = all_layers - layers
+        shallow = config | {"num_hidden_layers": layers}
+        with planned(shallow, kind, examples, processes, FewLayers, **changes) as found:
+            parameters, footprint = count_parameters(found.model), found.heaviest.footprint
+            work = found.model, found.loader, found.settings.memory.gradient_checkpointing
+            flops = {"all": plan.step_flops(*work), "attention": plan.attention_flops(*work)}
+        at_the_end = host_at_the_end(parameters, kind, processes, changes)
+        sizes = dataclasses.asdict(footprint) | {"parameters": parameters, "host": footprint.host - at_the_end}
+        few.append(sizes | flops)
+    more = (all_layers - FEW[0]) / (FEW[1] - FEW[0])
+    sizes = {name: few[0][name] + more * (few[1][name] - few[0][name]) for name in few[0]}
+    for name in ("activations", "gathered"):
+        sizes[name] = max(x[name] for x in few)
+    sizes["host"] += host_at_the_end(sizes.pop("parameters"), kind, processes, changes)
+    flops = {name: sizes.pop(name) for name in flops}
+    return Footprint(**sizes), flops
+
+
+def host_at_the_end(parameters: float, kind: str, processes: int, changes: dict) -> float:
+    """Bytes, as `rm.plan.memory` has them in bfloat16."""
+    base = 2 * parameters / processes if "load_in_4bit" in changes else 0
+    scored = 4 * parameters / processes if kind == "rm" else 0
+    return max(min(MAX_SHARD_BYTES, 2 * parameters) + base, scored)
+
+
+def dialogues() -> None:
+    """SFT of long dialogues, one in a micro-batch and one a GPU, with full recomputation."""
+    print_row("model", "method", "GPUs", "tokens", "GiB of activations", "GiB reserved", "offloaded",
+              "s a step", "attention", header=True)  # fmt: skip
+    for (name, method, processes), tokens in itertools.product(
+        (("llama-3.1-8b", "full", 8), ("llama-70b", "full", 64)), (16384, 32768)
+    ):
+        ids, labels = np.zeros(tokens, np.int32), np.ones(tokens, bool)
+        examples = Examples.build([Example(ids[:0], (ids,), (labels,))] * (2 * processes))
+        size = {"global_batch_size": processes, "max_tokens": tokens, "gradient_checkpointing": "full"}
+        found, flops = by_few(MODELS[name], "sft", examples, processes, size | METHODS[method])
+        more = {"activation_offloading": True}
+        offloaded, _ = by_few(MODELS[name], "sft", examples, processes, size | METHODS[method] | more)
+        seconds = flops["all"] / processes / (0.4 * PEAKS["H100"] * 1e12)
+        print_row(name, method, processes, f"{tokens:,}", f"{found.activations / GIB:.1f}",
+                  *(f"{plan.reserved(x) / GIB:.0f}" for x in (found, offloaded)),
+                  f"{seconds:.1f}", f"{flops['attention'] / flops['all']:.0%}")  # fmt: skip
 
 
 REAL = """Qwen3-0.6B gemma-2-2b SmolLM3-3B granite-4.0-micro gemma-3-4b Olmo-3-1025-7B Qwen3-8B gemma-2-9b GLM-4-9B-0414
@@ -205,7 +327,9 @@ def families() -> None:
 
 
 @contextlib.contextmanager
-def planned(config: dict, kind: str, examples: Examples, processes: int, **changes) -> Iterator[plan.Plan]:
+def planned(
+    config: dict, kind: str, examples: Examples, processes: int, plan_class: type[plan.Plan] = plan.Plan, **changes
+) -> Iterator[plan.Plan]:
     script, cls = (train_sft, LanguageModel) if kind == "sft" else (train_rm, RewardModel)
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "config.json").write_text(json.dumps(config))
@@ -214,7 +338,7 @@ def planned(config: dict, kind: str, examples: Examples, processes: int, **chang
         loss = settings.loss if kind == "rm" else None
         with dist.fake_process_group(processes), plan.logits_of_a_gpu():
             kernel = plan.kernel_of(weights.read_config(folder)[0], on_a_gpu=True)
-            yield plan.Plan(cls, settings, settings.plan, examples, kernel, loss)
+            yield plan_class(cls, settings, settings.plan, examples, kernel, loss)
 
 
 def print_row(*cells, header: bool = False) -> None:
@@ -223,6 +347,7 @@ def print_row(*cells, header: bool = False) -> None:
         print("|" + "---|" * len(cells))
 
 
+PAPER = {"measured": measured, "methods": methods, "sync": sync, "dialogues": dialogues, "families": families}
 HEADER = (
     "model", "run", "GPUs", "shard group", "recomputed", "tokens", "weights", "gradients", "optimizer", "activations",
     "gathered", "reserved", "s a step", "within a group", "between groups",
@@ -231,14 +356,14 @@ HEADER = (
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("table", choices=("recipes", "sizes", "measured", "methods", "sync", "cards", "families"))
+    parser.add_argument("table", choices=("recipes", "sizes", "cards", *PAPER))
     parser.add_argument("model", nargs="*", help="for cards", default=("llama-1.3b", *LARGE))
     arguments = parser.parse_args()
     table = arguments.table
     if table == "cards":
         return cards(arguments.model)
-    if table in (paper := {"measured": measured, "methods": methods, "sync": sync, "families": families}):
-        return paper[table]()
+    if table in PAPER:
+        return PAPER[table]()
     print("| " + " | ".join(HEADER) + " |\n" + "|---" * len(HEADER) + "|")
     if table == "recipes":
         for name in (name for name in MODELS if Path(f"launch/recipes/{name}.sft.json").exists()):

@@ -61,7 +61,7 @@ class Turns:
         facts |= {"wall": wall, "cpu": cpu, "others": max(0.0, _busy() - self.busy - cpu) / wall}
         if self.profiling:
             self.profiler.stop()
-            facts["allocated"] = _allocator_peak(self.profiler)
+            facts["allocated"] = allocator_peak(self.profiler)
         self.pipe.send(facts)
 
 
@@ -71,7 +71,7 @@ def _busy() -> float:
     return (user + nice + system + interrupt + soft + stolen) / os.sysconf("SC_CLK_TCK")
 
 
-def _allocator_peak(profiler: torch.profiler.profile) -> int:
+def allocator_peak(profiler: torch.profiler.profile) -> int:
     """The highest running sum of the allocator's events, in bytes."""
     events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
     level = peak = 0

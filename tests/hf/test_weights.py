@@ -175,6 +175,24 @@ def test_each_rank_reads_only_its_own_rows(tmp_path, family, world):
     assert sum(read for read, *_ in results) == sum(p.numel() for p in full.values())
 
 
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux says what is resident of files")
+def test_what_was_read_of_a_file_does_not_stay_in_memory(tmp_path, monkeypatch):
+    sizes = dict(hidden_size=256, intermediate_size=2048, num_hidden_layers=4)
+    folder = tiny.save_with(tiny.llama(**sizes), tmp_path / "m")
+    resident, copy = [], weights._copy
+
+    def copy_and_look(*args):
+        copy(*args)
+        resident.append(int(re.search(r"RssFile:\s*(\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024)
+
+    monkeypatch.setattr(weights, "_copy", copy_and_look)
+    model = tiny.ours(folder)  # twice: by the second time, the libraries are in memory
+    resident.clear()
+    weights.load(model, folder)
+    size = (folder / "model.safetensors").stat().st_size
+    assert size > 20 * 2**20 and max(resident) - min(resident) < size / 4
+
+
 # Saving
 
 
