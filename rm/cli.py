@@ -9,7 +9,7 @@ import time
 import traceback
 from collections.abc import Iterator
 
-from rm.distributed.process_group import Stopped, rank, under_torchrun, world_size
+from rm.distributed.process_group import Stopped, is_lost_connection, rank, under_torchrun, world_size
 from rm.terminal import printable, warn
 
 
@@ -29,7 +29,13 @@ def one_line_errors() -> Iterator[None]:
     except SystemExit as done:
         _exit_at_once(done.code)
         raise
-    except Exception:
+    except Exception as error:
+        if is_lost_connection(error):
+            warn(
+                f"error [rank {rank()}]: another process has ended or cannot be reached: see what it said last. The "
+                f"same command goes on from the newest checkpoint ({str(error).partition('. ')[0]})"
+            )
+            _exit_at_once(1)
         if _has_peers():
             traceback.print_exc()
             _exit_at_once(1)

@@ -204,6 +204,7 @@ def problem(world: World, seed: int) -> str | None:
         if draw.random() < 0.7:  # as if somebody had also made the checksums anew
             if file.name == "state.json":
                 (file.parent / "COMPLETE").write_text(f"{hashlib.sha256(content).hexdigest()}\n")
+            (file.parent / "SHA256SUMS").unlink(missing_ok=True)
         status, said = command(world, here)
         last = (said.strip().splitlines() or [""])[-1]
         if isinstance(status, str):

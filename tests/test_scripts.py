@@ -133,6 +133,8 @@ def test_a_merged_model_and_its_adapter_have_one_contract_which_is_checked(world
     contract["golden"][1]["score"] += 1
     (forms["model"] / "scoring.json").write_text(json.dumps(contract))
     flags = ("--model_name_or_path", forms["model"], "--dataset_path", world / "pairs.jsonl")
+    assert "scoring.json has changed since it was written" in refused("eval_rm.py", tmp_path / "out", *flags)
+    (forms["model"] / "SHA256SUMS").unlink()
     assert "probe text 2" in refused("eval_rm.py", tmp_path / "out", *flags)
 
 

@@ -26,7 +26,6 @@ from rm.files import read_json, sync, sync_files, update_digest, write_json
 from rm.json_keys import Key
 from rm.terminal import warn
 
-MADE = {"hash": Key(str, required=True), "made": Key(dict, required=True)}  # what made.json may hold
 FILES = {"made.json", *(f"{field.name}.npy" for field in fields(Examples))}  # of an entry
 CHECKSUMS = "checksums.json"  # file name -> CRC-32 of all other files of an entry
 A_DAY = 24 * 3600
@@ -39,7 +38,11 @@ def default_folder() -> str:
 
 
 def open_or_make(
-    folder: str, name: list[str], files: tuple[str, ...], make: Callable[[], tuple[Examples, dict]]
+    folder: str,
+    name: list[str],
+    files: tuple[str, ...],
+    make: Callable[[], tuple[Examples, dict]],
+    keys: dict[str, Key] | None = None,
 ) -> tuple[Examples, dict]:
     """Open the cache entry for these files, after making it if there is none. All ranks call it.
 
@@ -49,27 +52,29 @@ def open_or_make(
         files: the files whose contents the result depends on. For one that cannot be read, `make` raises the error.
         make: returns the examples and a JSON object to store with them (such as a report of what was dropped); called
             on one process of each machine if there is no entry, or a damaged one.
+        keys: that the JSON object may hold; None: any.
 
     Returns:
         The examples, memory-mapped, and the JSON object that was stored with them.
     """
     entry = Path(folder) / _digest([str(FORMAT), *name], files)
+    made_keys = {"hash": Key(str, required=True), "made": Key(dict, keys=keys, required=True)}  # of made.json
 
     def make_unless_whole() -> None:
-        damage = _damage(entry) if entry.exists() else None
+        damage = _damage(entry, made_keys) if entry.exists() else None
         if damage:
             warn(f"{damage}: this entry of the cache is made again")
         if damage or not entry.exists():
-            _write(entry, *make())
+            _write(entry, *make(), made_keys)
 
     dist.once_per_node(make_unless_whole)  # each machine may have a cache of its own
-    examples, stored = Examples.open(entry), json_keys.read(entry / "made.json", MADE)
+    examples, stored = Examples.open(entry), json_keys.read(entry / "made.json", made_keys)
     # Computing the hash would read every token on every rank at every start.
     examples.hash = stored["hash"]
     return examples, stored["made"]
 
 
-def _write(entry: Path, examples: Examples, made: dict) -> None:
+def _write(entry: Path, examples: Examples, made: dict, keys: dict[str, Key]) -> None:
     """Write an entry; it replaces a damaged one."""
     entry.parent.mkdir(parents=True, exist_ok=True)
     for leftover in entry.parent.glob("writing-*"):  # of processes that were killed; writing takes minutes
@@ -83,7 +88,7 @@ def _write(entry: Path, examples: Examples, made: dict) -> None:
         write_json(new / "made.json", {"hash": examples.hash, "made": made})
         write_json(new / CHECKSUMS, {file.name: _crc32(file) for file in new.iterdir()})
         sync_files(new)
-        if entry.exists() and _damage(entry):  # another machine that shares the folder may have been faster
+        if entry.exists() and _damage(entry, keys):  # another machine that shares the folder may have been faster
             os.rename(entry, temporary / "damaged")
         try:
             os.rename(new, entry)
@@ -95,8 +100,8 @@ def _write(entry: Path, examples: Examples, made: dict) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _damage(entry: Path) -> str | None:
-    """What has changed in an entry since it was written; None if nothing has."""
+def _damage(entry: Path, keys: dict[str, Key]) -> str | None:
+    """What has changed in an entry since it was written; None if nothing has. `keys`: of its made.json."""
     file = entry / CHECKSUMS
     try:
         checksums = read_json(file)
@@ -106,7 +111,7 @@ def _damage(entry: Path) -> str | None:
             file = entry / name
             if _crc32(file) != checksum:
                 return f"{file} has changed since it was written"
-        json_keys.read(entry / "made.json", MADE)
+        json_keys.read(entry / "made.json", keys)
     except (OSError, ValueError) as error:
         return f"{file} is damaged ({error})"
     return None

@@ -21,6 +21,7 @@ from rm.data.split import SplitSettings, leak, split
 from rm.data.tokenizer import Tokenizer
 from rm.distributed import process_group as dist
 from rm.files import check_regular
+from rm.json_keys import Key
 
 SHOWN_KEYS = 8  # keys passed over that the log names
 
@@ -169,6 +170,25 @@ def shown(key: str) -> str:
     return key if key.isidentifier() and len(key) < 40 else reprlib.repr(key)
 
 
+_COUNT = Key(int, minimum=0, required=True)
+_COUNTS, _NAMES = Key(dict, items=_COUNT, required=True), Key(list, items=Key(str), required=True)
+REPORT_KEYS = {  # of a `Report` in the cache
+    "kept": _COUNT,
+    "dropped": _COUNTS,
+    "formats": _COUNTS,
+    "files": Key(list, items=_COUNT, required=True),
+    "shortened": _COUNT,
+    "bare": Key(str),
+    "typed_special": _COUNT,
+    "used": _NAMES,
+    "passed_over": _NAMES,
+    "first_dropped": Key(dict, items=Key(list), required=True),
+    "dropped_records": Key(dict, items=Key(list, items=_COUNT), required=True),
+    "lengths": _COUNTS,
+    "warnings": _NAMES,
+}
+
+
 @dataclass(frozen=True)
 class TrainingData:
     """What a training script reads from its files."""
@@ -257,7 +277,7 @@ def read_cached(
     how += ["with prompts"] if with_prompts else []
     of_keys = [*keys.data_keys, "", *keys.ignore_keys, "", *attributes]
     key = [task.value, tokenizer.fingerprint, *map(str, how), *of_keys]
-    examples, report = cache.open_or_make(cache_dir or cache.default_folder(), key, tuple(paths), make)
+    examples, report = cache.open_or_make(cache_dir or cache.default_folder(), key, tuple(paths), make, REPORT_KEYS)
     return examples, Report(**report)
 
 

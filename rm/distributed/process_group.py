@@ -205,6 +205,11 @@ def is_lost_process(error: BaseException | None) -> bool:
     return world_size() > 1 and isinstance(error, RuntimeError) and not isinstance(error, torch.OutOfMemoryError)
 
 
+def is_lost_connection(error: BaseException) -> bool:
+    """Whether gloo has lost another process; its error has no type of its own. NCCL's may have other reasons."""
+    return isinstance(error, RuntimeError) and "/gloo/" in str(error)
+
+
 def rank() -> int:
     """This process's number, 0 to world_size() - 1."""
     return torch_dist.get_rank() if torch_dist.is_initialized() else int(os.environ.get("RANK", 0))

@@ -19,7 +19,7 @@ from rm.distributed import checkpoint, sharding
 from rm.distributed import process_group as dist
 from rm.distributed.sharding import MemorySettings, ParallelSettings, dtype_name
 from rm.files import read_json, sync_files
-from rm.hf import adapter, hub, outputs, saving, weights
+from rm.hf import adapter, checksums, hub, outputs, saving, weights
 from rm.hf.checkpoint_folder import ModelFiles
 from rm.hf.families.keys import DROPOUT
 from rm.hf.folder import TextFiles, copy_tokenizer, name_padding
@@ -228,6 +228,7 @@ def save(
             copy_tokenizer(folder / "adapter", hub.tokenizer_folder(base), texts)
             if model.head == RewardModel.head:
                 name_padding(folder / "adapter", hf, None if texts is None else texts.template)
+            checksums.write(folder / "adapter")
             sync_files(folder / "adapter")
         probe = pack(examples, range(min(4, len(examples))))
         if settings.load_in_4bit:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from rm.distributed import checkpoint, sharding
 from rm.distributed import process_group as dist
-from rm.hf import outputs
+from rm.hf import checksums, outputs
 from rm.hf.adapter import SCORE, add_product, is_score
 from rm.hf.outputs import Output
 from rm.model import lora
@@ -38,6 +38,7 @@ class ModelFiles:
             return cls(adapter=adapter)
         with tempfile.TemporaryDirectory() as folder:
             write(Path(folder))
+            checksums.write(Path(folder))
             return cls({file.name: file.read_bytes() for file in Path(folder).iterdir()}, adapter)
 
 
@@ -89,7 +90,11 @@ def load(parameters: dict[str, Tensor], folder: Path, state: dict, chosen: Outpu
 
     Returns:
         Names of the parameters that the checkpoint holds.
+
+    Raises:
+        ValueError: a shard has changed since it was written.
     """
+    checkpoint.verify(folder, state)
     shapes = {name: described["shape"] for name, described in state["parameters"].items()}
     held = {name: p for name, p in parameters.items() if name in shapes and not lora.is_adapter(name)}
     whole = {}  # a head of which one output is read

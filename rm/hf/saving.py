@@ -16,14 +16,14 @@ from torch import nn
 from rm.distributed import checkpoint
 from rm.distributed import process_group as dist
 from rm.distributed.sharding import full_tensor
-from rm.files import sha256, sync, sync_files, write_atomically, write_json
-from rm.hf import families, hub
+from rm.files import sha256, sync, sync_files, write_json
+from rm.hf import checksums, families, hub
 from rm.hf.adapter import is_score
 from rm.hf.families.phi3 import with_long_factors
 from rm.hf.families.rules import WITH_TWO_LAYERS
 from rm.hf.folder import TextFiles, describe, forget_code
 from rm.hf.safetensors_file import save_tensors
-from rm.hf.weights import SUMS, base_folder, read_config
+from rm.hf.weights import base_folder, read_config
 from rm.model import lora
 
 NOT_IN_TRANSFORMERS = (
@@ -90,7 +90,6 @@ def save(
             # The others wait here, in gloo, and not in NCCL's next gather, which has ten minutes from its start.
             dist.barrier()
         if dist.is_main():
-            write_atomically(folder / SUMS, "".join(f"{digest}  {file}\n" for file, digest in digests.items()))
             if len(shards) > 1:
                 weight_map = {hf_name: file for file, hf_names in shards.items() for hf_name in hf_names}
                 index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map}
@@ -101,6 +100,7 @@ def save(
             forget_code(folder)
             if family is not source_family:
                 dist.say(f"{out} is a {hf['model_type']}, which transformers opens as {architecture}")
+            checksums.write(folder, digests)
 
 
 def save_description(

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from rm.distributed import checkpoint
 from rm.distributed import process_group as dist
 from rm.distributed.sharding import local, local_slices
-from rm.files import read_json, sha256
-from rm.hf import adapter, checkpoint_folder, families, hub, outputs
+from rm.files import read_json
+from rm.hf import adapter, checkpoint_folder, checksums, families, hub, outputs
 from rm.hf.adapter import SCORE, is_score
 from rm.hf.families.keys import HEADS
 from rm.hf.families.layout import Layout
@@ -32,7 +32,6 @@ from rm.model import lora
 from rm.model.nf4 import quantized_layers
 from rm.model.transformer import ModelConfig
 
-SUMS = "SHA256SUMS"  # of the weights in a folder, as sha256sum writes and checks them
 BIAS = "score.bias"  # of a linear reward head: it is left out
 HEADS_OF_OTHERS = tuple(f"{name}." for name in HEADS)
 OF_VOCABULARY = ("embed.weight", "lm_head.weight")  # parameters with a row for each token
@@ -118,8 +117,9 @@ def load(model: nn.Module, folder: str | Path, new_ids: Sequence[int] = ()) -> s
 
     Raises:
         ValueError: the folder's tensors are not those of the model; except for adapters, this is checked before any
-            parameter is changed.
+            parameter is changed. Or a file of the folder has changed since it was written (`rm.hf.checksums`).
     """
+    checksums.check(Path(folder), dist.rank(), dist.world_size())
     parameters, in_4bit, chosen = dict(model.named_parameters()), quantized_layers(model), model.reward_output
     base = hub.base_of(folder)
     if in_4bit and (base is not None or checkpoint.is_checkpoint(folder)):
@@ -385,14 +385,13 @@ def _weights_files(folder: Path) -> list[Path]:
 
 
 def check_whole(folder: Path) -> None:
-    """Raise ValueError where weights, or those of an adapter, are missing, cut off or, by SHA256SUMS, changed."""
+    """Raise ValueError where weights, or those of an adapter, are missing or cut off, or a file has changed."""
     if not folder.is_dir():
         raise ValueError(f"{folder} does not exist")
     of_adapter = (folder / adapter.CONFIG).is_file()
     for file in [folder / adapter.TENSORS] if of_adapter else _weights_files(folder):
         with open_safetensors(file):
             pass
-    for line in (folder / SUMS).read_text(errors="replace").splitlines() if (folder / SUMS).is_file() else []:
-        digest, _, name = line.partition("  ")
-        if Path(name).name != name or not (folder / name).is_file() or sha256(folder / name) != digest:
-            raise ValueError(f"{folder / name} has changed since it was written, as {SUMS} says")
+    if gone := [name for name in checksums.read(folder) if not (folder / name).is_file()]:
+        raise ValueError(f"{folder / gone[0]} is missing")
+    checksums.check(folder)

@@ -30,13 +30,14 @@ from rm.distributed import checkpoint, sharding
 from rm.distributed import process_group as dist
 from rm.distributed.sharding import ParallelSettings, dtype_name
 from rm.files import read_json, write_atomically, write_json
-from rm.hf import build, hub, saving, weights
+from rm.hf import build, checksums, hub, saving, weights
 from rm.hf.checkpoint_folder import ModelFiles
 from rm.hf.folder import TextFiles, name_padding, padding_id, set_padding
 from rm.hf.outputs import Output
 from rm.model.heads import RegressionModel, RewardModel, reward_model
 from rm.model.lora import LoraSettings
 from rm.model.losses import LossSettings
+from rm.scoring import contract_file
 from rm.scoring.contract_file import FILE, Contract, Golden, read
 from rm.scoring.reward_set import RewardSet
 from rm.scoring.score import all_rewards, reward_statistics
@@ -165,6 +166,7 @@ def write(
     template, written = _template(folder, text)
     if dist.is_main():
         _write_template(folder, template, written)
+        checksums.write_again(folder)
     dist.barrier()
     encoder, contract = _describe(folder, text, dtype, written, labels)
     probes = _probe_texts(encoder)
@@ -173,7 +175,7 @@ def write(
     tokens = [[*example.prefix.tolist(), *example.replies[0].tolist()] for example in examples]
     golden = tuple(Golden(*golden) for golden in zip(probes, tokens, scores, strict=True))
     if dist.is_main():
-        write_json(folder / FILE, asdict(replace(contract, golden=golden, **statistics or {})))
+        contract_file.write(folder, replace(contract, golden=golden, **statistics or {}))
     dist.barrier()
 
 
@@ -280,6 +282,7 @@ def copy_to(source: str | Path, folder: str | Path, shift: float = 0.0, chosen: 
         pad_id = _padding_id(source, tokenizer)
         if dist.is_main() and pad_id is not None:  # its rewards are read before it
             set_padding(folder, tokenizer.string_of(pad_id), pad_id)
+            checksums.write_again(folder)
         dist.barrier()
         return
     contract = contract.of_output(chosen)
@@ -298,6 +301,7 @@ def copy_to(source: str | Path, folder: str | Path, shift: float = 0.0, chosen: 
     text, _ = resolve(folder, ScoringTextSettings())
     if dist.is_main():
         name_padding(folder, read_json(folder / "config.json"), _encoder(folder, text).template)
+        checksums.write_again(folder)
     dist.barrier()
     scores = verify(
         contract,
@@ -308,7 +312,7 @@ def copy_to(source: str | Path, folder: str | Path, shift: float = 0.0, chosen: 
     )
     golden = tuple(replace(old, score=new) for old, new in zip(contract.golden, scores, strict=True))
     if dist.is_main():
-        write_json(folder / FILE, asdict(replace(contract, golden=golden)))
+        contract_file.write(folder, replace(contract, golden=golden))
     dist.barrier()
 
 

@@ -1,13 +1,16 @@
-"""The content of scoring.json, and what the file may hold."""
+"""The content of scoring.json, what the file may hold, reading and writing it."""
 
-from dataclasses import dataclass, replace
+import hashlib
+import json
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
 
 from rm.data.chat import DIALOGUE_FORMATS
 from rm.data.messages import Text
-from rm.files import read_json
+from rm.files import read_json, write_atomically
+from rm.hf import checksums
 from rm.hf.outputs import Output, one_of
 from rm.json_keys import Key, check_keys
 
@@ -109,3 +112,10 @@ def read(folder: str | Path) -> Contract | None:
     values = {name: content.get(name) for name in KEYS}
     golden = tuple(Golden(**{name: entry[name] for name in GOLDEN_KEYS}) for entry in content["golden"])
     return Contract(**values | {"golden": golden})
+
+
+def write(folder: Path, contract: Contract) -> None:
+    """Write scoring.json, and before it its checksum: where scoring.json is there, everything is."""
+    text = json.dumps(asdict(contract), indent=2, ensure_ascii=False) + "\n"
+    checksums.write_again(folder, **{FILE: hashlib.sha256(text.encode()).hexdigest()})
+    write_atomically(folder / FILE, text)

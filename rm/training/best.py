@@ -88,8 +88,10 @@ class Best:
         value = line.get(self.settings.metric)
         if value is None or step <= (self.evaluated_step or 0):
             return
-        if self.value is None:  # so far there was no evaluation, or none with a finite value
-            gain = math.inf if math.isfinite(value) else 0.0
+        if not math.isfinite(value):
+            gain = 0.0
+        elif self.value is None:  # so far there was no evaluation, or none with a finite value
+            gain = math.inf
         else:
             gain = self.value - value if self.settings.lower_is_better else value - self.value
         if gain > self.settings.early_stopping_threshold or self.evaluated_step is None:

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 import torch
 
@@ -13,6 +14,7 @@ from rm.distributed import process_group as dist
 from rm.distributed.sharding import dtype_name
 from rm.model.nf4 import count_parameters
 from rm.model.transformer import Transformer
+from rm.training import disk_space
 from rm.training.settings import TrainingSettings
 
 NAMES = 14  # columns of the names on the left
@@ -34,7 +36,10 @@ def say_start(
     for name, text in _facts(settings, model, data, loader, first_step, unit):
         _say_lines(screen.wrapped(f"{name:<{NAMES}}{text}", indent=" " * NAMES))
     _say_precision(model)
-    for warning in warnings(settings, _sizes(model)[0], data.facts["train"]["kept"]):
+    out, steps = Path(settings.run.output_dir), loader.steps - first_step
+    no_room = disk_space.too_little(out, model, settings.checkpoint, settings.optim, steps)
+    said = list(warnings(settings, _sizes(model)[0], data.facts["train"]["kept"]))
+    for warning in said + ([no_room] if no_room else []):
         _say_lines(screen.wrapped(f"warning: {warning}", indent="  "))
 
 

@@ -1,6 +1,6 @@
 """A full disk, a failing one and SIGKILL at each operation on files that a command makes; then the same command again.
 
-    python -m tests.cluster.disk_faults                                every point of every command: about an hour
+    python -m tests.cluster.disk_faults                                every point of every command: hours
     python -m tests.cluster.disk_faults --every 7 --commands train     every seventh
     python -m tests.cluster.disk_faults --faults kill --processes 2    of two processes, the first is killed
 
@@ -55,12 +55,15 @@ def commands_of(world: Path, here: Path) -> dict[str, tuple[str, list]]:
         "--validation_split_percentage", 20, *cache,
     ]  # fmt: skip
     model = ["--model_name_or_path", world / "trained/model"]
+    texts = ["--dataset_path", world / "texts.json"]
     return {
         "train": ("train_rm.py", of_training),
         "lora": ("train_rm.py", [*of_training, "--use_lora", "true", "--lora_r", 2]),
+        "sft": ("train_sft.py", [*of_training, *texts]),
         "evaluate": ("eval_rm.py", [*model, *of_training[2:6], *cache]),
         "export": ("rm.export", [*model, "--output_dir", here / "out"]),
         "prepare": ("rm.prepare_hh", [world / "pairs.json", "--output_dir", here / "out", "--sft", 3, "--rm", "all"]),
+        "audit": ("rm.audit", [world / "pairs.json", "--json", here / "audit.json", "--fail_on", "never"]),
     }  # fmt: skip
 
 
@@ -72,6 +75,7 @@ def make_world(world: Path) -> None:
     texts = [f"###Human: what is {a} and {b}?###Assistant: it is {a + b}." for a in range(4) for b in range(3)]
     pairs = [{"positive": text, "negative": text[:-3] + "no."} for text in texts]
     (world / "pairs.json").write_text(json.dumps(pairs))
+    (world / "texts.json").write_text(json.dumps([{"text": text} for text in texts]))
     program, words = commands_of(world, world / "made")["train"]
     done = commands.run(program, *words)
     assert done.returncode == 0, done.stderr
@@ -82,6 +86,7 @@ def run(program: str, words: list, fault: int, point: int, here: Path, processes
     """(the finished process, operations that it counted)"""
     from tests import commands
 
+    here.mkdir(exist_ok=True)
     shim, count = ctypes.CDLL(os.environ[LIBRARY]), here.parent / "count"
 
     def armed() -> None:
@@ -154,6 +159,8 @@ def problem(fault: str, first, again, want: dict, got: dict) -> str | None:
 def bad_points(
     names: list[str], faults: list[str], every: int, processes: int, top: Path, tried: Counter
 ) -> Iterator[str]:
+    import eval_rm, rm.audit.__main__, rm.export, rm.prepare_hh, torch._dynamo, train_rm, train_sft  # fmt: skip # noqa: E401, F401, I001
+
     world, here = top / "world", top / "here"
     make_world(world)
     for name in names:
@@ -165,7 +172,8 @@ def bad_points(
         for fault in faults:
             for point in range(1, points + 1, every):
                 first, _ = run(program, words, FAULTS[fault], point, here, processes)
-                again, _ = run(program, words, 0, 0, here, processes)
+                is_whole = not first.returncode and outcome(here) == want  # what follows is known
+                again = first if is_whole else run(program, words, 0, 0, here, processes)[0]
                 tried[f"{name} {fault}"] += 1
                 if found := problem(fault, first, again, want, outcome(here)):
                     yield f"{name}, {fault} at {point} of {points}: {found}"
@@ -173,7 +181,7 @@ def bad_points(
 
 
 def main() -> None:
-    names, faults = ["train", "lora", "evaluate", "export", "prepare"], list(FAULTS)
+    names, faults = ["train", "lora", "sft", "evaluate", "export", "prepare", "audit"], list(FAULTS)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--commands", nargs="+", choices=names, default=names)
     parser.add_argument("--faults", nargs="+", choices=faults, default=faults)

@@ -213,8 +213,18 @@ def fill_disk(run: Run) -> None:
     filler.unlink()
 
 
+def start_twice(run: Run) -> None:
+    """the same command is started again while the run goes on: it is refused"""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PATH": PATH}
+    second = subprocess.run(
+        [sys.executable, *run.flags], cwd=lab.ROOT, env=environment, capture_output=True, text=True, timeout=TIMEOUT
+    )
+    refused = second.returncode == 2 and f"--output_dir {run.out} is in use by process" in second.stderr
+    assert refused or not run.running(), f"status {second.returncode}: {second.stderr[-500:]}"
+
+
 FAULTS = (  # those listed twice are drawn twice as often
     kill_one, kill_everything, kill_in_save, kill_in_start, kill_launcher, stop, stop, stop_one, hang_one, pause,
-    damage_checkpoint, damage_checkpoint, write_partly, fill_disk,
+    damage_checkpoint, damage_checkpoint, write_partly, fill_disk, start_twice,
 )  # fmt: skip
 NEED_TWO_PROCESSES = (kill_launcher, hang_one)  # another process has to notice the fault

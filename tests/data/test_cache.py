@@ -3,11 +3,13 @@
 import json
 import os
 import time
+import zlib
 
 import pytest
 
 from rm.data import cache
 from rm.distributed import process_group as dist
+from rm.json_keys import Key
 from tests import made
 from tests.ranks import run_ranks
 
@@ -111,6 +113,27 @@ def test_a_damaged_entry_is_made_again_by_one_process(name, damage, read_cached,
     assert f"{entry / name} " in capfd.readouterr().err
     assert {file.name: file.read_bytes() for file in entry.iterdir()} == before
     assert list(read_cached.cache.iterdir()) == [entry] and read_cached() == (first, 2)
+
+
+def test_an_entry_whose_report_has_other_keys_is_made_again(read_cached):
+    """Although its checksums agree: another version, or a person, wrote it."""
+    read_cached()
+    (entry,) = read_cached.cache.iterdir()
+    made_of = made.text_examples([[1, 2], [3]])
+
+    def read_with_keys():
+        keys = {"kept": Key(int, minimum=0, required=True), "files": Key(list)}
+        return cache.open_or_make(
+            str(read_cached.cache), ["a"], (str(read_cached.file),), lambda: (made_of, {"kept": 2}), keys
+        )[1]
+
+    for report in ({"kept": "2"}, {}, {"kept": 2, "unknown": 1}):
+        content = json.loads((entry / "made.json").read_text()) | {"made": report}
+        (entry / "made.json").write_text(json.dumps(content))
+        sums = json.loads((entry / "checksums.json").read_text())
+        sums["made.json"] = zlib.crc32((entry / "made.json").read_bytes())
+        (entry / "checksums.json").write_text(json.dumps(sums))
+        assert run_ranks(1, read_with_keys) == [{"kept": 2}]
 
 
 def test_an_entry_may_be_read_by_whoever_may_read_the_cache(read_cached):

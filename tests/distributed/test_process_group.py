@@ -4,6 +4,7 @@ import datetime
 import multiprocessing
 import os
 import resource
+import signal
 import socket
 import subprocess
 import sys
@@ -63,8 +64,20 @@ def test_the_message_of_a_failed_rank_is_printed_and_all_ranks_end(tmp_path):
     message = "OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB"
     assert message in (tmp_path / "1.stderr").read_text()
     for rank in (0, 2):
-        text = (tmp_path / f"{rank}.stderr").read_text()
-        assert "RuntimeError: " in text and message not in text
+        (line,) = (tmp_path / f"{rank}.stderr").read_text().splitlines()
+        assert f"error [rank {rank}]: another process has ended or cannot be reached" in line
+
+
+def test_where_a_rank_is_killed_the_others_end_and_say_so(tmp_path):
+    def body():
+        dist.barrier()
+        if dist.rank() == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        dist.barrier()
+
+    assert run_sessions(2, tmp_path, body) == [-signal.SIGKILL, 1]
+    (line,) = (tmp_path / "1.stderr").read_text().splitlines()
+    assert "error [rank 1]: another process has ended or cannot be reached" in line
 
 
 def test_ranks_wait_longer_for_one_that_works_than_for_one_that_connects(tmp_path, monkeypatch):

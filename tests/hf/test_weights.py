@@ -617,3 +617,5 @@ def test_a_changed_byte_is_found_by_the_checksums_of_the_folder(tmp_path, folder
     file.write_bytes(content)
     with pytest.raises(ValueError, match="model.safetensors has changed since it was written, as SHA256SUMS says"):
         weights.check_whole(tmp_path / "out")
+    with pytest.raises(ValueError, match="model.safetensors has changed since it was written, as SHA256SUMS says"):
+        tiny.ours(tmp_path / "out")

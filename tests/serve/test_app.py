@@ -272,6 +272,7 @@ def test_a_model_whose_probe_texts_score_otherwise_is_not_served(folder, tmp_pat
     saved = json.loads((folder / "scoring.json").read_text())
     saved["golden"][1]["score"] += 0.5
     (tmp_path / "rm" / "scoring.json").write_text(json.dumps(saved))
+    (tmp_path / "rm" / "SHA256SUMS").unlink()
     with pytest.raises(ValueError, match="probe text 2, .* moved by 0.5, more than 0.001 in float32"):
         main(tmp_path / "rm")
 

@@ -55,6 +55,14 @@ def test_best_and_early_stopping_are_those_of_transformers(losses, metric, patie
             assert one.stops == control.should_training_stop
 
 
+def test_what_is_not_finite_is_never_the_best():
+    """For an accuracy, too, which a damaged line of metrics may have."""
+    best = Best(BestSettings(metric_for_best_model="accuracy", early_stopping_patience=2))
+    for step, value in enumerate((float("inf"), 0.5, float("inf"), 0.4), start=1):
+        best.take(step, {"eval_accuracy": value})
+    assert (best.step, best.value, best.stops) == (2, 0.5, True)
+
+
 def test_a_perplexity_is_better_when_it_is_lower():
     assert BestSettings(metric_for_best_model="perplexity").lower_is_better
     assert not BestSettings(metric_for_best_model="eval_token_accuracy").lower_is_better
