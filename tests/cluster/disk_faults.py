@@ -1,7 +1,7 @@
 """A full disk, a failing one and SIGKILL at each operation on files that a command makes; then the same command again.
 
     python -m tests.cluster.disk_faults                                every point of every command: hours
-    python -m tests.cluster.disk_faults --every 7 --commands train     every seventh
+    python -m tests.cluster.disk_faults --minutes 30 --commands train  as many as there is time for, drawn at random
     python -m tests.cluster.disk_faults --faults kill --processes 2    of two processes, the first is killed
 
 Points are counted by a library that is loaded before libc (disk_faults.c, which needs a C compiler, on Linux). At each:
@@ -19,10 +19,12 @@ import argparse
 import ctypes
 import json
 import os
+import random
 import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -157,7 +159,7 @@ def problem(fault: str, first, again, want: dict, got: dict) -> str | None:
 
 
 def bad_points(
-    names: list[str], faults: list[str], every: int, processes: int, top: Path, tried: Counter
+    names: list[str], faults: list[str], minutes: float, processes: int, top: Path, tried: Counter
 ) -> Iterator[str]:
     import eval_rm, rm.audit.__main__, rm.export, rm.prepare_hh, torch._dynamo, train_rm, train_sft  # fmt: skip # noqa: E401, F401, I001
 
@@ -167,10 +169,13 @@ def bad_points(
         program, words = commands_of(world, here)[name]
         done, points = run(program, words, 0, 0, here, processes)
         assert done.returncode == 0, done.stderr
-        want = outcome(here)
+        want, end = outcome(here), time.monotonic() + 60 * minutes / len(names)
         shutil.rmtree(here)
-        for fault in faults:
-            for point in range(1, points + 1, every):
+        print(f"{name}: {points} points", flush=True)
+        for point in random.Random(0).sample(range(1, points + 1), points):
+            for fault in faults:
+                if time.monotonic() > end:
+                    break
                 first, _ = run(program, words, FAULTS[fault], point, here, processes)
                 is_whole = not first.returncode and outcome(here) == want  # what follows is known
                 again = first if is_whole else run(program, words, 0, 0, here, processes)[0]
@@ -185,7 +190,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--commands", nargs="+", choices=names, default=names)
     parser.add_argument("--faults", nargs="+", choices=faults, default=faults)
-    parser.add_argument("--every", type=int, default=1, help="try every so many points (default %(default)s)")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="an equal part of it for each command")
     parser.add_argument("--processes", type=int, default=0, help="of a process group (default: none)")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="disk-faults-") as top:
@@ -193,7 +198,7 @@ def main() -> None:
             restart_with_library(Path(tempfile.mkdtemp(prefix="disk-faults-library-")))
         tried: Counter = Counter()
         bad = 0
-        for line in bad_points(args.commands, args.faults, args.every, args.processes, Path(top), tried):
+        for line in bad_points(args.commands, args.faults, args.minutes, args.processes, Path(top), tried):
             bad += 1
             print(line, flush=True)
     print(", ".join(f"{name}: {count}" for name, count in tried.items()))

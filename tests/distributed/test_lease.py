@@ -163,6 +163,17 @@ def test_a_damaged_lease_runs_out_as_well(content, tmp_path):
     Lease(tmp_path).release()
 
 
+def test_what_a_killed_process_left_half_written_is_removed(tmp_path, monkeypatch):
+    monkeypatch.setattr(lease, "sync", lambda file: (file.write_text(""), os.kill(os.getpid(), signal.SIGKILL)))
+    assert wait(in_child(lambda: Lease(tmp_path))) == -signal.SIGKILL
+    monkeypatch.undo()
+    (left,) = tmp_path.iterdir()
+    of_a_living_one = left.with_name(left.name.replace(left.name.split(".")[-2], str(os.getpid())))
+    of_a_living_one.touch()
+    Lease(tmp_path).release()
+    assert list(tmp_path.iterdir()) == [of_a_living_one]
+
+
 def test_without_hard_links_the_second_run_is_refused_as_well(tmp_path, monkeypatch):
     def refuse(*_):
         raise PermissionError(1, "Operation not permitted")
