@@ -19,9 +19,9 @@ def write_together(files: dict[Path, Iterable[str]]) -> None:
     """Write text files of one folder, given in pieces, so that all are on the disk before the first gets its name.
 
     They get their names in the order given: where the last has its own, all have. A failure leaves the folder as it
-    was, unless it comes between two names.
+    was; one that comes between two names leaves the rest under their temporary ones, as a killed process does.
     """
-    temporary = {file: temporary_name(file) for file in files}
+    temporary, is_named = {file: temporary_name(file) for file in files}, False
     try:
         for file, pieces in files.items():
             with names_file(file), open(temporary[file], "w", encoding="utf-8") as out:
@@ -31,9 +31,10 @@ def write_together(files: dict[Path, Iterable[str]]) -> None:
                 os.fsync(out.fileno())
         for file in files:
             os.replace(temporary[file], file)
+            is_named = True
             sync(file.parent)
     finally:
-        for file in temporary.values():
+        for file in () if is_named else temporary.values():
             file.unlink(missing_ok=True)  # partly written if the disk was full
 
 

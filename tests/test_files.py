@@ -80,3 +80,23 @@ def test_on_a_full_disk_none_of_them_changes_and_the_error_names_the_file(tmp_pa
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert {file.name: file.read_text() for file in tmp_path.iterdir()} == {"a": "old"}
+
+
+@pytest.mark.parametrize(("failing", "left"), [(1, {"a": "old"}), (2, {"a": "new", ".b.writing": "x"})])
+def test_a_failure_between_two_names_leaves_the_rest_whole(failing, left, tmp_path, monkeypatch):
+    write_together({tmp_path / "a": ["old"]})
+    replace, calls = os.replace, []
+
+    def failing_replace(*names):
+        calls.append(names)
+        if len(calls) == failing:
+            raise OSError(28, "No space left on device")
+        replace(*names)
+
+    monkeypatch.setattr(os, "replace", failing_replace)
+    files = {tmp_path / "a": ["new"], tmp_path / "b": ["x"]}
+    with pytest.raises(OSError, match="No space left"):
+        write_together(files)
+    assert {file.name: file.read_text() for file in tmp_path.iterdir()} == left
+    write_together(files)
+    assert {file.name: file.read_text() for file in tmp_path.iterdir()} == {"a": "new", "b": "x"}

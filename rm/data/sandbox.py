@@ -115,6 +115,9 @@ class Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
             _check(bits * 10**4)  # a number of ten thousand bits at most
         return super().call_binop(context, operator, left, right)
 
+    def is_safe_attribute(self, obj, attr: str, value) -> bool:
+        return attr not in ("encode", "to_bytes", "translate") and super().is_safe_attribute(obj, attr, value)
+
     def call(__self, __context, __obj, *args, **kwargs):  # noqa: B902
         """As in Jinja: its names cannot be those of arguments."""
         __self.look()
@@ -163,6 +166,9 @@ class Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
             between = args[0] if args and not isinstance(value, str) else value
             parts = (args[0] if args else ()) if isinstance(value, str) else value
             _check(_size(parts) + _length(between) * (_length(parts) or 1))
+        elif name == "wordwrap":  # puts a text between the lines, each of which may be a character
+            between = next((one for one in (*args, *kwargs.values()) if isinstance(one, str)), "")
+            _check(_length(value) * max(1, len(between)))
         elif name == "format":
             self._check_format(str(value), (*args, *kwargs.values()))
 

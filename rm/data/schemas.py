@@ -288,7 +288,8 @@ def _unknown(record: dict, script: str, candidates: list[Schema]) -> str:
         regression = ", or for train_rm.py --loss regression" if "attributes" in record else ""
         return f"has the keys {listed}: it is a record of {candidates[0].name}, for {candidates[0].script}{regression}"
     example = "prompt=KEY chosen=KEY rejected=KEY" if script == PREFERENCE else "prompt=KEY response=KEY"
-    near = [(key, name) for key in record for name in difflib.get_close_matches(key, KNOWN - record.keys(), 1, 0.8)]
+    absent, first = KNOWN - record.keys(), list(record)[:100]  # a record may have any number of keys
+    near = [(key, name) for key in first for name in difflib.get_close_matches(key, absent, 1, 0.8)]
     meant = f"; did you mean {', '.join(f'{name!r} by {key!r}' for key, name in near[:3])}?" if near else ""
     return (
         f"has the keys {listed}, which are no known schema (docs/data.md lists them, and what each becomes){meant}; "

@@ -12,7 +12,7 @@ from rm.data.chat import ChatTemplate, choose_template
 from rm.data.dataset import TextSettings
 from rm.data.tokenizer import Tokenizer
 from rm.distributed.sharding import dtype_name
-from rm.files import read_json, write_json
+from rm.files import check_regular, read_json, write_json
 from rm.hf.families.rope import legacy_spelling
 from rm.json_keys import Key, check_keys
 
@@ -69,6 +69,15 @@ def _generation(base: Path, eos_id: int, turn_end: int | None) -> dict:
     ends = [] if ends is None else ends if isinstance(ends, list) else [ends]
     ends = list(dict.fromkeys([*ends, eos_id, *([] if turn_end is None else [turn_end])]))
     return content | {"eos_token_id": ends[0] if len(ends) == 1 else ends}
+
+
+def check_files(folder: Path) -> None:
+    """Raise ValueError for a FIFO, a device, a link to nothing or a folder in place of a model's file, which would pass
+    for a file that is not there."""
+    for file in sorted(folder.glob("[!.]*")):  # hidden ones are of other software
+        check_regular(file)
+        if file.is_dir() and file.suffix in (".json", ".jinja", ".model", ".safetensors"):
+            raise ValueError(f"{file} is a folder; a file is expected there")
 
 
 def describe(

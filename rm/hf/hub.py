@@ -28,7 +28,7 @@ from rm.distributed import checkpoint as checkpoint_files
 from rm.distributed import process_group as dist
 from rm.files import read_json, update_digest
 from rm.hf import data_files
-from rm.hf.folder import TOKENIZER_FILES
+from rm.hf.folder import TOKENIZER_FILES, check_files
 from rm.json_keys import Key, check_keys
 from rm.run_files import read_exit
 
@@ -114,7 +114,7 @@ def model(text: str, weights: bool = True, above: tuple[Path, ...] = ()) -> str:
         above: adapters that name this model as their base, or the base of their base.
 
     Raises:
-        ValueError: a folder holds something of a run that is no model.
+        ValueError: a folder holds something of a run that is no model, or files that are none.
     """
     name = None if Path(text).exists() else Name.read(text)
     text = text if name else _model_of_run(text)
@@ -126,6 +126,7 @@ def model(text: str, weights: bool = True, above: tuple[Path, ...] = ()) -> str:
         if weights and not any(folder.glob("*.safetensors")):
             raise ValueError(f"{text}: the repository has no safetensors files, and pickled weights are not read here")
     _check_no_ring(folder, above)
+    check_files(folder)
     if base := _declared_base(folder):
         model(base, weights, (*above, folder.resolve()))
     return str(folder) if name else text

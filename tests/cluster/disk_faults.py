@@ -32,7 +32,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 FAULTS = {"full": 1, "broken": 2, "kill": 3}
 LIBRARY = "RM_DISK_FAULTS"  # environment variable: the compiled library
-TIMES = ("second", "memory", "time", "started", "pid", "command", "output_dir", "cache_dir", "starts")
+TIMES = ("second", "memory", "time", "started", "pid", "command", "output_dir", "cache_dir", "starts", "git_commit")
 
 
 def compiled(folder: Path) -> Path:
@@ -79,7 +79,7 @@ def make_world(world: Path) -> None:
     (world / "pairs.json").write_text(json.dumps(pairs))
     (world / "texts.json").write_text(json.dumps([{"text": text} for text in texts]))
     program, words = commands_of(world, world / "made")["train"]
-    done = commands.run(program, *words)
+    done = commands.run(program, *words, timeout=600)
     assert done.returncode == 0, done.stderr
     (world / "made/out").rename(world / "trained")
 
@@ -109,7 +109,7 @@ def run(program: str, words: list, fault: int, point: int, here: Path, processes
             if is_first:
                 count.write_text(str(shim.counted()))
 
-    done = commands.call(armed, processes=processes, timeout=150)
+    done = commands.call(armed, processes=processes, timeout=600)
     return done, int(count.read_text())
 
 

@@ -22,6 +22,10 @@ DOUBLING = (
 NESTING = "{% set n = namespace(x=[1]) %}{% for i in range(60) %}{% set n.x = [n.x, n.x] %}{% endfor %}"
 MACROS = "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}"
 GREEDY = {
+    "the bytes of a number": "{{ (1).to_bytes(10**10, 'big') }}",
+    "bytes": "{{ 'a'.encode() * 10**10 }}",
+    "a translation": "{{ ('a' * 10**5).translate({97: 'b' * 10**6}) }}",
+    "texts between lines": "{{ ('b' * 10**6) | wordwrap(1, wrapstring='c' * 10**6) }}",
     "two loops": "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
     "a loop over a filter": "{% for i in range(99999) %}{{ range(99999)|map('string')|list|length }}{% endfor %}",
     "macros that call themselves": MACROS,

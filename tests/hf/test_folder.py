@@ -5,6 +5,7 @@ transformers and peft read the folders.
 
 import functools
 import json
+import os
 from pathlib import Path
 
 import peft
@@ -22,7 +23,7 @@ from rm.data.tokenizer import Tokenizer
 from rm.distributed import sharding
 from rm.distributed.sharding import ParallelSettings
 from rm.hf import build
-from rm.hf.folder import TextFiles
+from rm.hf.folder import TextFiles, check_files
 from rm.model.heads import LanguageModel
 from tests import runs, text_fixtures, tiny
 from tests.ranks import run_ranks
@@ -197,3 +198,21 @@ def test_a_generation_config_that_names_no_ids_is_an_error_before_the_training(l
     text_fixtures.write_json(folder / "generation_config.json", {"eos_token_id": listed})
     with pytest.raises(ValueError, match=r"generation_config.json: eos_token_id.* has to be of type whole number"):
         text_files(folder, None)
+
+
+NO_FILE = {
+    "is neither a file nor a folder": os.mkfifo,
+    "is a link to nothing": lambda file: file.symlink_to(file.with_name("nowhere")),
+    "Too many levels of symbolic links": lambda file: file.symlink_to(file),
+    "is a folder; a file is expected": Path.mkdir,
+}
+
+
+@pytest.mark.parametrize("problem", NO_FILE)
+def test_what_stands_in_place_of_a_models_file_does_not_pass_for_a_file_that_is_missing(problem, tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    for name in ("scoring.json", "chat_template.jinja", "model-2-of-2.safetensors"):
+        NO_FILE[problem](tmp_path / name)
+        with pytest.raises(ValueError, match=f"{name}.* {problem}"):
+            check_files(tmp_path)
+        (tmp_path / name).rmdir() if (tmp_path / name).is_dir() else (tmp_path / name).unlink()

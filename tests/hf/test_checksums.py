@@ -1,0 +1,25 @@
+"""rm.hf.checksums: as sha256sum has them, and compared when weights are loaded (all files: tests/test_bit_rot.py)."""
+
+import subprocess
+
+import pytest
+import torch
+
+from rm.hf import weights
+from rm.hf.saving import save
+from tests import tiny
+
+
+def test_a_changed_byte_is_found_by_the_checksums_of_the_folder(tmp_path):
+    folder = tiny.save_with(tiny.llama(), tmp_path / "m")
+    save(tiny.ours(folder), tmp_path / "out", folder, torch.float32)
+    weights.check_whole(tmp_path / "out")
+    subprocess.run(["sha256sum", "--check", "--status", "SHA256SUMS"], cwd=tmp_path / "out", check=True)
+    file = tmp_path / "out" / "model.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-5] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match="model.safetensors has changed since it was written, as SHA256SUMS says"):
+        weights.check_whole(tmp_path / "out")
+    with pytest.raises(ValueError, match="model.safetensors has changed since it was written, as SHA256SUMS says"):
+        tiny.ours(tmp_path / "out")
