@@ -143,7 +143,7 @@ class Encoder:
             return self._drop(record, "not ending with an assistant message")
         if self.task.reads_demonstrations and not any(_has_content(text, record.loss_from) for text in texts):
             return self._drop(record, "with empty text")
-        if record.sample.lacks_prompt:
+        if self.task is Task.PREFERENCE and record.sample.lacks_prompt:
             return self._drop(record, "with an empty prompt")
         if self.task is Task.REGRESSION and np.isnan(record.sample.attributes).all():
             return self._drop(record, "without any of the numbers of --attributes")
