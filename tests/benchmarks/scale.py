@@ -179,7 +179,7 @@ METHODS = {
     "LoRA, 4 bits": LORA | {"load_in_4bit": True},
     "full, offloaded": {"cpu_offload": True},
 }
-FEW = (2, 3)  # layers
+FEW = (3, 4)  # layers
 
 
 def cards(names: tuple[str, ...]) -> None:
