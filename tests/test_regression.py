@@ -114,7 +114,7 @@ def test_an_evaluation_says_what_transformers_says_of_the_saved_model(tmp_path):
 @functools.cache
 def pairs() -> str:
     file = runs.world() / "own_pairs.jsonl"
-    lines = [{"prompt": "what is 1?", "chosen": text[-9:], "rejected": text[:9]} for text in runs.TEXTS]
+    lines = [{"prompt": "what is 1?", "chosen": text[-9:], "rejected": text[10:19]} for text in runs.TEXTS]
     file.write_text("\n".join(map(json.dumps, lines)))
     return str(file)
 
