@@ -16,11 +16,11 @@ import reprlib
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-from rm.data import key_names, messages
+from rm.data import messages, unread_keys
 from rm.data import schema_readers as readers
 from rm.data.fields import Fields, is_empty, is_list_of_strings
 from rm.data.key_names import DIALOGUES, PROMPTS, REPLIES
-from rm.data.messages import Seen, strings_in
+from rm.data.messages import Seen
 from rm.data.sample import Sample
 
 SFT, PREFERENCE = "train_sft.py", "train_rm.py"
@@ -129,7 +129,7 @@ class Reader:
             name = f"{fields.prompt_key}/{name}"
         attributes = fields.attributes(record, self.attributes)
         sample = replace(sample, schema=name, id=record.get("id"), subset=subset, weight=weight, attributes=attributes)
-        if self.script == PREFERENCE and _lacks_prompt(with_nulls, sample):
+        if self.script == PREFERENCE and unread_keys.lacks_prompt(with_nulls, sample):
             sample = replace(sample, lacks_prompt=True)
         if sample.joined_by is not None:  # it is one reply of a sample
             fields.used.discard("weight")
@@ -147,24 +147,8 @@ class Reader:
 
     def _check_unread(self, record: dict, unread: set[str], used: set[str], sample: Sample) -> None:
         """Refuse keys that carry something which the sample lacks; the others are passed over."""
-        has_question = self.script != PREFERENCE or any(map(_has_question, sample.texts))
-        lost, perhaps_prompts = [], []
-        for key in sorted(unread):
-            value, means = record[key], key_names.meaning(key)
-            if means in ("text", "fact") and is_empty(value):
-                continue
-            if means == "fact" or key_names.is_another(key, used):
-                lost.append(key)
-            elif means == "metadata" or _is_said(key, value, sample):
-                self.passed_over.add(key)
-            elif means == "text":
-                lost.append(key)
-            elif not has_question and strings_in(value):
-                perhaps_prompts.append(key)
-            elif key_names.carries_text(value):
-                lost.append(key)
-            else:
-                self.passed_over.add(key)
+        keys = unread_keys.sort_out(record, unread, used, sample, is_preference=self.script == PREFERENCE)
+        lost, perhaps_prompts = keys.lost, keys.perhaps_prompts
         if lost:
             remedy = _remedy(record) or (
                 f"rename a key that should be with --data_keys, or pass over with --ignore_keys {' '.join(lost)}"
@@ -178,6 +162,7 @@ class Reader:
                 f"has no prompt beside {sample.schema}, but the unknown key {first!r}: if it is the prompt, "
                 f"--data_keys prompt={first}; if not, pass it over with --ignore_keys {' '.join(perhaps_prompts)}"
             )
+        self.passed_over |= keys.passed_over
         if self.script == PREFERENCE and _is_tied(record):
             self.tied += 1
 
@@ -209,68 +194,6 @@ def _is_tied(record: dict) -> bool:
         if chosen in record and record[chosen] == record.get(rejected):
             return True
     return record.get("status") == "tie"  # distilabel
-
-
-def _is_said(key: str, value, sample: Sample) -> bool:
-    """Whether a value adds nothing to a sample's texts: it is part of one of them, or a rendering of one of them.
-
-    Beside whole dialogues that are compared, another dialogue (such as the one that the replies were generated for) has
-    to have no other prompt than they.
-    """
-    if isinstance(value, str):
-        value = messages.messages_in(value) or value
-    if key in DIALOGUES and isinstance(value, list) and not sample.is_bare and len(sample.texts) > 1:
-        value = [turn for turn in value if isinstance(turn, dict) and not _is_reply(turn)]
-    strings = strings_in(value)
-    said = [strings_in(text) for text in sample.written(bare_as_dialogue=True)]
-    if not strings:
-        return False
-    if all(any(s in part for text in said for part in text) for s in strings):
-        return True
-    return len(strings) == 1 and any(_renders(strings[0], *text) for text in said)
-
-
-ENDINGS = re.compile(r"(\s|<[^<>\s]*>|\[/?[A-Z]+\])*\Z")  # white space, and special tokens
-
-
-def _renders(rendering: str, *text: str) -> bool:
-    """Whether a string is what some template makes of a prompt and a reply: their lines in order, the reply last.
-
-    The reply has to begin behind a mark of some kind, so that "4" is not found in "What is 4".
-    """
-    *prompt, reply = text
-    rendering = ENDINGS.sub("", rendering)
-    before = rendering.removesuffix(reply)
-    if not prompt or before == rendering or not re.search(r"[\n>\]]\Z|: ?\Z", before):
-        return False
-    end = 0
-    for line in (line.strip() for part in prompt for line in part.splitlines()):
-        if (start := before.find(line, end)) < 0:
-            return False
-        end = start + len(line)
-    return True
-
-
-def _has_question(text) -> bool:
-    """Whether a text is more than a reply."""
-    if isinstance(text, str):
-        return messages.turn_marker(text) is not None
-    return not isinstance(text, list) or any(message["role"] == "user" for message in text)
-
-
-def _lacks_prompt(record: dict, sample: Sample) -> bool:
-    """Whether a record has the key of a prompt, as others of its file do, but nothing there."""
-    prompts = [record[key] for key in PROMPTS if key in record]
-    return (
-        bool(prompts)
-        and all(value is None or is_empty(value) for value in prompts)
-        and not any(map(_has_question, sample.texts))
-    )
-
-
-def _is_reply(turn: dict) -> bool:
-    role = messages.role_of(turn)
-    return role is not None and messages.ROLES.get(role.lower()) == "assistant"
 
 
 def _remedy(record: dict) -> str | None:

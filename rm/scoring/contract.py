@@ -22,9 +22,9 @@ from torch import Tensor, nn
 from rm.data.batch import EvalBatches, PackingSettings
 from rm.data.chat import ChatTemplate, bare_as_dialogue, choose_template
 from rm.data.dataset import TextSettings
-from rm.data.encode import TextEncoder
 from rm.data.examples import Examples
 from rm.data.messages import Text, split_turns
+from rm.data.text_encoder import TextEncoder
 from rm.data.tokenizer import Tokenizer
 from rm.distributed import checkpoint, sharding
 from rm.distributed import process_group as dist

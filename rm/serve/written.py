@@ -12,8 +12,8 @@ BOS off.
 import re
 
 from rm.data.chat import Rendered
-from rm.data.encode import TextEncoder
 from rm.data.messages import Text
+from rm.data.text_encoder import TextEncoder
 
 # What a template writes around messages is seen from samples.
 _DIALOGUE = [{"role": "user", "content": "\ufffc"}, {"role": "assistant", "content": "a"}]

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from rm.data.chat import choose_template
-from rm.data.encode import TextEncoder
+from rm.data.text_encoder import TextEncoder
 from rm.data.tokenizer import Tokenizer
 from rm.serve.written import WrittenTexts, of_ids
 from tests.reward_positions import DIALOGUES
