@@ -171,6 +171,7 @@ def end(report: Report) -> None:
         tensors = load_file(model / "model.safetensors")
         tensors["score.weight"] = tensors["score.weight"] * 1.5
         save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
+        (model / "SHA256SUMS").unlink()  # the scores have to tell, also where no checksum does
     evaluation = subprocess.run(
         [sys.executable, "eval_rm.py", "--model_name_or_path", model, "--dataset_path", demo() / "rm_test.jsonl"]
         + ["--output_dir", out / "eval"],
