@@ -101,7 +101,6 @@ def slow_training(cls, family: str):
     ("family", "world_size", "group_size"),
     [
         ("llama", 1, None),
-        ("llama", 2, None),
         ("llama", 4, None),
         ("llama", 4, 2),
         ("gpt_neo", 1, None),
@@ -149,7 +148,7 @@ def test_gradients_of_lisa_in_bfloat16_are_the_same_where_they_wait():
     torch.testing.assert_close(torch.tensor(once), torch.tensor(each), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 4])
+@pytest.mark.parametrize("world_size", [1, 4])
 @pytest.mark.parametrize("loss", ["bradley_terry", "plackett_luce"])
 def test_ranks_and_packing_do_not_change_the_training_on_rankings(loss, world_size):
     rankings, grades = made.token_rankings(16, seed=1)
@@ -336,7 +335,7 @@ def evaluated(examples):
     return evaluate(model, {UNNAMED: batches})[UNNAMED], scores
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 4])
+@pytest.mark.parametrize("world_size", [1, 4])
 def test_evaluation_is_exact_over_ranks_and_scores_keep_the_order(world_size):
     n = 5
     model = made.model(RewardModel)
