@@ -8,7 +8,7 @@ import reprlib
 from collections.abc import Sequence
 
 from rm.data import messages
-from rm.data.key_names import DIALOGUES, PROMPTS, SYSTEMS, TOOLS, carries_text, meaning
+from rm.data.key_names import DIALOGUES, PROMPTS, SYSTEMS, TOOLS, is_lost
 from rm.data.messages import Message, Seen, Text, assistant, string, user, without_nulls
 from rm.data.sample import Bare
 
@@ -86,9 +86,7 @@ class Fields:
         """Refuse the keys of an object in a record that carry text or meaning, and that nothing reads."""
         self.seen.ignored |= value.keys() & self.seen.ignore
         for name in value.keys() - set(known) - self.seen.ignore:
-            of_name = meaning(name)
-            is_lost = of_name in ("text", "fact") or (of_name is None and carries_text(value[name]))
-            if is_lost and value[name] is not None and not is_empty(value[name]):
+            if value[name] is not None and not is_empty(value[name]) and is_lost(name, value[name]):
                 raise ValueError(f"{key!r} has {name!r}, which is not used: pass it over with --ignore_keys {name}")
             self.seen.passed_over.add(f"{key.partition(' ')[0]}.{name}")
 

@@ -89,3 +89,9 @@ def carries_text(value) -> bool:
     if isinstance(value, dict):
         return any(map(carries_text, value.values()))
     return isinstance(value, list) and any(map(carries_text, value))
+
+
+def is_lost(key: str, value) -> bool:
+    """Whether something is lost where nothing reads a key: it is known to carry something, or its value has text."""
+    means = meaning(key)
+    return means in ("text", "fact") or (means is None and carries_text(value))

@@ -12,7 +12,7 @@ import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from rm.data.key_names import REASONING, WRITTEN, carries_text, meaning
+from rm.data.key_names import REASONING, WRITTEN, is_lost
 
 Message = dict[str, object]  # {"role": "user", "content": "hi"}; the role and the content are strings
 Text = str | list[Message]
@@ -246,7 +246,7 @@ def _message_with_more(value: dict, role: str, content_key: str, key: str, seen:
             message[name] = string(entry, f"{key} {name}") if name in (*REASONING, "name", "tool_call_id") else entry
         elif name in CONTENTS and entry == value.get(content_key):
             continue
-        elif name in CONTENTS or meaning(name) in ("text", "fact") or (meaning(name) is None and carries_text(entry)):
+        elif name in CONTENTS or is_lost(name, entry):
             raise ValueError(f"{key!r} has {name!r}, which is not used there: pass it over with --ignore_keys {name}")
         else:
             seen.passed_over.add(name)

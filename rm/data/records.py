@@ -164,9 +164,7 @@ def _check_beside(document: dict, path: str | Path) -> None:
     """Refuse what stands beside the records in a JSON object, unless it describes them."""
     records = next((key for key in ("instances", "data") if isinstance(document.get(key), list)), None)
     for key, value in document.items():
-        means = key_names.meaning(key)
-        is_lost = means in ("text", "fact") or (means is None and key_names.carries_text(value))
-        if records and is_lost and key not in (records, "description", "citation"):
+        if records and key not in (records, "description", "citation") and key_names.is_lost(key, value):
             raise ValueError(f"{path}: has {key!r} beside {records!r}, which would be lost: write it into each record")
 
 
