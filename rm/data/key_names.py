@@ -36,11 +36,11 @@ THOUGHTS = ("thinking", "reasoning", "thought")
 # Keys that say where a record comes from, or what somebody thinks of it: passed over, also if they have text
 METADATA = {
     "annotation", "annotations", "annotator", "annotators", "author", "categories", "category", "comment", "comments",
-    "critique", "dataset", "date", "domain", "feedback", "generator", "header", "id", "info", "judge", "judgment",
-    "justification", "lang", "language", "license", "meta", "metadata", "model", "models", "name", "notes", "origin",
-    "principle", "quality", "quotes", "rationale", "rationales", "skill", "source", "sources", "split", "subset",
-    "tag", "tags", "task", "timestamp", "title", "tokens", "topic", "topics", "type", "uid", "url", "urls", "uuid",
-    "version",
+    "critique", "dataset", "date", "domain", "error", "error_key", "feedback", "generator", "header", "id", "info",
+    "judge", "judgment", "justification", "lang", "language", "license", "meta", "metadata", "model", "models", "name",
+    "notes", "origin", "principle", "quality", "quotes", "rationale", "rationales", "skill", "source", "sources",
+    "split", "subset", "tag", "tags", "task", "timestamp", "title", "tokens", "topic", "topics", "type", "uid", "url",
+    "urls", "uuid", "version",
 }  # fmt: skip
 # Endings of the names of such keys, as in prompt_id and chosen_model
 OF_METADATA = re.compile(

@@ -169,7 +169,8 @@ PREFERENCES = {
     "RewardBench 2": ({"id": "0", "prompt": Q, "chosen": [A], "rejected": [B, C], "num_correct": 1,
                        "total_completions": 3, "subset": "Ties"}, "prompt/chosen/rejected", [QA, QB, QC], [1, 0, 0]),
     "RM-Bench": (
-        {"id": "1", "prompt": Q, "chosen": [A, C, A], "rejected": [B, B, B], "domain": "chat"},
+        {"id": "1", "prompt": Q, "chosen": [A, C, A], "rejected": [B, B, B], "domain": "chat",
+         "error_key": "e", "error": "what is wrong in the rejected replies"},
         "RM-Bench", [QA, QC, QA, QB, QB, QB], [1, 1, 1, 0, 0, 0],
     ),
     "RewardBench 2, Ties": (
