@@ -67,6 +67,9 @@ MODELS = {
     | {"hidden_size": 2560, "num_layers": 32, "num_heads": 20, "attention_types": [[["global", "local"], 16]]},
     "gpt-neo-1.3b": GPT_NEO
     | {"hidden_size": 2048, "num_layers": 24, "num_heads": 16, "attention_types": [[["global", "local"], 12]]},
+    "skywork-reward-v2": CONFIGS["Qwen3-8B"][0],
+    "grm": CONFIGS["gemma-2b"][0],
+    "tulu-3-8b": CONFIGS["Llama-3.1-8B"][0],
 }
 
 
@@ -366,8 +369,8 @@ def main() -> None:
         return PAPER[table]()
     print("| " + " | ".join(HEADER) + " |\n" + "|---" * len(HEADER) + "|")
     if table == "recipes":
-        for name in (name for name in MODELS if Path(f"launch/recipes/{name}.sft.json").exists()):
-            for kind, processes in (("sft", 8), ("sft", 1), ("rm", 8), ("rm", 1)):
+        for name, kind, processes in itertools.product(MODELS, ("sft", "rm"), (8, 1)):
+            if Path(f"launch/recipes/{name}.{kind}.json").exists():
                 row(name, kind, processes)
         return
     full = {"gradient_checkpointing": "full", "max_length": 2048}
