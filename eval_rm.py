@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from rm import cli
-from rm.config import REQUIRED, SettingsGroup, flatten, parse, setting
+from rm.config import REQUIRED, SettingsGroup, as_saved, parse, setting
 from rm.data.batch import EvalBatches, PackingSettings, new_texts
 from rm.data.dataset import DataSettings, Report, read_cached, say_report
 from rm.data.encode import Task
@@ -49,6 +49,9 @@ from rm.scoring.settings import ScoringTextSettings
 from rm.training.run_log import check_unused, provenance
 from rm.training.summary import say_what_runs
 
+# What may be written besides report.json, which says whose they are.
+FILES = ("best.jsonl", "baseline_scores.jsonl", "scores.jsonl", "report.html")
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelsSettings(HeadSettings):
@@ -68,7 +71,9 @@ class EvaluationSettings(SettingsGroup):
     baseline_model_name_or_path: str | None = setting(
         None, "another reward model, for a paired test on the same pairs", hub="model"
     )
-    score_only: bool = setting(False, "write scores.jsonl only: records may have any number of replies and no grades")
+    score_only: bool = setting(
+        False, "score replies without comparing them: records may have any number of replies and no grades"
+    )
     center_rewards: bool = setting(
         False, "subtract scoring.json's reward_mean, by which rewards are 0 on average over the set that it names"
     )
@@ -233,10 +238,10 @@ def check_folder(settings: Settings) -> None:
     earlier = read_evaluation(folder)
     with contextlib.suppress(ValueError):  # killed while this was written: no file has its name yet
         earlier = earlier or read_json(temporary_name(folder / "report.json"))  # killed while the files got their names
-    check_unused(str(folder), ("run.json",) if earlier else ("run.json", "scores.jsonl"))
+    check_unused(str(folder), ("run.json",) if earlier else ("run.json", *FILES))
     if not earlier:
         return
-    before, now = earlier.get("settings"), json.loads(json.dumps(flatten(settings)))
+    before, now = earlier.get("settings"), as_saved(settings)
     before = before if isinstance(before, dict) else {}
     changed = [name for name in now if before.get(name) != now[name] and name not in ("output_dir", "cache_dir")]
     if changed:
@@ -257,17 +262,15 @@ def write(settings: Settings, results: dict[str, Result], baseline: dict[str, Re
     for file, of_model in (("baseline_scores.jsonl", baseline), ("scores.jsonl", results)):
         if of_model:
             files[folder / file] = all_lines(of_model)
-    if settings.evaluation.score_only:
-        write_together(files)
-        dist.say(f"scores: {folder / 'scores.jsonl'}")
-        return
-    report = evaluation_report(results, baseline) | {"data": counts} | provenance(settings)
-    files[folder / "report.html"] = [evaluation_page(report, results)]
+    facts, is_compared = {"data": counts} | provenance(settings), not settings.evaluation.score_only
+    report = (evaluation_report(results, baseline) if is_compared else {"sets": {}}) | facts
+    if is_compared:
+        files[folder / "report.html"] = [evaluation_page(report, results)]
     files[folder / "report.json"] = [json.dumps(report, indent=2, allow_nan=False) + "\n"]  # last: all are there
     write_together(files)
-    for line in terminal_table(report):
+    for line in terminal_table(report) if is_compared else ():
         dist.say(line)
-    dist.say(f"report: {folder / 'report.html'}")
+    dist.say(f"report: {folder / 'report.html'}" if is_compared else f"scores: {folder / 'scores.jsonl'}")
 
 
 def all_lines(results: dict[str, Result]) -> Iterator[str]:

@@ -141,7 +141,7 @@ def main(settings: Settings) -> None:
 
     # the step to begin with: 0, or where this run was stopped
     start = resume.restore(model, optimizer, out, settings.checkpoint, settings, base, data.facts, loader.steps)
-    say_start(settings, model, data, loader, start.step, unit)
+    say_start(settings, model, data, loader, start, unit)
     if start.step == 0:
         show.say_example(data.train, tokenizer)
     files = contract.checkpoint_files(model, base, settings.lora, texts, settings.text)

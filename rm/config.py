@@ -38,7 +38,8 @@ import typing
 from dataclasses import dataclass
 from pathlib import Path
 
-from rm.terminal import printable
+from rm.files import read_whole
+from rm.terminal import printable, without_secrets_in
 
 REQUIRED = dataclasses.MISSING
 
@@ -198,11 +199,20 @@ def compose(cls: type[Settings], **values) -> Settings:
 
 
 def flatten(settings: SettingsGroup) -> dict:
-    """The flat, JSON-ready form of a settings object: what run.json holds and `--config` reads."""
+    """The flat form of a settings object: what `compose` makes it of."""
     flat = {}
     for name, value in dataclasses.asdict(settings).items():
         flat |= value if isinstance(value, dict) else {name: value}
     return flat
+
+
+def as_saved(settings: SettingsGroup) -> dict:
+    """The flat settings as files have them, and as `--config` reads them: lists for tuples, *** for secrets."""
+    return _as_saved(flatten(settings))
+
+
+def _as_saved(values: dict) -> dict:
+    return without_secrets_in(json.loads(json.dumps(values)))
 
 
 def updated(settings: Settings, **changes) -> Settings:
@@ -211,9 +221,9 @@ def updated(settings: Settings, **changes) -> Settings:
 
 
 def fixed_settings(settings: SettingsGroup) -> dict:
-    """The settings that may not change while a training lasts, as JSON has them (lists instead of tuples)."""
+    """The settings that may not change while a training lasts, `as_saved`."""
     may_change = {name for name, flag in flags(type(settings)).items() if flag.may_change}
-    return json.loads(json.dumps({name: v for name, v in flatten(settings).items() if name not in may_change}))
+    return {name: value for name, value in as_saved(settings).items() if name not in may_change}
 
 
 def changed_settings(settings: SettingsGroup, before: dict) -> dict[str, tuple]:
@@ -222,7 +232,7 @@ def changed_settings(settings: SettingsGroup, before: dict) -> dict[str, tuple]:
     Only settings that may not change are compared. One that `before` does not know had its default then.
     """
     known = {name: flag.default for name, flag in flags(type(settings)).items() if not flag.required}
-    before = json.loads(json.dumps(known)) | before
+    before = _as_saved(known | before)
     return {name: (before.get(name), now) for name, now in fixed_settings(settings).items() if before.get(name) != now}
 
 
@@ -365,7 +375,7 @@ def _read_file(path: str | None, known: dict[str, Flag]) -> dict:
     if path is None:
         return {}
     try:
-        saved = json.loads(Path(path).read_text())
+        saved = json.loads(read_whole(Path(path)))
     except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"--config {path}: cannot be read as JSON: {error}") from None
     if isinstance(saved, dict):

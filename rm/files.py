@@ -9,6 +9,8 @@ import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+LARGEST = 2**27  # bytes of a file that is held in memory: a large tokenizer.json has a quarter of them
+
 
 def write_atomically(file: Path, text: str) -> None:
     """Write `text` to `file` so that a reader, at any time, sees either the old content or the new one."""
@@ -18,10 +20,11 @@ def write_atomically(file: Path, text: str) -> None:
 def write_together(files: dict[Path, Iterable[str]]) -> None:
     """Write text files of one folder, given in pieces, so that all are on the disk before the first gets its name.
 
-    They get their names in the order given: where the last has its own, all have. A failure leaves the folder as it
-    was; one that comes between two names leaves the rest under their temporary ones, as a killed process does.
+    They get their names in the order given, and the last one of before is removed first: where the last has its name,
+    all are of one writing. A failure leaves the folder as it was; one that comes between two names leaves the rest
+    under their temporary ones, as a killed process does.
     """
-    temporary, is_named = {file: temporary_name(file) for file in files}, False
+    temporary, is_begun = {file: temporary_name(file) for file in files}, False
     try:
         for file, pieces in files.items():
             with names_file(file), open(temporary[file], "w", encoding="utf-8") as out:
@@ -29,12 +32,17 @@ def write_together(files: dict[Path, Iterable[str]]) -> None:
                 # A power cut could otherwise leave an empty file under the final name.
                 out.flush()
                 os.fsync(out.fileno())
+        *_, last = files
+        if len(files) > 1 and last.exists():
+            is_begun = True
+            last.unlink()
+            sync(last.parent)
         for file in files:
             os.replace(temporary[file], file)
-            is_named = True
+            is_begun = True
             sync(file.parent)
     finally:
-        for file in () if is_named else temporary.values():
+        for file in () if is_begun else temporary.values():
             file.unlink(missing_ok=True)  # partly written if the disk was full
 
 
@@ -85,11 +93,11 @@ def read_json(file: Path) -> dict:
     """
     if not os.path.lexists(file):
         return {}
-    check_regular(file)
+    content = read_whole(file)
     try:
-        text = file.read_text(encoding="utf-8")
+        text = content.decode("utf-8")
         value = json.loads(text)
-    except (ValueError, RecursionError, IsADirectoryError) as error:  # RecursionError: lists in lists without end
+    except (ValueError, RecursionError) as error:  # RecursionError: lists in lists without end
         raise ValueError(f"{file} is not JSON: {error}") from error
     if not isinstance(value, dict):
         raise ValueError(f"{file} holds a JSON {type(value).__name__}, not an object")
@@ -100,6 +108,23 @@ def read_json(file: Path) -> dict:
             half = ascii(error.object[error.start])
             raise ValueError(f"{file} has half of a surrogate pair, {half}, which is no character") from None
     return value
+
+
+def read_whole(file: Path) -> bytes:
+    """The content of a file that is held in memory: a configuration, a template, a vocabulary.
+
+    Raises:
+        ValueError: it is none, such as a folder, a FIFO or a device, or it has more than `LARGEST` bytes.
+    """
+    check_regular(file)
+    try:
+        with open(file, "rb") as opened:
+            content = opened.read(LARGEST + 1)
+    except IsADirectoryError as error:
+        raise ValueError(f"{file} is a folder; give a file") from error
+    if len(content) > LARGEST:
+        raise ValueError(f"{file} has more than {LARGEST >> 20} MiB, which no file of its kind has; give another file")
+    return content
 
 
 def check_regular(file: str | Path) -> None:
@@ -131,6 +156,7 @@ def sha256(file: Path) -> str:
 
 def update_digest(digest, file: Path) -> int:
     """Update a `hashlib` digest with the content of `file`; returns the file's size in bytes."""
+    check_regular(file)  # of a device there is no end
     with open(file, "rb") as content:
         while block := content.read(2**20):
             digest.update(block)

@@ -15,6 +15,7 @@ CONTROL = (
     "\U000e0000-\U000e007f"
 )
 _PASSWORD = re.compile(r"(?<=://)[^/@\s]+(?=@)")  # https://user:password@host
+_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{30,}")  # of the hub
 _SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACE_HUB_TOKEN", "WANDB_API_KEY")  # of the environment
 _UNPRINTABLE = re.compile(f"[{CONTROL}\ud800-\udfff]")  # halves of surrogate pairs cannot be encoded
 
@@ -29,13 +30,24 @@ def printable(text: str, keep: str = "") -> str:
 
 
 def without_secrets(text: str) -> str:
-    """A text in which tokens of the environment, and what stands before the host of a URL, are ***."""
+    """A text in which tokens, of the hub or of the environment, and what stands before the host of a URL, are ***."""
     if "://" in text:
         text = _PASSWORD.sub("***", text)
+    if "hf_" in text:
+        text = _TOKEN.sub("***", text)
     for name in _SECRETS:
         if len(os.environ.get(name, "")) >= 8:  # what is shorter is no token, and may be part of any word
             text = text.replace(os.environ[name], "***")
     return text
+
+
+def without_secrets_in(value):
+    """A JSON value whose texts are `without_secrets`."""
+    if isinstance(value, str):
+        return without_secrets(value)
+    if isinstance(value, dict):
+        return {name: without_secrets_in(of) for name, of in value.items()}
+    return [without_secrets_in(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _escaped(character: str) -> str:

@@ -1,6 +1,7 @@
 """rm.config: settings in groups, the command line, and run.json."""
 
 import json
+import os
 import re
 from dataclasses import dataclass, replace
 
@@ -13,6 +14,7 @@ from rm import export
 from rm.config import (
     REQUIRED,
     SettingsGroup,
+    as_saved,
     changed_settings,
     compose,
     defaults,
@@ -237,6 +239,22 @@ def test_a_wrong_config_file_is_one_error_that_names_it(tmp_path, capsys, conten
     saved.write_text(content)
     error = refused(capsys, "--config", str(saved))
     assert str(saved) in error and message in error
+
+
+def test_a_config_without_end_is_refused_and_not_read_to_its_end(tmp_path, capsys):
+    os.mkfifo(tmp_path / "fifo")
+    for file in ("/dev/zero", tmp_path / "fifo", tmp_path):
+        assert f"--config {file}: cannot be read as JSON: {file}" in refused(capsys, "--config", str(file))
+
+
+def test_files_of_settings_hold_no_secrets_and_are_still_of_the_same_run(monkeypatch):
+    password, token = "https://me:secret@host/pairs.jsonl", f"runs/hf_{34 * 'a'}"
+    settings = read("--paths", password, token, "tokens-of-others")
+    saved = as_saved(settings)
+    assert saved["paths"] == ["https://***@host/pairs.jsonl", "runs/***", "tokens-of-others"]
+    assert changed_settings(settings, saved) == changed_settings(settings, flatten(settings)) == {}
+    other = read("--paths", password, token, "others")
+    assert changed_settings(other, saved) == {"paths": (saved["paths"], as_saved(other)["paths"])}
 
 
 @pytest.mark.parametrize(

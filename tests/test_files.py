@@ -7,7 +7,8 @@ import resource
 
 import pytest
 
-from rm.files import read_json, update_digest, write_atomically, write_json, write_together
+from rm import files
+from rm.files import read_json, sha256, update_digest, write_atomically, write_json, write_together
 
 
 def test_write_atomically_replaces_the_content(tmp_path):
@@ -44,6 +45,24 @@ def test_read_json_names_a_file_that_is_not_a_json_object(tmp_path, content, mes
     (tmp_path / "a.json").write_bytes(content)
     with pytest.raises(ValueError, match=message):
         read_json(tmp_path / "a.json")
+
+
+def test_what_is_held_in_memory_is_a_file_of_a_bounded_size(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "LARGEST", 2**20)
+    (tmp_path / "sparse.json").touch()
+    os.truncate(tmp_path / "sparse.json", 2**20 + 1)
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "zeros.json").symlink_to("/dev/zero")
+    for name, message in {
+        "sparse.json": "has more than 1 MiB",
+        "fifo": "is neither a file nor a folder",
+        "zeros.json": "is neither a file nor a folder",
+        "": "is a folder",
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            read_json(tmp_path / name)
+    with pytest.raises(ValueError, match="is neither a file nor a folder"):
+        sha256(tmp_path / "zeros.json")
 
 
 @pytest.mark.parametrize("size", [0, 5, 2**20, 2**21 + 3])

@@ -9,8 +9,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 FOUNDATION = (
     "terminal",
-    "config",
     "files",
+    "config",
     "json_keys",
     "run_files",
     "distributed",

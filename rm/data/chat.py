@@ -31,7 +31,7 @@ from rm.data.messages import REASONING, WRITTEN, Message, assistant, user
 from rm.data.reply_marks import PROBE, REPLY_END, REPLY_START, ReplyMarker
 from rm.data.sandbox import WIDTH, OutOfTime, Sandbox
 from rm.data.tokenizer import Parts, Tokenizer
-from rm.files import check_regular
+from rm.files import read_whole
 
 # A template's source is part of its fingerprint, which caches and scoring contracts store: do not reword these.
 _TURNS = (
@@ -363,9 +363,8 @@ def _template_of(folder: Path) -> str | None:
 
 
 def _read(path: Path, name: str) -> str:
-    check_regular(path)
     try:
-        return path.read_text(encoding="utf-8")
+        return read_whole(path).decode()
     except (OSError, ValueError) as error:
         raise ValueError(
             f"{name}: cannot be read ({error}); give a Jinja file, or the folder of a model with a chat template"

@@ -16,7 +16,7 @@ from rm.data.examples import Examples
 from rm.data.messages import Text
 from rm.data.reader import KeySettings, SampleReader
 from rm.data.sample import Bare, Sample
-from rm.data.sets import UNNAMED, held_out_sets
+from rm.data.sets import ALL, UNNAMED, held_out_sets
 from rm.data.split import SplitSettings, leak, split
 from rm.data.tokenizer import Tokenizer
 from rm.distributed import process_group as dist
@@ -243,7 +243,7 @@ def load(
     for name, examples in held_out.items():
         if warning := leak(train, examples):
             dist.say(f"warning: {f'{name}: ' if name else ''}{warning}")
-        facts["held_out"]["sets"][name or "all"] = {"kept": len(examples), "sha256": examples.hash}
+        facts["held_out"]["sets"][name or ALL] = {"kept": len(examples), "sha256": examples.hash}
     return TrainingData(train, held_out, facts)
 
 

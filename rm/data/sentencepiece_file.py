@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from rm.files import read_whole
+
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED = 1, 2, 3, 4  # types of pieces
 UNIGRAM = 1  # model_type
 
@@ -43,7 +45,7 @@ def read(file: Path) -> SentencePieceModel:
     """
     from sentencepiece import SentencePieceProcessor  # only here: few models have this file alone
 
-    content = file.read_bytes()
+    content = read_whole(file)
     pieces, scores, types = [], [], []
     trainer, normalizer = {}, {}
     try:

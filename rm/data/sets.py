@@ -6,6 +6,7 @@ from pathlib import Path
 
 DATA_FILE = re.compile(r"[^._].*\.(parquet|(jsonl?|ndjson|csv|tsv)(\.gz)?)")
 UNNAMED = ""  # the one set of held-out data that has no name
+ALL = "all"  # its name in run.json
 
 
 def named_sets(paths: Sequence[str]) -> dict[str, list[str]]:
@@ -50,7 +51,7 @@ def held_out_sets(paths: Sequence[str]) -> dict[str, list[str]]:
         {name: files}, or {UNNAMED: files}.
 
     Raises:
-        ValueError: some have a name and others have none, or a name cannot be part of a metric's name.
+        ValueError: some have a name and others have none, or a name is `ALL` or cannot be part of a metric's name.
     """
     unnamed = [path for path in paths if "=" not in path or Path(path).exists()]
     if len(unnamed) == len(paths):
@@ -65,5 +66,9 @@ def held_out_sets(paths: Sequence[str]) -> dict[str, list[str]]:
             raise ValueError(
                 f"--eval_dataset_path {name}={sets[name][0]}: there is no such file, and the name of a set may only "
                 f"have letters, digits, '_', '-' and '.'"
+            )
+        if name == ALL:
+            raise ValueError(
+                f"--eval_dataset_path {name}={sets[name][0]}: that is the name of all sets together: choose another"
             )
     return sets

@@ -20,7 +20,7 @@ import tokenizers
 
 from rm.data import backend, tokenizer_config
 from rm.data.backend import Backend, content
-from rm.files import read_json, write_json
+from rm.files import read_json, read_whole, write_json
 
 Parts = Sequence[str | int]  # a text whose special tokens are given as ids
 
@@ -78,7 +78,7 @@ class Tokenizer:
         rules = [made.class_name, made.settings.get("legacy"), made.settings.get("add_prefix_space")]
         flags = [(i, repr(token)) for i, token in sorted(added.items())]
         tokens = [self.bos_id, self.eos_id, *flags]
-        digest = hashlib.sha256(made.file.read_bytes())
+        digest = hashlib.sha256(read_whole(made.file))
         digest.update(json.dumps([*rules, *tokens]).encode())
         self.fingerprint = digest.hexdigest()
 

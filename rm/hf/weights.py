@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from rm.distributed import checkpoint
 from rm.distributed import process_group as dist
 from rm.distributed.sharding import local, local_slices
-from rm.files import read_json
+from rm.files import read_json, read_whole
 from rm.hf import adapter, checkpoint_folder, checksums, families, hub, outputs
 from rm.hf.adapter import SCORE, is_score
 from rm.hf.families.keys import HEADS
@@ -86,13 +86,13 @@ def fingerprint(folder: str | Path) -> str:
     """
     folder = Path(folder)
     if checkpoint.is_checkpoint(folder):
-        return (folder / checkpoint.COMPLETE).read_text().strip()
+        return read_whole(folder / checkpoint.COMPLETE).decode().strip()
     base = hub.base_of(folder)
     if base is not None:
         digest = hashlib.sha256(fingerprint(base).encode())
         files = [folder / adapter.CONFIG, folder / adapter.TENSORS]
     else:
-        digest = hashlib.sha256((folder / "config.json").read_bytes())
+        digest = hashlib.sha256(read_whole(folder / "config.json"))
         files = _weights_files(folder)
     for file in files:
         size = file.stat().st_size

@@ -17,7 +17,7 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 
-from rm.config import flatten, updated
+from rm.config import as_saved, updated
 from rm.data.batch import Loader
 from rm.data.examples import Examples
 from rm.distributed import process_group as dist
@@ -128,7 +128,7 @@ def _write(footprint: Footprint, settings: TrainingSettings, processes: int) -> 
     folder = Path(settings.run.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     plan = {"processes": processes, "peak": footprint.peak, "footprint": dataclasses.asdict(footprint)}
-    write_json(folder / FILE, plan | {"settings": flatten(settings)})
+    write_json(folder / FILE, plan | {"settings": as_saved(settings)})
 
 
 class Plan:

@@ -227,6 +227,8 @@ def _evaluation(folder: Path, models: list[Path]) -> str:
     of = of if isinstance(of, list) else [of]
     if len(of) != 1 or Path(of[0]).resolve() not in [model.resolve() for model in models]:
         raise ValueError(f"{folder / 'report.json'} is of {' '.join(map(str, of))}, and not of {models[0]}")
+    if not report["sets"]:
+        raise ValueError(f"{folder / 'report.json'} compares no replies (--score_only): give another evaluation")
     if any("attributes" in one for one in report["sets"].values()):
         return markdown_table(*attribute_table(report))
     parts = [_accuracies(report["sets"].items())]

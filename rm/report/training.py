@@ -147,7 +147,8 @@ def write_model_card(folder: str | Path, evaluation: str | Path | None = None) -
 def training_page(run: Run) -> str:
     """The HTML page of a run: curves, latest metrics and settings."""
     colours = itertools.cycle(figures.COLOURS)
-    sources = {"training": "", "held-out": "eval_"} | {name: f"eval_{name}_" for name in run.held_out_sets}
+    sources = {"training": "", "held-out": "eval_"}
+    sources |= {f"held-out: {name}": f"eval_{name}_" for name in run.held_out_sets}
     curves = [
         (label, run, prefix, "-", colour) for (label, prefix), colour in zip(sources.items(), colours, strict=False)
     ]
@@ -175,7 +176,7 @@ def comparison_page(runs: list[Run]) -> str:
         curves.append((run.name, run, "", ":", colour))
         curves.append((f"{run.name}, held-out", run, "eval_", "-", colour))
         curves += [
-            (f"{run.name}, {name}", run, f"eval_{name}_", style, colour)
+            (f"{run.name}, held-out: {name}", run, f"eval_{name}_", style, colour)
             for name, style in zip(run.held_out_sets, itertools.cycle(["--", "-."]), strict=False)
         ]
     metrics = dict.fromkeys(name for run in runs for name in run.metrics())

@@ -6,7 +6,6 @@ import math
 from dataclasses import dataclass
 
 from rm.config import SettingsGroup, require_not_negative, require_positive, setting
-from rm.distributed import process_group as dist
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,8 +64,6 @@ class Best:
         if self.is_restored:
             self.step, self.value = saved.get("step"), saved.get("value")
             self.evaluated_step, self.patience_counter = saved.get("evaluated_step"), saved["patience_counter"]
-        elif saved is not None and saved.get("evaluated_step") is not None:
-            dist.say("the held-out data has changed: which evaluation is best is decided anew")
 
     @property
     def state(self) -> dict:

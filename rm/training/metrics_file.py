@@ -18,11 +18,12 @@ class MetricsFile:
         self.file, self.unwritten = file, ""
         self.kept = [line for line in read_metrics(file) if line["step"] <= step]
 
-    def evaluation(self, step: int) -> dict | None:
-        """The kept line of the last evaluation of this step."""
-        lines = [line for line in self.kept if line["step"] == step]
-        found = [line for line in lines if any(name.startswith("eval_") for name in line)]
-        return found[-1] if found else None
+    def has_evaluation(self, step: int) -> bool:
+        return any(_is_evaluation(line, step) for line in self.kept)
+
+    def forget_evaluation(self, step: int) -> None:
+        """Keep no line of an evaluation of this step."""
+        self.kept = [line for line in self.kept if not _is_evaluation(line, step)]
 
     def begin(self) -> None:
         """Truncate the file to the kept lines."""
@@ -49,3 +50,7 @@ class MetricsFile:
                 os.truncate(self.file, size)  # a part may have been written
             raise
         self.unwritten = ""
+
+
+def _is_evaluation(line: dict, step: int) -> bool:
+    return line["step"] == step and any(name.startswith("eval_") for name in line)

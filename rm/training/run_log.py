@@ -21,13 +21,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rm.config import REQUIRED, SettingsGroup, flatten, require_positive, setting
+from rm.config import REQUIRED, SettingsGroup, as_saved, require_positive, setting
 from rm.data.batch import StepBatches
 from rm.data.sets import UNNAMED
 from rm.distributed import process_group as dist
 from rm.files import write_atomically
 from rm.run_files import read_exit, read_run
-from rm.terminal import warn, without_secrets
+from rm.terminal import warn, without_secrets, without_secrets_in
 from rm.training import trackers
 from rm.training.best import Best, BestSettings
 from rm.training.metrics_file import MetricsFile
@@ -115,20 +115,20 @@ class RunLog:
         self.unlogged_sums = list(start.unlogged_sums)
         self.extra: dict[str, float] = {}  # values for the next line
         self.metrics = MetricsFile(self.folder / "metrics.jsonl", start.step)
-        # A run that was stopped before its evaluation was done resumes with it. An evaluation comes after its step's
-        # checkpoint, which does not know of it.
-        evaluation = self.metrics.evaluation(start.step)
-        self.start_is_evaluated = evaluation is not None
         self.best = Best(best, facts.get("data", {}).get("held_out"), start.best)
-        if self.start_is_evaluated and self.best.is_restored:
-            self.best.take(start.step, evaluation)
+        if start.best and start.best.get("evaluated_step") is not None and not self.best.is_restored:
+            dist.say("the held-out data has changed: which evaluation is best is decided anew")
+        # An evaluation that the checkpoint does not know of is done again: nothing tells whether its line is undamaged.
+        self.start_is_evaluated = self.best.evaluated_step == start.step and self.metrics.has_evaluation(start.step)
+        if not self.start_is_evaluated:
+            self.metrics.forget_evaluation(start.step)
         if dist.is_main():
             self.folder.mkdir(parents=True, exist_ok=True)
             (self.folder / "exit.json").unlink(missing_ok=True)
-            description = provenance(all_settings) | facts | self._history()
+            description = provenance(all_settings) | without_secrets_in(facts) | self._history()
             write_atomically(self.folder / "run.json", json.dumps(description, indent=2) + "\n")
             self.metrics.begin()
-            self.tracker = trackers.tracker(settings.report_to, self.folder, start.step, flatten(all_settings))
+            self.tracker = trackers.tracker(settings.report_to, self.folder, start.step, as_saved(all_settings))
         self._begin_line()
         self.progress = Progress(steps, start.step)
 
@@ -344,8 +344,8 @@ def provenance(settings: SettingsGroup) -> dict:
         commit = ""
     packages = ("torch", "tokenizers", "sentencepiece", "safetensors", "numpy")
     return {
-        "command": [without_secrets(word) for word in sys.argv],
-        "settings": flatten(settings),
+        "command": without_secrets_in(sys.argv),
+        "settings": as_saved(settings),
         "processes": dist.world_size(),
         "device": dist.device_name(),
         "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},

@@ -15,6 +15,8 @@ from rm.distributed.sharding import dtype_name
 from rm.model.nf4 import count_parameters
 from rm.model.transformer import Transformer
 from rm.training import disk_space
+from rm.training.best import Best
+from rm.training.run_log import Start
 from rm.training.settings import TrainingSettings
 
 NAMES = 14  # columns of the names on the left
@@ -24,19 +26,19 @@ ADAPTERS, SMALL_MODEL = 10, 100_000_000
 
 
 def say_start(
-    settings: TrainingSettings, model: Transformer, data: TrainingData, loader: Loader, first_step: int, unit: str
+    settings: TrainingSettings, model: Transformer, data: TrainingData, loader: Loader, start: Start, unit: str
 ) -> None:
     """Print the summary and the warnings of a training.
 
     Args:
-        first_step: how many steps are done.
+        start: the steps that are done.
         unit: what an example is called ("pairs").
     """
     screen = show.Screen(sys.stdout)
-    for name, text in _facts(settings, model, data, loader, first_step, unit):
+    for name, text in _facts(settings, model, data, loader, start, unit):
         _say_lines(screen.wrapped(f"{name:<{NAMES}}{text}", indent=" " * NAMES))
     _say_precision(model)
-    out, steps = Path(settings.run.output_dir), loader.steps - first_step
+    out, steps = Path(settings.run.output_dir), loader.steps - start.step
     no_room = disk_space.too_little(out, model, settings.checkpoint, settings.optim, steps)
     said = list(warnings(settings, _sizes(model)[0], data.facts["train"]["kept"]))
     for warning in said + ([no_room] if no_room else []):
@@ -55,7 +57,7 @@ def say_what_runs(model: Transformer) -> None:
 
 
 def _facts(
-    settings: TrainingSettings, model: Transformer, data: TrainingData, loader: Loader, first_step: int, unit: str
+    settings: TrainingSettings, model: Transformer, data: TrainingData, loader: Loader, start: Start, unit: str
 ) -> Iterator[tuple[str, str]]:
     """(name, text) of each line."""
     report = data.facts["train"]
@@ -63,16 +65,24 @@ def _facts(
     yield "data", f"{read:,} records read, {kept:,} kept; trained on {trained_on:,} {unit}"
     sets = [f"{name} {len(examples):,}".strip() for name, examples in data.held_out.items()]
     yield "held out", f"{', '.join(sets)} {unit}" if sets else "none"
-    resumed = f"; the next is step {first_step + 1:,}" if first_step else ""
     batch, epochs = min(settings.batch.global_batch_size, trained_on), loader.steps / loader.steps_per_epoch
     tokens = loader.lengths.sum() / trained_on * batch
     more = " or more" if loader.batch.group_by_prompt else ""
     size = f"{batch:,} {unit}{more}, {tokens:,.0f} tokens"
+    resumed = _resumed(settings, data, loader.steps, start)
     yield "steps", f"{loader.steps:,}, each of {size}; epochs: {epochs:.3g}{resumed}"
     parameters, trained = _sizes(model)
     yield "parameters", f"{trained:,} of {parameters:,} train{_method(settings)}"
     yield "runs on", _runs_on(model)
     yield "output", settings.run.output_dir
+
+
+def _resumed(settings: TrainingSettings, data: TrainingData, steps: int, start: Start) -> str:
+    if start.step == 0:
+        return ""
+    if Best(settings.best, data.facts["held_out"], start.best).stops:
+        return f"; stopped early at step {start.step:,}"
+    return "; all are done" if start.step == steps else f"; the next is step {start.step + 1:,}"
 
 
 def _sizes(model: Transformer) -> tuple[int, int]:

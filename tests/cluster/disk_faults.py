@@ -2,6 +2,7 @@
 
     python -m tests.cluster.disk_faults                                every point of every command: hours
     python -m tests.cluster.disk_faults --minutes 30 --commands train  as many as there is time for, drawn at random
+    python -m tests.cluster.disk_faults --commands evaluate --points 77 78    these, of one command
     python -m tests.cluster.disk_faults --faults kill --processes 2    of two processes, the first is killed
 
 Points are counted by a library that is loaded before libc (disk_faults.c, which needs a C compiler, on Linux). At each:
@@ -159,7 +160,7 @@ def problem(fault: str, first, again, want: dict, got: dict) -> str | None:
 
 
 def bad_points(
-    names: list[str], faults: list[str], minutes: float, processes: int, top: Path, tried: Counter
+    names: list[str], faults: list[str], chosen: list[int], minutes: float, processes: int, top: Path, tried: Counter
 ) -> Iterator[str]:
     import eval_rm, rm.audit.__main__, rm.export, rm.prepare_hh, torch._dynamo, train_rm, train_sft  # fmt: skip # noqa: E401, F401, I001
 
@@ -172,7 +173,7 @@ def bad_points(
         want, end = outcome(here), time.monotonic() + 60 * minutes / len(names)
         shutil.rmtree(here)
         print(f"{name}: {points} points", flush=True)
-        for point in random.Random(0).sample(range(1, points + 1), points):
+        for point in chosen or random.Random(0).sample(range(1, points + 1), points):
             for fault in faults:
                 if time.monotonic() > end:
                     break
@@ -190,6 +191,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--commands", nargs="+", choices=names, default=names)
     parser.add_argument("--faults", nargs="+", choices=faults, default=faults)
+    parser.add_argument("--points", nargs="+", type=int, default=[], help="default: all")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="an equal part of it for each command")
     parser.add_argument("--processes", type=int, default=0, help="of a process group (default: none)")
     args = parser.parse_args()
@@ -198,7 +200,7 @@ def main() -> None:
             restart_with_library(Path(tempfile.mkdtemp(prefix="disk-faults-library-")))
         tried: Counter = Counter()
         bad = 0
-        for line in bad_points(args.commands, args.faults, args.minutes, args.processes, Path(top), tried):
+        for line in bad_points(args.commands, args.faults, args.points, args.minutes, args.processes, Path(top), tried):
             bad += 1
             print(line, flush=True)
     print(", ".join(f"{name}: {count}" for name, count in tried.items()))

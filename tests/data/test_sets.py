@@ -38,3 +38,8 @@ def test_held_out_files_are_one_set_or_all_have_names(tmp_path):
         held_out_sets(["x=a.jsonl", "b.jsonl"])
     with pytest.raises(ValueError, match="there is no such file, and the name of a set may only have"):
         held_out_sets(["runs/lr=3/test.jsonl"])
+    for name in ("a/b", "a b", "<b>", "ä", "..\n", ""):
+        with pytest.raises(ValueError, match="the name of a set may only have"):
+            held_out_sets([f"{name}=a.jsonl"])
+    with pytest.raises(ValueError, match="all=a.jsonl: that is the name of all sets together"):
+        held_out_sets(["all=a.jsonl"])

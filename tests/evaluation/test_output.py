@@ -27,7 +27,7 @@ def evaluate(tmp_path, monkeypatch):
             eval_rm.main(compose(eval_rm.Settings, **given | {"cache_dir": str(tmp_path / "cache")} | changes))
         return {file.name: file.read_bytes() for file in out.iterdir()}
 
-    run.out = out
+    run.out, run.model = out, str(model)
     return run
 
 
@@ -76,6 +76,40 @@ def test_what_a_killed_evaluation_left_is_replaced_by_the_same_command(call, eva
     with pytest.raises(ValueError, match="already holds another evaluation.*best_of_n"):
         evaluate(best_of_n=True)
     assert evaluate().keys() == {"report.json", "report.html", "scores.jsonl"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "names"),
+    [
+        (dict(score_only=True, best_of_n=True), {"best.jsonl", "scores.jsonl", "report.json"}),
+        (dict(several=True), {"baseline_scores.jsonl", "scores.jsonl", "report.html", "report.json"}),
+    ],
+)
+def test_every_kind_of_evaluation_may_be_done_again_and_is_whole_or_known_not_to_be(
+    changes, names, evaluate, monkeypatch
+):
+    if changes.pop("several", False):
+        changes = dict(model_name_or_path=2 * (evaluate.model,), baseline_model_name_or_path=evaluate.model)
+    first = evaluate(**changes)
+    assert first.keys() == names
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", killed_at(2))
+        with pytest.raises(SystemExit):
+            evaluate(**changes)
+    assert not (evaluate.out / "report.json").exists(), "the files are of two evaluations"
+    again = evaluate(**changes)
+    assert again.keys() == names and again["scores.jsonl"] == first["scores.jsonl"]
+    with pytest.raises(ValueError, match="already holds another evaluation.*max_length"):
+        evaluate(**changes, max_length=99)
+
+
+@pytest.mark.parametrize("name", eval_rm.FILES)
+def test_files_of_others_are_left_alone(name, evaluate):
+    evaluate.out.mkdir()
+    (evaluate.out / name).write_text("mine")
+    with pytest.raises(ValueError, match=f"already holds another run .{name}"):
+        evaluate()
+    assert (evaluate.out / name).read_text() == "mine"
 
 
 def test_a_report_that_was_cut_off_while_it_was_written_is_no_evaluation(evaluate):

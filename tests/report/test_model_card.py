@@ -137,6 +137,10 @@ def test_the_numbers_of_an_evaluation_are_put_into_the_card(run, tmp_path, monke
     (tmp_path / "report.json").write_text(json.dumps(report))
     with pytest.raises(ValueError, match=r"report.json is of runs/other/model, and not of .*model"):
         training.write_model_card(run, tmp_path)
+    report = report | {"settings": {"model_name_or_path": [str(run / "model")]}, "sets": {}}
+    (tmp_path / "report.json").write_text(json.dumps(report))
+    with pytest.raises(ValueError, match="compares no replies"):
+        training.write_model_card(run, tmp_path)
 
 
 def test_a_base_from_the_hub_is_named_with_its_commit(run, tmp_path):

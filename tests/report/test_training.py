@@ -50,20 +50,22 @@ def test_all_that_is_logged_is_drawn_and_the_best_step_is_marked(monkeypatch):
     description = {"data": {"held_out": {"sets": {"x": {}}}}, "best_evaluation": {"step": 2}}
     training.training_page(training.Run("run", lines, description))
     assert list(drawn) == ["Loss", "Accuracy", "mine"]
-    assert {name: curve.marked for name, curve in drawn["Loss"].items()} == {"training": None, "held-out": 2, "x": 2}
+    marked = {name: curve.marked for name, curve in drawn["Loss"].items()}
+    assert marked == {"training": None, "held-out": 2, "held-out: x": 2}
     assert drawn["mine"]["training"].values == [1, 2] and drawn["mine"]["held-out"].values == [3]
 
 
 def test_sets_that_begin_alike_or_as_a_metric_does_are_told_apart(monkeypatch):
     drawn = {}
     monkeypatch.setattr(training.figures, "curves", lambda title, _, lines: drawn.setdefault(title, lines) and "")
-    sets = ["a", "a_b", "reward", "accuracy"]
+    sets = ["a", "a_b", "reward", "accuracy", "training", "held-out"]
     line = {"loss": 0.7, "accuracy": 0.5, "accuracy_ci95_low": 0.4, "reward_chosen": 1.0}
     names = ["", "eval_", *(f"eval_{name}_" for name in sets)]
     lines = [{"step": 1} | {prefix + metric: value} for prefix in names for metric, value in line.items()]
     training.training_page(training.Run("run", lines, {"data": {"held_out": {"sets": {name: {} for name in sets}}}}))
     assert list(drawn) == ["Loss", "Accuracy", "Reward of chosen replies"]
-    assert all(list(curves) == ["training", "held-out", *sets] for curves in drawn.values())
+    labels = ["training", "held-out", *(f"held-out: {name}" for name in sets)]
+    assert all(list(curves) == labels for curves in drawn.values())
 
 
 def test_several_runs_are_drawn_side_by_side(run, tmp_path_factory):

@@ -74,14 +74,11 @@ def test_a_run_without_a_finite_evaluation_says_so():
     assert str(never) == "none: no eval_loss was finite"
 
 
-def test_evaluations_of_other_data_do_not_count(monkeypatch):
-    said = []
-    monkeypatch.setattr(best.dist, "say", said.append)
+def test_evaluations_of_other_data_do_not_count():
     before = Best(BestSettings(), {"all": "a"})
     before.take(3, {"eval_loss": 0.5})
-    assert Best(BestSettings(), {"all": "a"}, before.state).step == 3 and not said
-    assert Best(BestSettings(), {"all": "b"}, before.state).step is None
-    assert said == ["the held-out data has changed: which evaluation is best is decided anew"]
+    of_same, of_other = (Best(BestSettings(), {"all": data}, before.state) for data in "ab")
+    assert (of_same.step, of_same.is_restored) == (3, True) and (of_other.step, of_other.is_restored) == (None, False)
 
 
 # The loss of the evaluation after each step: best after step 3, of which no checkpoint is due.
@@ -175,6 +172,19 @@ def test_a_run_killed_at_any_moment_stops_at_the_same_step_with_the_same_best(ph
     runs.assert_same(outcome(config), outcome(undisturbed))
     assert exit_marker(config)["reason"] == exit_marker(undisturbed)["reason"]
     assert 3 in steps_saved(config)
+
+
+def test_nothing_is_decided_by_a_line_of_metrics_that_no_checkpoint_knows(tmp_path):
+    config = config_of(tmp_path / "out", save_steps=9, early_stopping_patience=None)
+    with pytest.raises(RuntimeError, match="died"):
+        run_ranks(1, main, config, fault(saving, "save", 1))
+    metrics = tmp_path / "out" / "metrics.jsonl"
+    lines = metrics.read_text()
+    metrics.write_text(lines.replace('"eval_loss": 0.05', '"eval_loss": 5.05'))
+    assert metrics.read_text() != lines
+    run_ranks(1, main, config)
+    best = json.loads((tmp_path / "out" / "run.json").read_text())["best_evaluation"]
+    assert best == {"metric": "eval_loss", "step": 9, "value": 0.05} and metrics.read_text() == lines
 
 
 def test_two_processes_with_adapters_resume_with_the_same_best(tmp_path):

@@ -1,6 +1,8 @@
 """rm.training.summary: what a training says before its first step."""
 
 import json
+from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from rm.data.examples import Example, Examples
 from rm.distributed import process_group as dist
 from rm.model.heads import RewardModel
 from rm.training import summary
+from rm.training.run_log import Start
 from tests import made, runs
 from tests.ranks import run_ranks
 
@@ -57,6 +60,16 @@ def test_the_summary_counts_records_steps_and_parameters_in_80_columns(tmp_path,
     assert said[-1] == "example"
 
 
+def test_a_run_that_is_resumed_says_what_is_left_to_do(tmp_path):
+    settings = runs.settings(tmp_path, early_stopping_patience=2)
+    data = SimpleNamespace(facts={"held_out": {"kept": 6}})
+    state = {"patience_counter": 1, "held_out": {"kept": 6}}
+    resumed = partial(summary._resumed, settings, data, 9)
+    assert resumed(Start()) == "" and resumed(Start(9)) == "; all are done"
+    assert resumed(Start(6, best=state)) == "; the next is step 7"
+    assert resumed(Start(6, best=state | {"patience_counter": 2})) == "; stopped early at step 6"
+
+
 def test_tokens_are_those_of_whole_steps_where_pairs_of_a_prompt_share_them():
     prompt = np.array([1, 2, 3])
     examples = Examples.build(
@@ -68,7 +81,7 @@ def test_tokens_are_those_of_whole_steps_where_pairs_of_a_prompt_share_them():
     data = TrainingData(examples, {}, {"train": {"kept": 3, "dropped": {}}})
     model = made.model(RewardModel)
     model.compute_dtype = torch.float32
-    facts = dict(summary._facts(config, model, data, loader, 0, "pairs"))
+    facts = dict(summary._facts(config, model, data, loader, Start(), "pairs"))
     assert facts["steps"] == "3, each of 3 pairs or more, 10 tokens; epochs: 3"  # 3 of the prompt, 3 * 2 + 1
 
 
