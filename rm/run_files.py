@@ -12,6 +12,7 @@ from pathlib import Path
 from rm.json_keys import Key, check_keys, read
 from rm.terminal import warn
 
+LONGEST_LINE = 2**20  # bytes of a line of metrics.jsonl
 COUNT = Key(int, minimum=0)
 DATA = {
     "kept": COUNT,
@@ -87,16 +88,22 @@ def read_metrics(file: Path) -> list[dict]:
     """The lines of a metrics.jsonl, [] if there is no such file.
 
     Damaged lines are left out, and named unless it is the last one, which a run may be writing at this moment.
+
+    Raises:
+        ValueError: a line has more than `LONGEST_LINE` bytes.
     """
     if not file.is_file():
         return []
-    lines, texts = [], file.read_text(encoding="utf-8", errors="replace").split("\n")
-    for number, text in enumerate(texts, start=1):
-        try:
-            lines.append(_line(text))
-        except ValueError as error:
-            if number < len(texts):
-                warn(f"{file} line {number} is left out: {error}")
+    lines = []
+    with open(file, "rb") as opened:
+        for number, text in enumerate(iter(lambda: opened.readline(LONGEST_LINE), b""), start=1):
+            if len(text) == LONGEST_LINE:
+                raise ValueError(f"{file} line {number} has {LONGEST_LINE:,} bytes or more: the file holds no metrics")
+            try:
+                lines.append(_line(text.decode(errors="replace")))
+            except ValueError as error:
+                if text.endswith(b"\n"):
+                    warn(f"{file} line {number} is left out: {error}")
     return lines
 
 

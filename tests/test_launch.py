@@ -318,6 +318,10 @@ def test_the_output_folder_may_be_that_of_a_recipe_or_of_an_earlier_run(slurm, t
     for restart, file in enumerate((recipe, run)):
         assert slurm.run(restart=restart, flags=("--config", file))[0] == 0
         assert (slurm.out / "slurm").is_dir() and f"{slurm.out}/slurm/7.{restart}.log" in slurm.calls()[-1]
+    odd = slurm.out / 'é, "of 1" line'
+    recipe.write_text(json.dumps({"given": {"output_dir": "wrong"}, "settings": {"output_dir": str(odd)}}))
+    slurm.run(flags=("--config", recipe))
+    assert (odd / "slurm").is_dir()
     slurm.run(flags=("--config", recipe, f"--output_dir={tmp_path / 'other'}"))
     assert f"{tmp_path}/other/slurm/7.0.log" in slurm.calls()[-1], "flags take precedence"
 
@@ -326,8 +330,13 @@ def test_a_job_without_an_output_folder_or_a_script_says_so():
     job = os.environ | {"SLURM_JOB_ID": "7"}
     done = bash(LAUNCH / "train.slurm", ROOT / "train_rm.py", "--seed", "1", env=job)
     assert done.returncode == 2 and "error: --output_dir is missing" in done.stderr
-    done = bash(LAUNCH / "train.slurm", ROOT / "train_rm.py", "--config", "none.json", env=job)
-    assert done.returncode == 2 and "none.json" in done.stderr and "error: --output_dir is missing" in done.stderr
+    for file, problem in (
+        ("none.json", "no such file"),
+        ("/dev/zero", "no such file"),
+        (LAUNCH / "venv.sh", "no JSON"),
+    ):
+        done = bash(LAUNCH / "train.slurm", ROOT / "train_rm.py", "--config", file, env=job)
+        assert done.returncode == 2 and done.stderr.startswith(f"error: --config {file}") and problem in done.stderr
     done = bash(LAUNCH / "train.slurm", "train_mr.py", "--output_dir", "o", env=job)
     assert done.returncode == 2 and "error: train_mr.py: no such file" in done.stderr
     done = bash(LAUNCH / "train.slurm", "train_rm.py")

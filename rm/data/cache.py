@@ -22,7 +22,7 @@ from pathlib import Path
 from rm import json_keys
 from rm.data.examples import Examples
 from rm.distributed import process_group as dist
-from rm.files import read_json, sync, sync_files, update_digest, write_json
+from rm.files import check_regular, read_json, sync, sync_files, update_digest, write_json
 from rm.json_keys import Key
 from rm.terminal import warn
 
@@ -118,6 +118,7 @@ def _damage(entry: Path, keys: dict[str, Key]) -> str | None:
 
 
 def _crc32(file: Path) -> int:
+    check_regular(file)  # of a device there is no end
     checksum = 0
     with open(file, "rb") as content:
         while block := content.read(2**20):

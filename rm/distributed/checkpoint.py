@@ -12,6 +12,7 @@ the folder (`publish`). A resumed run needs nothing else: learning rate, data or
 out: it is loaded from the folder that it came from.
 """
 
+import hashlib
 import os
 import shutil
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from torch import Tensor, nn
 
 from rm.distributed import process_group as dist
 from rm.distributed.sharding import is_dtensor, local, local_slices
-from rm.files import names_file, read_json, sha256, sync, write_json
+from rm.files import names_file, read_json, read_whole, sha256, sync, write_json
 from rm.json_keys import Key, check_keys
 
 FORMAT = 2
@@ -184,9 +185,7 @@ def read(checkpoint: Path) -> dict:
     try:
         if not mark.is_file():
             raise CorruptCheckpoint(f"{checkpoint} has no {COMPLETE}")
-        if mark.read_bytes() != f"{sha256(file)}\n".encode():
-            raise CorruptCheckpoint(f"{file} has changed since it was written")
-        state = _checked(file)
+        state = _checked(file, mark)
         for name, description in state["files"].items():
             size = (checkpoint / name).stat().st_size
             if size != description["bytes"]:
@@ -196,9 +195,11 @@ def read(checkpoint: Path) -> dict:
     return state
 
 
-def _checked(file: Path) -> dict:
-    """The content of a state.json; CorruptCheckpoint if it is not as it was written."""
+def _checked(file: Path, mark: Path) -> dict:
+    """The content of a state.json, of which `mark` has the digest; CorruptCheckpoint if it is not as it was written."""
     try:
+        if read_whole(mark) != f"{hashlib.sha256(read_whole(file)).hexdigest()}\n".encode():
+            raise ValueError(f"{file} has changed since it was written")
         state = read_json(file)
     except ValueError as error:
         raise CorruptCheckpoint(str(error)) from error

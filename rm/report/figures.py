@@ -8,6 +8,7 @@ Shapes: R replies, P ordered pairs.
 import html
 import io
 import itertools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -30,18 +31,19 @@ STYLE = {
 }
 
 
-def _render(title: str, x_label: str, y_label: str, draw: Callable) -> str:
+def _render(title: str, x_label: str, y_label: str, draw: Callable, below: float = 0) -> str:
     """Draw one figure, as SVG that scales with the page and is legible at the width of a phone.
 
     Args:
         draw: function that draws into the matplotlib Axes it is given.
+        below: inches for what it draws below them.
     """
     # Imported here because matplotlib is optional.
     import matplotlib
     from matplotlib.figure import Figure
 
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(4.6, 3.0), layout="constrained")
+        figure = Figure(figsize=(4.6, 3.0 + below), layout="constrained")
         axes = figure.subplots()
         draw(axes)
         axes.set(title=_shown(title), xlabel=x_label, ylabel=_shown(y_label))
@@ -153,22 +155,29 @@ class Curve:
     steps: list
     values: list
     colour: str
-    style: str = "-"
+    style: str | tuple = "-"
     marked: int | None = None
 
 
 def curves(title: str, y_label: str, lines: dict[str, Curve]) -> str:
-    """Line plot over steps: {label: curve}. Short curves have markers, so that a single point is visible."""
+    """Line plot over steps: {label: curve}. Short curves have markers, so that a single point is visible.
+
+    The legend of many curves, which would cover them, stands below.
+    """
+    rows = math.ceil(len(lines) / 2) if len(lines) > 4 else 0
 
     def draw(axes):
         for label, curve in lines.items():
             marker, label = "." if len(curve.steps) < 30 else None, _shown(label)
-            axes.plot(curve.steps, curve.values, curve.style, color=curve.colour, label=label, lw=1.3, marker=marker)
+            style = {"linestyle": curve.style, "color": curve.colour, "marker": marker}
+            axes.plot(curve.steps, curve.values, label=label, lw=1.3, **style)
             if curve.marked in curve.steps:
                 value = curve.values[curve.steps.index(curve.marked)]
                 axes.plot(curve.marked, value, "o", color=curve.colour, fillstyle="none", markersize=8)
         axes.xaxis.get_major_locator().set_params(integer=True)
-        if len(lines) > 1:
-            axes.legend(frameon=False, fontsize=7 if len(lines) > 5 else 9)
+        if rows:
+            axes.figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=7, handlelength=3)
+        elif len(lines) > 1:
+            axes.legend(frameon=False)
 
-    return _render(title, "step", y_label, draw)
+    return _render(title, "step", y_label, draw, below=0.16 * rows)

@@ -6,8 +6,9 @@ The training scripts write it when a run ends, and the model card of a reward mo
 
 import itertools
 import json
+import os
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -30,6 +31,7 @@ TITLES = {  # name in metrics.jsonl, which has the prefix eval_ for held-out dat
 }
 NOT_DRAWN = ("step", "epoch")  # nor the bounds of intervals
 COMPARISON = "comparison.html"
+STYLES = ("--", "-.", (0, (5, 1, 1, 1, 1, 1)), (0, (2, 2)))  # of a run's named sets, then again
 
 
 @dataclass(frozen=True)
@@ -125,9 +127,11 @@ def write_comparison(folders: list[str]) -> Path:
     Raises:
         ValueError: if one of the folders has no metrics.
     """
-    runs = [Run.read(Path(folder)) for folder in folders]
+    runs, paths = [Run.read(Path(folder)) for folder in folders], [Path(folder).absolute() for folder in folders]
+    top = os.path.commonpath([path.parent for path in paths])
+    runs = [replace(run, name=os.path.relpath(path, top)) for run, path in zip(runs, paths, strict=True)]
     out = Path(folders[0]) / COMPARISON
-    write_atomically(out, comparison_page(runs))
+    write_atomically(out, comparison_page(runs, top))
     return out
 
 
@@ -168,8 +172,12 @@ def training_page(run: Run) -> str:
     return html.page(f"Training run {run.name}", parts)
 
 
-def comparison_page(runs: list[Run]) -> str:
-    """The HTML page of several runs: their curves in one figure, and the settings in which they differ."""
+def comparison_page(runs: list[Run], top: str) -> str:
+    """The HTML page of several runs: their curves in one figure, and the settings in which they differ.
+
+    Args:
+        top: the folder that all are in, below which are their names.
+    """
     names = [run.name for run in runs]
     curves = []
     for run, colour in zip(runs, itertools.cycle(figures.COLOURS), strict=False):
@@ -177,7 +185,7 @@ def comparison_page(runs: list[Run]) -> str:
         curves.append((f"{run.name}, held-out", run, "eval_", "-", colour))
         curves += [
             (f"{run.name}, held-out: {name}", run, f"eval_{name}_", style, colour)
-            for name, style in zip(run.held_out_sets, itertools.cycle(["--", "-."]), strict=False)
+            for name, style in zip(run.held_out_sets, itertools.cycle(STYLES), strict=False)
         ]
     metrics = dict.fromkeys(name for run in runs for name in run.metrics())
     settings = [
@@ -186,7 +194,7 @@ def comparison_page(runs: list[Run]) -> str:
     ]
     latest = {name: [run.latest.get(name) for run in runs] for name in dict.fromkeys(n for r in runs for n in r.latest)}
     parts = [
-        html.note("Dotted: training. Circles: each run's best evaluation."),
+        html.note(f"In {top}. Dotted: training. Circles: each run's best evaluation."),
         _figures(metrics, curves),
         html.heading("Latest metrics"),
         html.table(["metric", *names], [[name, *values] for name, values in latest.items()]),

@@ -78,7 +78,7 @@ def test_several_runs_are_drawn_side_by_side(run, tmp_path_factory):
     page = Tags((run / "comparison.html").read_text())
     titles = [attributes["aria-label"] for tag, attributes in page.tags if tag == "svg"]
     assert titles == ["Loss", "Accuracy", "Learning rate", "Gradient norm before clipping", "Throughput"]
-    assert f"{other}, held-out" in page.text and "0.1250" in page.text and "2e-05" in page.text
+    assert f"{other.name}, held-out" in page.text and "0.1250" in page.text and "2e-05" in page.text
     assert "<b>x</b>" not in page.text  # a setting that they share
 
 

@@ -18,7 +18,7 @@ from rm.distributed import checkpoint
 from rm.hf import saving
 from rm.report import model_card
 from rm.scoring.scorer import Scorer
-from rm.training import best, checkpointer, run_log
+from rm.training import checkpointer, run_log
 from rm.training.best import Best, BestSettings
 from tests import runs
 from tests.ranks import run_ranks
