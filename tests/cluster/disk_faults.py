@@ -3,6 +3,7 @@
     python -m tests.cluster.disk_faults                                every point of every command: hours
     python -m tests.cluster.disk_faults --minutes 30 --commands train  as many as there is time for, drawn at random
     python -m tests.cluster.disk_faults --commands evaluate --points 77 78    these, of one command
+    python -m tests.cluster.disk_faults --commands evaluate --again           in the folder of an earlier one
     python -m tests.cluster.disk_faults --faults kill --processes 2    of two processes, the first is killed
 
 Points are counted by a library that is loaded before libc (disk_faults.c, which needs a C compiler, on Linux). At each:
@@ -64,6 +65,9 @@ def commands_of(world: Path, here: Path) -> dict[str, tuple[str, list]]:
         "lora": ("train_rm.py", [*of_training, "--use_lora", "true", "--lora_r", 2]),
         "sft": ("train_sft.py", [*of_training, *texts]),
         "evaluate": ("eval_rm.py", [*model, *of_training[2:6], *cache]),
+        "score": (
+            "eval_rm.py", [*model, *of_training[2:6], *cache, "--score_only", "true", "--best_of_n", "true"]
+        ),
         "export": ("rm.export", [*model, "--output_dir", here / "out"]),
         "prepare": ("rm.prepare_hh", [world / "pairs.json", "--output_dir", here / "out", "--sft", 3, "--rm", "all"]),
         "audit": ("rm.audit", [world / "pairs.json", "--json", here / "audit.json", "--fail_on", "never"]),
@@ -159,39 +163,45 @@ def problem(fault: str, first, again, want: dict, got: dict) -> str | None:
     return None
 
 
-def bad_points(
-    names: list[str], faults: list[str], chosen: list[int], minutes: float, processes: int, top: Path, tried: Counter
-) -> Iterator[str]:
+def bad_points(args: argparse.Namespace, top: Path, tried: Counter) -> Iterator[str]:
+    """A line for each. `tried`: is counted up."""
     import eval_rm, rm.audit.__main__, rm.export, rm.prepare_hh, torch._dynamo, train_rm, train_sft  # fmt: skip # noqa: E401, F401, I001
 
-    world, here = top / "world", top / "here"
+    world, here, before = top / "world", top / "here", top / "before"
     make_world(world)
-    for name in names:
+    for name in args.commands:
         program, words = commands_of(world, here)[name]
-        done, points = run(program, words, 0, 0, here, processes)
-        assert done.returncode == 0, done.stderr
-        want, end = outcome(here), time.monotonic() + 60 * minutes / len(names)
+        before.mkdir()
+        for _ in range(1 + args.again):
+            done, points = run(program, words, 0, 0, here, args.processes)
+            assert done.returncode == 0, done.stderr
+            if args.again:
+                shutil.copytree(here, before, dirs_exist_ok=True)
+        want, end = outcome(here), time.monotonic() + 60 * args.minutes / len(args.commands)
         shutil.rmtree(here)
         print(f"{name}: {points} points", flush=True)
-        for point in chosen or random.Random(0).sample(range(1, points + 1), points):
-            for fault in faults:
+        for point in args.points or random.Random(0).sample(range(1, points + 1), points):
+            for fault in args.faults:
                 if time.monotonic() > end:
                     break
-                first, _ = run(program, words, FAULTS[fault], point, here, processes)
+                shutil.copytree(before, here)
+                first, _ = run(program, words, FAULTS[fault], point, here, args.processes)
                 is_whole = not first.returncode and outcome(here) == want  # what follows is known
-                again = first if is_whole else run(program, words, 0, 0, here, processes)[0]
+                again = first if is_whole else run(program, words, 0, 0, here, args.processes)[0]
                 tried[f"{name} {fault}"] += 1
                 if found := problem(fault, first, again, want, outcome(here)):
                     yield f"{name}, {fault} at {point} of {points}: {found}"
                 shutil.rmtree(here)
+        shutil.rmtree(before)
 
 
 def main() -> None:
-    names, faults = ["train", "lora", "sft", "evaluate", "export", "prepare", "audit"], list(FAULTS)
+    names, faults = ["train", "lora", "sft", "evaluate", "score", "export", "prepare", "audit"], list(FAULTS)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--commands", nargs="+", choices=names, default=names)
     parser.add_argument("--faults", nargs="+", choices=faults, default=faults)
     parser.add_argument("--points", nargs="+", type=int, default=[], help="default: all")
+    parser.add_argument("--again", action="store_true", help="each in the folder of an earlier, finished one")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="an equal part of it for each command")
     parser.add_argument("--processes", type=int, default=0, help="of a process group (default: none)")
     args = parser.parse_args()
@@ -200,7 +210,7 @@ def main() -> None:
             restart_with_library(Path(tempfile.mkdtemp(prefix="disk-faults-library-")))
         tried: Counter = Counter()
         bad = 0
-        for line in bad_points(args.commands, args.faults, args.points, args.minutes, args.processes, Path(top), tried):
+        for line in bad_points(args, Path(top), tried):
             bad += 1
             print(line, flush=True)
     print(", ".join(f"{name}: {count}" for name, count in tried.items()))
