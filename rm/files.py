@@ -9,7 +9,7 @@ import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-LARGEST = 2**27  # bytes of a file that is held in memory: a large tokenizer.json has a quarter of them
+LARGEST = 2**30  # bytes of a file that is held in memory: the numbers of some ten million dropped records fit
 
 
 def write_atomically(file: Path, text: str) -> None:
@@ -119,12 +119,11 @@ def read_whole(file: Path) -> bytes:
     check_regular(file)
     try:
         with open(file, "rb") as opened:
-            content = opened.read(LARGEST + 1)
+            if (size := os.fstat(opened.fileno()).st_size) > LARGEST:
+                raise ValueError(f"{file} has {size:,} bytes, and at most {LARGEST:,} are read; give another file")
+            return opened.read()
     except IsADirectoryError as error:
         raise ValueError(f"{file} is a folder; give a file") from error
-    if len(content) > LARGEST:
-        raise ValueError(f"{file} has more than {LARGEST >> 20} MiB, which no file of its kind has; give another file")
-    return content
 
 
 def check_regular(file: str | Path) -> None:

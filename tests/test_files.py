@@ -54,7 +54,7 @@ def test_what_is_held_in_memory_is_a_file_of_a_bounded_size(tmp_path, monkeypatc
     os.mkfifo(tmp_path / "fifo")
     (tmp_path / "zeros.json").symlink_to("/dev/zero")
     for name, message in {
-        "sparse.json": "has more than 1 MiB",
+        "sparse.json": "has 1,048,577 bytes, and at most 1,048,576 are read",
         "fifo": "is neither a file nor a folder",
         "zeros.json": "is neither a file nor a folder",
         "": "is a folder",
