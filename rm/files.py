@@ -9,7 +9,7 @@ import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-LARGEST = 2**30  # bytes of a file that is held in memory: the numbers of some ten million dropped records fit
+LARGEST = 2**30  # bytes of a file that is held in memory: the numbers of tens of millions of dropped records fit
 
 
 def write_atomically(file: Path, text: str) -> None:

@@ -69,3 +69,5 @@ def test_tokens_and_passwords_are_not_printed(monkeypatch):
     text = "hf_abcdefgh https://me:pass@host/a@b http://host/x a"
     assert terminal.printable(text) == "*** https://***@host/a@b http://host/x a"
     assert run_log.provenance(RunSettings(output_dir="x"))["command"] == [terminal.without_secrets(w) for w in sys.argv]
+    saved = run_log.provenance(RunSettings(output_dir="https://me:pass@host/hf_abcdefgh"))["settings"]
+    assert saved["output_dir"] == "https://***@host/***"
