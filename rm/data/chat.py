@@ -27,9 +27,10 @@ import jinja2
 import jinja2.ext
 
 from rm.data import tokenizer_config
-from rm.data.messages import REASONING, WRITTEN, Message, assistant, user
-from rm.data.reply_marks import PROBE, REPLY_END, REPLY_START, ReplyMarker
+from rm.data.messages import REASONING, Message
+from rm.data.reply_marks import REPLY_END, REPLY_START, ReplyMarker
 from rm.data.sandbox import WIDTH, OutOfTime, Sandbox
+from rm.data.template_places import TemplatePlaces
 from rm.data.tokenizer import Parts, Tokenizer
 from rm.files import read_whole
 
@@ -51,7 +52,6 @@ FORMATTED_DATE = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
 # ESCAPE here, those of replies in `rm.data.reply_marks`.
 NONCHARACTERS = re.compile("[\ufdd0-\ufdef]")
 ESCAPE = "\ufde2"  # ESCAPE + index + ESCAPE stands for a special-token string that was in a message
-RESERVED = ("messages", "tools", "add_generation_prompt")  # names of variables that a record cannot set
 
 _GIVEN_UP: dict[str, str] = {}  # fingerprint of a template that takes too long -> what was said of it
 
@@ -95,12 +95,12 @@ class ChatTemplate:
     def __init__(self, source: str, name: str, tokenizer: Tokenizer, plain: bool = False, explicit: bool = True):
         self.source, self.name, self.plain, self.explicit = source, name, plain, explicit
         self._named_tokens, self._special_ids = tokenizer.named, tokenizer.special
-        self._written: dict[str, bool] = {}  # what `_writes` has found out
         # The longest first: an alternation takes the first alternative that matches.
         strings = [re.escape(string) for string in sorted(self._special_ids, key=len, reverse=True)]
         self._special_pattern = re.compile("|".join(strings) or "(?!)")  # "(?!)" matches nothing
         self._split_pattern = re.compile(f"({'|'.join([*strings, REPLY_START, REPLY_END])})")
         self._replies = ReplyMarker(self._run, name, self._special_pattern)
+        self._places = TemplatePlaces(self._run, source, name)
         used = {name: token for name, token in self._named_tokens.items() if name in source}
         self.fingerprint = hashlib.sha256(json.dumps([source, plain, used]).encode()).hexdigest()
 
@@ -123,10 +123,11 @@ class ChatTemplate:
             ValueError: the template refuses the dialogue, or has no place for something in it.
             RepliesNotFound: replies cannot be found in its text.
         """
-        self._check_has_place(messages, tools, variables or {})
+        self._places.check(messages, tools, variables or {})
         escaped: list[str] = []
         messages = [self._prepared(message, escaped) for message in messages]
         variables = self._escape((variables or {}) | ({"tools": tools} if tools else {}), escaped)
+        self._places.check_messages(messages, variables)
         text = self._run(messages, variables)
         marks_itself = REPLY_START in text  # by {% generation %}
         complete: frozenset[int] = frozenset()
@@ -167,7 +168,7 @@ class ChatTemplate:
             thought = next((message[key] for key in REASONING if key in message), None)
             if thought is not None:
                 message = {"thinking": thought} | message | {"reasoning_content": thought}
-            if "tool_calls" in message and not self._takes_strings:
+            if "tool_calls" in message and not self._places.takes_strings:
                 message["tool_calls"] = [_with_parsed_arguments(call) for call in message["tool_calls"]]
         return message
 
@@ -214,54 +215,6 @@ class ChatTemplate:
             raise ValueError(f"{self.name} {error}") from None
         except Exception as error:  # a template may fail in any way that a program can
             raise ValueError(f"{self.name} refuses the dialogue: {_one_line(error)}") from None
-
-    def _check_has_place(self, messages: list[Message], tools: list[dict] | None, variables: dict) -> None:
-        """Raise ValueError where the template would pass over a thought, a call, tools, or a variable with text."""
-        keys = {key for message in messages if len(message) > 2 for key in WRITTEN if key in message}
-        for key in sorted(keys | ({"tools"} if tools else set())):
-            if not self._writes(key):
-                # A reply that is a call, and no text, would be empty without it.
-                is_all = any(key in message and not message["content"] for message in messages)
-                other = "or leave such records out" if is_all else f"or pass it over with --ignore_keys {key}"
-                raise ValueError(
-                    f"has {key!r}, for which {self.name} has no place: give a --chat_template that writes it, {other}"
-                )
-        for name, value in variables.items():
-            carries_text = isinstance(value, str | list | dict) and value
-            if name in RESERVED or (carries_text and name not in self.source):
-                raise ValueError(
-                    f"has {name!r} in 'chat_template_kwargs', for which {self.name} has no place: give a "
-                    f"--chat_template that uses it, or --ignore_keys chat_template_kwargs"
-                )
-
-    def _writes(self, key: str) -> bool:
-        """Whether the template writes a key of messages, or tools, at least in some place of a dialogue."""
-        if key not in self._written:
-            function = {"name": PROBE, "arguments": {}}
-            call = {"id": "abcdefghi", "type": "function", "function": function}
-            tool = {"name": PROBE, "description": "", "parameters": {"type": "object", "properties": {}}}
-            probes = {
-                "tool_calls": {"tool_calls": [call]},
-                "function_call": {"function_call": function},
-                "tools": {},
-            }
-            variables = {"tools": [{"type": "function", "function": tool}]} if key == "tools" else {}
-            reply = assistant("") | probes.get(key, dict.fromkeys(REASONING, PROBE))
-            try:
-                self._written[key] = PROBE in self._run([user("a"), reply], variables)
-            except ValueError:  # it needs more than the probe has
-                self._written[key] = key in self.source
-        return self._written[key]
-
-    @cached_property
-    def _takes_strings(self) -> bool:
-        """Whether the template takes the arguments of a call as a string of JSON, as OpenAI has them."""
-        function = {"name": "a", "arguments": '{"b": 1}'}
-        reply = assistant("") | {"tool_calls": [{"id": "abcdefghi", "type": "function", "function": function}]}
-        try:
-            return '\\"b' not in self._run([user("a"), reply])  # it would write the string in quotes
-        except ValueError:
-            return False
 
     def _cut(self, marked: str, escaped: list[str], marks_itself: bool, complete: frozenset[int]) -> Rendered:
         """Cut a text, which may have markers, into strings and special tokens.

@@ -72,7 +72,7 @@ def models(tmp_path_factory):
             backend = Backend.from_file(str(folder / "tokenizer.json"))
             backend.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in SPECIAL])
             backend.save(str(folder / "tokenizer.json"))
-            eos = next(token for family, token in EOS.items() if name.startswith(family))
+            eos = next((token for family, token in EOS.items() if name.startswith(family)), "<|im_end|>")
             settings = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": None, "eos_token": eos}
             write_json(folder / "tokenizer_config.json", settings)
             (folder / "chat_template.jinja").write_text((SHIPPED / f"{name}.jinja").read_text())
@@ -134,6 +134,35 @@ def test_arguments_in_json_are_objects_for_a_template_that_would_quote_them(mode
         assert template.render(quoted) == template.render(objects), name
         ids = theirs.apply_chat_template(objects, return_dict=True)["input_ids"]
         assert ids == models(name)[0].encode_parts([template.render(quoted).parts])[0][0]
+
+
+@pytest.mark.parametrize(
+    "name, dialogue, what",
+    [
+        (
+            "qwen2_5",
+            [{"role": "developer", "content": "Be brief."}, user("hi"), assistant("yes")],
+            "message of developer",
+        ),
+        ("qwen3", [user("hi"), {"role": "function", "content": "Be brief."}, assistant("yes")], "message of function"),
+        (
+            "gemma4_v5",
+            [user("hi"), assistant("so"), RAIN | {"content": "Be brief."}, assistant("yes")],
+            "message of tool",
+        ),
+        ("llama3_1", [user("hi"), assistant("Be brief.") | {"tool_calls": [call("f")]}], "text beside a call"),
+        (
+            "gptoss",
+            [user("hi"), assistant("") | {"tool_calls": [call("f"), call("Be brief.")]}],
+            "2 calls in one message",
+        ),
+    ],
+)
+def test_a_message_that_a_template_does_not_write_is_refused(name, dialogue, what, models):
+    _, template, theirs = models(name)
+    assert "Be brief." not in theirs.apply_chat_template(dialogue, tokenize=False)
+    with pytest.raises(ValueError, match=f"has .*{what}.*, for which the chat template .* has no place"):
+        template.render(dialogue, find_replies=False)
 
 
 @pytest.mark.parametrize(
