@@ -85,7 +85,7 @@ class Fields:
     def check_inner(self, value: dict, key: str, known: Sequence[str]) -> None:
         """Refuse the keys of an object in a record that carry text or meaning, and that nothing reads."""
         self.seen.ignored |= value.keys() & self.seen.ignore
-        for name in value.keys() - set(known) - self.seen.ignore:
+        for name in sorted(value.keys() - set(known) - self.seen.ignore):
             if value[name] is not None and not is_empty(value[name]) and is_lost(name, value[name]):
                 raise ValueError(f"{key!r} has {name!r}, which is not used: pass it over with --ignore_keys {name}")
             self.seen.passed_over.add(f"{key.partition(' ')[0]}.{name}")

@@ -23,7 +23,7 @@ TEXTS = {
     "chosen_response", "thought", "thoughts", "chain_of_thought", "image", "images", "video", "videos", "audio",
     "audios", "suffix", "prefix", "rejected_tools", "chat_history", "chosen_reasoning", "rejected_reasoning", "cot",
     "think", "choices", "options", "definition", "persona", "system_instruction", "context_messages", "user_prompt",
-    "user_input",
+    "user_input", "preamble", "role_description", "background", "scenario",
 }  # fmt: skip
 # Keys with numbers, votes and switches. One that a schema does not read is an error.
 FACTS = {
@@ -36,17 +36,38 @@ THOUGHTS = ("thinking", "reasoning", "thought")
 # Keys that say where a record comes from, or what somebody thinks of it: passed over, also if they have text
 METADATA = {
     "annotation", "annotations", "annotator", "annotators", "author", "categories", "category", "comment", "comments",
-    "critique", "dataset", "date", "domain", "error", "error_key", "feedback", "generator", "header", "id", "info",
-    "judge", "judgment", "justification", "lang", "language", "license", "meta", "metadata", "model", "models", "name",
-    "notes", "origin", "principle", "quality", "quotes", "rationale", "rationales", "skill", "source", "sources",
-    "split", "subset", "tag", "tags", "task", "timestamp", "title", "tokens", "topic", "topics", "type", "uid", "url",
-    "urls", "uuid", "version",
+    "copyright", "country", "created", "critique", "dataset", "date", "domain", "error", "error_key", "feedback",
+    "filename", "generator", "header", "id", "info", "judge", "judgment", "justification", "lang", "language",
+    "license", "markdown", "meta", "metadata", "model", "models", "name", "notes", "origin", "principle", "quality",
+    "quotes", "rationale", "rationales", "skill", "source", "sources", "split", "state", "subcategory", "subset",
+    "tag", "tags", "task", "timestamp", "title", "tokens", "topic", "topics", "type", "uid", "url", "urls", "uuid",
+    "version",
 }  # fmt: skip
-# Endings of the names of such keys, as in prompt_id and chosen_model
+# Endings and beginnings of the names of such keys, as in prompt_id, chosen_model and labelling_prompt
 OF_METADATA = re.compile(
     r"(^|_)(ids?|idx|index|name|type|models?|source|lang|language|len|length|count|tokens|hash|sha256|md5|category|url|"
-    r"date|at|timestamp|[0-9ab])$"
+    r"date|at|timestamp|metadata|path|fingerprint)$|^(raw_)?label?ling_|^(annotator|judge|meta|metadata)[_.]"
 )
+# A name that is counted, as response_b and prompt_2
+COUNTED = re.compile(r"(.+)_(?:\d+|[a-z])")
+# Keys of public data sets with text that is not of the records' dialogues: keys by which a set is known -> those
+OF_DATA_SETS = {
+    ("correct_answers", "completions"): ("correct_answers", "incorrect_answers"),  # openbmb/UltraFeedback
+    ("overall_preference", "response1"): ("individual_preference",),  # nvidia/HelpSteer3
+    ("human_ref_A", "human_ref_B"): ("score_A", "score_B"),  # stanfordnlp/SHP: the votes on Reddit
+    ("full_conversation", "conversation_a"): ("full_conversation",),  # lmarena-ai/arena-human-preference-140k
+    ("orig_instruction", "orig_preference"):  # prometheus-eval/Preference-Collection
+        ("orig_criteria", "orig_feedback", "orig_feedback_A", "orig_feedback_B", "orig_reference_answer"),
+    ("normal_worker_annotations",): ("subject_study", "highest_level_degree"),  # allenai/multipref
+    ("all_generated_responses", "all_rm_scores"): ("all_generated_responses",),  # princeton-nlp/llama3-ultrafeedback
+    ("gen_input_configs",):  # Magpie-Align
+        ("gen_input_configs", "gen_response_configs", "intent", "knowledge", "quality_explanation", "other_task_category"),
+    ("original_question", "query", "response"): ("original_question",),  # meta-math/MetaMathQA
+    ("openai_fingerprint", "seed", "problem"): ("seed",),  # ise-uiuc/Magicoder-OSS-Instruct-75K
+    ("correctness_math_verify", "messages"): ("generations", "solution"),  # open-r1/OpenR1-Math-220k
+    ("langdetect", "conversations"): ("label", "reward"),  # BAAI/Infinity-Instruct: of a classifier, of a model
+    ("generator", "reasoning", "version"): ("reasoning",),  # nvidia/Nemotron-Post-Training-Dataset: on or off
+}  # fmt: skip
 # A writing without blanks between words
 WITHOUT_BLANKS = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff]{3}")
 
@@ -55,21 +76,33 @@ WITHOUT_BLANKS = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30
 def meaning(key: str) -> str | None:
     """ "text" or "fact" where a key is known to carry one, "metadata" where it has no effect; None: it is unknown.
 
-    A key is known by its name in any case and spelling, and so is one that is likely to be misspelled.
+    A key is known by its name in any case and spelling. "like text" is one that only resembles a name: it is likely to
+    be misspelled, or has a part of it.
     """
     spelled = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", key.strip()).lower().replace(" ", "_").replace("-", "_")
-    if any(part in spelled for part in THOUGHTS):
-        return "text"
     if spelled in METADATA:
         return "metadata"
-    is_known = spelled in TEXTS or spelled in FACTS
-    if not is_known and OF_METADATA.search(spelled):
+    if spelled in TEXTS:
+        return "text"
+    if spelled in FACTS:
+        return "fact"
+    if any(part in spelled for part in THOUGHTS):
+        return "like text"
+    if OF_METADATA.search(spelled):
         return "metadata"
-    near = [spelled] if is_known else difflib.get_close_matches(spelled, TEXTS | FACTS, 1, 0.85)
+    counted = COUNTED.fullmatch(spelled)
+    if counted and (means := meaning(counted[1])):
+        return means
+    near = difflib.get_close_matches(spelled, TEXTS | FACTS, 1, 0.85)
     near += [name for name in TEXTS | FACTS if sorted(name) == sorted(spelled)]  # two letters have changed places
     if not near:
         return None
-    return "text" if near[0] in TEXTS else "fact"
+    return "like text" if near[0] in TEXTS else "fact"
+
+
+def of_data_set(record: dict) -> set[str]:
+    """The keys of a record that are known to have no effect, as it is one of a public data set."""
+    return {key for marks, keys in OF_DATA_SETS.items() if record.keys() >= set(marks) for key in keys}
 
 
 def is_another(key: str, used: Iterable[str]) -> bool:
@@ -82,16 +115,16 @@ def is_another(key: str, used: Iterable[str]) -> bool:
     return match[1] in used or any(other is not None and other[1] == match[1] for other in others)
 
 
-def carries_text(value) -> bool:
-    """Whether a value has text in it, of three words at least."""
+def carries_text(value, words: int = 3) -> bool:
+    """Whether a value has text in it, of at least so many words."""
     if isinstance(value, str):
-        return len(value.split()) > 2 or WITHOUT_BLANKS.search(value) is not None
+        return len(value.split()) >= words or WITHOUT_BLANKS.search(value) is not None
     if isinstance(value, dict):
-        return any(map(carries_text, value.values()))
-    return isinstance(value, list) and any(map(carries_text, value))
+        return any(carries_text(entry, words) for entry in value.values())
+    return isinstance(value, list) and any(carries_text(entry, words) for entry in value)
 
 
 def is_lost(key: str, value) -> bool:
     """Whether something is lost where nothing reads a key: it is known to carry something, or its value has text."""
     means = meaning(key)
-    return means in ("text", "fact") or (means is None and carries_text(value))
+    return means in ("text", "fact") or (means in (None, "like text") and carries_text(value, 1 if means else 3))

@@ -148,19 +148,22 @@ class Reader:
     def _check_unread(self, record: dict, unread: set[str], used: set[str], sample: Sample) -> None:
         """Refuse keys that carry something which the sample lacks; the others are passed over."""
         keys = unread_keys.sort_out(record, unread, used, sample, is_preference=self.script == PREFERENCE)
-        lost, perhaps_prompts = keys.lost, keys.perhaps_prompts
-        if lost:
+        if lost := keys.lost:
             remedy = _remedy(record) or (
                 f"rename a key that should be with --data_keys, or pass over with --ignore_keys {' '.join(lost)}"
             )
             them = "it" if len(lost) == 1 else "them"
             named = " and ".join(map(reprlib.repr, lost[:6])) + (f" and {len(lost) - 6} more" if len(lost) > 6 else "")
             raise ValueError(f"has {named} beside {sample.schema}, which does not use {them}: {remedy}")
-        if perhaps_prompts:
-            first = perhaps_prompts[0]
+        if perhaps := keys.perhaps_prompts:
             raise ValueError(
-                f"has no prompt beside {sample.schema}, but the unknown key {first!r}: if it is the prompt, "
-                f"--data_keys prompt={first}; if not, pass it over with --ignore_keys {' '.join(perhaps_prompts)}"
+                f"has no prompt beside {sample.schema}, but the key {perhaps[0]!r}: if it is the prompt, "
+                f"--data_keys prompt={perhaps[0]}; if not, pass it over with --ignore_keys {' '.join(perhaps)}"
+            )
+        if perhaps := keys.perhaps_verdicts:
+            raise ValueError(
+                f"has {perhaps[0]!r} beside {sample.schema}, of which nothing says which is better: if that does, "
+                f"--data_keys winner={perhaps[0]}; if not, pass it over with --ignore_keys {' '.join(perhaps)}"
             )
         self.passed_over |= keys.passed_over
         if self.script == PREFERENCE and _is_tied(record):

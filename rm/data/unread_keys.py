@@ -11,6 +11,7 @@ from rm.data.messages import strings_in
 from rm.data.sample import Sample
 
 SPECIAL_AT_END = re.compile(r"(<[^<>\s]*>|\[/?[A-Z]+\])\Z")  # "<|im_end|>", "</s>", "[/INST]"
+VERDICT = re.compile("better|best|prefer|winner|chosen|choice|select|vote|verdict|rating|rank|score|overall")
 
 
 class UnreadKeys(NamedTuple):
@@ -18,7 +19,8 @@ class UnreadKeys(NamedTuple):
 
     passed_over: set[str]
     lost: list[str]  # they carry something that the sample lacks
-    perhaps_prompts: list[str]  # unknown keys with a string, of a record that seems to have no prompt
+    perhaps_prompts: list[str]  # keys with a text, of a record that seems to have no prompt
+    perhaps_verdicts: list[str]  # unknown keys that may say which reply is better, where nothing else does
 
 
 def sort_out(record: dict, unread: set[str], used: Iterable[str], sample: Sample, is_preference: bool) -> UnreadKeys:
@@ -28,24 +30,32 @@ def sort_out(record: dict, unread: set[str], used: Iterable[str], sample: Sample
         used: the keys that were read.
     """
     has_question = not is_preference or any(map(_has_question, sample.texts))
-    passed_over, lost, perhaps_prompts = set(), [], []
+    is_unjudged = is_preference and sample.grade is None
+    passed_over, lost, perhaps_prompts, perhaps_verdicts = set(), [], [], []
     for key in sorted(unread):
         value, means = record[key], key_names.meaning(key)
-        if means in ("text", "fact") and is_empty(value):
+        if means in ("text", "fact", "like text") and is_empty(value):
             continue
         if means == "fact" or key_names.is_another(key, used):
             lost.append(key)
-        elif means == "metadata" or _is_said(key, value, sample):
+        elif means == "metadata" and (has_question or not key_names.carries_text(value)):
+            passed_over.add(key)
+        elif is_unjudged and VERDICT.search(key.lower()) and not key_names.carries_text(value):
+            perhaps_verdicts.append(key)
+        elif _is_said(key, value, sample):
             passed_over.add(key)
         elif means == "text":
             lost.append(key)
-        elif not has_question and strings_in(value):
+        elif not has_question and (means == "like text" or strings_in(value)):
             perhaps_prompts.append(key)
-        elif key_names.carries_text(value):
+        elif key_names.is_lost(key, value):
             lost.append(key)
         else:
             passed_over.add(key)
-    return UnreadKeys(passed_over, lost, perhaps_prompts)
+    if lost and (known := key_names.of_data_set(record)):
+        passed_over |= known & set(lost)
+        lost = [key for key in lost if key not in known]
+    return UnreadKeys(passed_over, lost, perhaps_prompts, perhaps_verdicts)
 
 
 def lacks_prompt(record: dict, sample: Sample) -> bool:

@@ -384,3 +384,30 @@ DEMONSTRATIONS = {
              [user(Q), assistant("") | {"tool_calls": [CALL]}], ()),
     "Aya": ({"inputs": Q, "targets": A, "language": "English", "user_id": "u"}, "inputs/targets", QA, ()),
 }  # fmt: skip
+
+# More keys that the records of a set have, with texts as long as theirs. They change nothing. From the data cards.
+SAID = "Somebody says of it that it is good."
+MORE_KEYS = {
+    "UltraFeedback": {"models": ["a", "b"], "correct_answers": [SAID], "incorrect_answers": [SAID, SAID]},
+    "HelpSteer3": {"individual_preference": [{"score": 2, "reasoning": SAID, "feedback1": SAID, "feedback2": SAID}]},
+    "Arena 140k": {"full_conversation": [{"user": user(Q), "model_side_a": assistant(SAID)}], "evaluation_order": 1},
+    "distilabel-intel-orca": {"labelling_prompt": [user(SAID)], "raw_labelling_response": SAID},
+    "Preference-Collection": {"orig_criteria": SAID, "orig_feedback_A": SAID, "orig_reference_answer": SAID},
+    "MultiPref": {"subject_study": "Computer Science and Mathematics", "highest_level_degree": "Bachelor of Arts"},
+    "RewardBench 2": {"additional_metadata": {"method": SAID}},
+    "PPE human": {"is_code": False, "hard_prompt": True, "easy_prompt": False, "if_prompt": False},
+    "SHP": {"score_A": 5, "score_B": 3, "c_root_id_A": "x", "seconds_difference": 4.0},
+    "UltraFeedback binarized": {"all_generated_responses": [A, B, SAID], "all_rm_scores": [0.2, 0.1, 0.1]},  # SimPO's
+    "OpenOrca": {"reasoning_tokens": 12, "is_reasoning_complete": [True], "filename": "the file of it"},
+    "Alpaca": {"copyright": "暂无版权及作者信息", "subcategory": "Brake Systems and Control"},  # COIG-CQIA
+    "ShareGPT": {
+        "gen_input_configs": {"extract_input": SAID}, "intent": SAID, "knowledge": SAID, "quality_explanation": SAID,
+    },  # Magpie
+    "Dolly": {"country": "United States of America", "state": "New South Wales State"},  # WildChat
+    "LMFlow conversation": {"langdetect": "en", "label": {"ability_en": [SAID]}, "reward": 3.5,
+                            "conversations": QA},  # Infinity-Instruct
+    "UltraFeedback binarized, for SFT": {
+        "correctness_math_verify": [True], "generations": [SAID], "solution": SAID, "problem": Q,
+    },  # OpenR1-Math
+    "TRL prompt/completion": {"generator": "r", "reasoning": "off", "version": "v1"},  # Nemotron-Post-Training
+}  # fmt: skip

@@ -20,9 +20,10 @@ QA = [user("What is 2+2?"), assistant("4")]
 @pytest.mark.parametrize(
     "key, expected",
     [
-        ("system prompt", "text"), ("SystemPrompt", "text"), ("sytem", "text"), ("wieght", "fact"), ("promt", "text"),
-        ("Weight", "fact"), ("deepseek_reasoning", "text"), ("prompt_id", "metadata"), ("chosen_model", "metadata"),
-        ("source", "metadata"), ("instruction_type", "metadata"), ("background", None), ("labeler", None),
+        ("system prompt", "text"), ("SystemPrompt", "text"), ("sytem", "like text"), ("promt", "like text"),
+        ("wieght", "fact"), ("Weight", "fact"), ("deepseek_reasoning", "like text"), ("prompt_id", "metadata"),
+        ("chosen_model", "metadata"), ("source", "metadata"), ("instruction_type", "metadata"), ("labeler", None),
+        ("prompt_1", "text"), ("system_a", "text"), ("model_b", "metadata"), ("turn_1", None), ("score_a", "fact"),
     ],
 )  # fmt: skip
 def test_a_key_is_known_in_any_spelling(key, expected):
@@ -49,6 +50,14 @@ LOST = {  # name -> (record, parts of the error)
     "a prompt of one word": ({"promt": "Hello", "chosen": "hi", "rejected": "no"}, "'promt'"),
     "turns": ({"turns": ["2+2?", "and 3+3?"], "chosen": "4", "rejected": "5"}, "prompt=turns"),
     "a prompt in an object": ({"query_info": {"text": "2+2?"}, "chosen": "4", "rejected": "5"}, "prompt=query_info"),
+    "a prompt that is counted": ({"prompt_1": "2+2?", "chosen": "4", "rejected": "5"}, "'prompt_1'"),
+    "a system message that is counted": (PAIR | {"system_1": "Be brief"}, "'system_1'"),
+    "a prompt under the name of metadata": (
+        {"source": "What is 2+2 here?", "chosen": "4", "rejected": "5"}, "prompt=source"),
+    "a prompt that resembles one": ({"promt": 5, "chosen": "4", "rejected": "5"}, "prompt=promt"),
+    "a verdict under another name": (
+        {"prompt": "q", "response_a": "a", "response_b": "b", "better": "a"}, "winner=better"),
+    "a verdict under chosen": ({"prompt": "q", "response_a": "a", "response_b": "b", "chosen": "a"}, "winner=chosen"),
     "a vote that is part of a word": (PAIR | {"winner": "course"}, "'winner'"),
     "two votes": (VOTE | {"preference": "b"}, "'preference'"),
     "a margin as a string": (VOTE | {"prompt": "2+2", "margin": "2"}, "'margin'"),

@@ -8,7 +8,7 @@ from rm.data.key_names import FACTS, TEXTS
 from rm.data.messages import assistant
 from rm.data.reader import KeySettings, SampleReader
 from rm.data.schemas import PREFERENCE, SCHEMAS, SFT, Reader, demonstration, preference
-from tests.data.public_records import DEMONSTRATIONS, PAIR, PREFERENCES, QA, TOOL, A, B, C, Q, dialogue
+from tests.data.public_records import DEMONSTRATIONS, MORE_KEYS, PAIR, PREFERENCES, QA, TOOL, A, B, C, Q, dialogue
 
 
 @pytest.mark.parametrize("name", PREFERENCES)
@@ -25,6 +25,13 @@ def test_a_public_demonstration_says_what_its_data_set_means(name):
     sample = demonstration(record)
     assert (sample.schema, sample.written(bare_as_dialogue=True)) == (schema, [text])
     assert sample.without_loss == set(without_loss)
+
+
+@pytest.mark.parametrize("name", MORE_KEYS)
+def test_what_else_a_data_set_has_is_no_error(name):
+    record, *_ = PREFERENCES.get(name) or DEMONSTRATIONS[name]
+    read = preference if name in PREFERENCES else demonstration
+    assert read(record | MORE_KEYS[name]) == read(record)
 
 
 def test_every_schema_is_tried():
@@ -152,7 +159,7 @@ REFUSED = {
         preference, {"prompt": Q, "chosen": str(QA).replace("},", "}\n"), "rejected": B}, "looks like messages, but",
     ),
     "a question under an unknown name": (
-        preference, {"Frage": "What is 2+2?", "chosen": A, "rejected": B}, "but the unknown key 'Frage': if it is the",
+        preference, {"Frage": "What is 2+2?", "chosen": A, "rejected": B}, "but the key 'Frage': if it is the",
     ),
     "a key in capitals": (preference, {"Question": Q, "chosen": A, "rejected": B}, "has 'Question' beside chosen/rej"),
     "replies of two forms": (preference, {"chosen": QA, "rejected": B}, "others that lack the turns of these"),
