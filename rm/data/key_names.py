@@ -61,7 +61,8 @@ OF_DATA_SETS = {
     ("normal_worker_annotations",): ("subject_study", "highest_level_degree"),  # allenai/multipref
     ("all_generated_responses", "all_rm_scores"): ("all_generated_responses",),  # princeton-nlp/llama3-ultrafeedback
     ("gen_input_configs",):  # Magpie-Align
-        ("gen_input_configs", "gen_response_configs", "intent", "knowledge", "quality_explanation", "other_task_category"),
+        ("gen_input_configs", "gen_response_configs", "intent", "knowledge", "quality_explanation",
+         "other_task_category"),
     ("original_question", "query", "response"): ("original_question",),  # meta-math/MetaMathQA
     ("openai_fingerprint", "seed", "problem"): ("seed",),  # ise-uiuc/Magicoder-OSS-Instruct-75K
     ("correctness_math_verify", "messages"): ("generations", "solution"),  # open-r1/OpenR1-Math-220k

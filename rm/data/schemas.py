@@ -10,13 +10,12 @@ naming the record, which only the caller knows.
 """
 
 import contextlib
-import difflib
 import re
 import reprlib
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-from rm.data import messages, unread_keys
+from rm.data import messages, unknown_records, unread_keys
 from rm.data import schema_readers as readers
 from rm.data.fields import Fields, is_empty, is_list_of_strings
 from rm.data.key_names import DIALOGUES, PROMPTS, REPLIES
@@ -80,11 +79,11 @@ class Reader:
         candidates = [row for row in self._candidates[keys] if row.when is None or row.when(record)]
         for row in candidates:
             # Many a record of another schema has a key `text`, which is its prompt or a rendering of all of it.
-            is_other = row.name == "text_only" and (candidates != [row] or _remedy(record) is not None)
+            is_other = row.name == "text_only" and (candidates != [row] or unknown_records.remedy(record) is not None)
             if row.script == self.script and not is_other:
                 return row
         kind = "; --attributes reads single replies and their numbers" if self.attributes else ""
-        raise ValueError(_unknown(record, self.script, candidates) + kind)
+        raise ValueError(unknown_records.explain(record, self.script, candidates, KNOWN) + kind)
 
     def prepared(self, record: dict) -> dict:
         """A record without nulls, which mean absence, its keys renamed as the settings say."""
@@ -149,7 +148,7 @@ class Reader:
         """Refuse keys that carry something which the sample lacks; the others are passed over."""
         keys = unread_keys.sort_out(record, unread, used, sample, is_preference=self.script == PREFERENCE)
         if lost := keys.lost:
-            remedy = _remedy(record) or (
+            remedy = unknown_records.remedy(record) or (
                 f"rename a key that should be with --data_keys, or pass over with --ignore_keys {' '.join(lost)}"
             )
             them = "it" if len(lost) == 1 else "them"
@@ -197,30 +196,6 @@ def _is_tied(record: dict) -> bool:
         if chosen in record and record[chosen] == record.get(rejected):
             return True
     return record.get("status") == "tie"  # distilabel
-
-
-def _remedy(record: dict) -> str | None:
-    """What to do about a record of a public schema that is not implemented."""
-    return next((remedy for keys, remedy in REFUSED.items() if record.keys() >= set(keys)), None)
-
-
-def _unknown(record: dict, script: str, candidates: list[Schema]) -> str:
-    listed = ", ".join(reprlib.repr(key) for key in list(record)[:12]) or "none with a value"
-    if len(record) > 12:
-        listed += f" and {len(record) - 12} more"
-    if remedy := _remedy(record):
-        return f"has the keys {listed}: {remedy}"
-    if candidates:
-        regression = ", or for train_rm.py --loss regression" if "attributes" in record else ""
-        return f"has the keys {listed}: it is a record of {candidates[0].name}, for {candidates[0].script}{regression}"
-    example = "prompt=KEY chosen=KEY rejected=KEY" if script == PREFERENCE else "prompt=KEY response=KEY"
-    absent, first = KNOWN - record.keys(), list(record)[:100]  # a record may have any number of keys
-    near = [(key, name) for key in first for name in difflib.get_close_matches(key, absent, 1, 0.8)]
-    meant = f"; did you mean {', '.join(f'{name!r} by {key!r}' for key, name in near[:3])}?" if near else ""
-    return (
-        f"has the keys {listed}, which are no known schema (docs/data.md lists them, and what each becomes){meant}; "
-        f"if only the names differ, give them by --data_keys {example}"
-    )
 
 
 def _has(key: str, *names: str) -> Callable[[dict], bool]:
@@ -386,22 +361,3 @@ DEMONSTRATIONS = (
 SCHEMAS: tuple[Schema, ...] = PREFERENCES + DEMONSTRATIONS
 KNOWN = {key for row in SCHEMAS for key in row.keys}
 # fmt: on
-
-UNPAIRED = "it grades single replies (unpaired); give those of one prompt together, as prompt, responses and scores"
-# Public schemas that hold something else, and what to do about it: their keys -> the remedy.
-REFUSED: dict[tuple[str, ...], str] = {
-    ("prompt", "completions", "labels"): "it grades steps of a reply (a process reward), which is not implemented",
-    ("prompt", "completion", "label"): UNPAIRED,
-    ("prompt", "response", "is_safe"): UNPAIRED,
-    ("messages", "label"): UNPAIRED,
-    ("kto_tag",): UNPAIRED,
-    ("message_tree_id", "prompt"): "it is a tree of messages; give the replies of each prompt as prompt, responses and "
-    "ranks",
-    ("message_id", "parent_id", "text"): "it is one message of a tree; give the replies of each prompt as prompt, "
-    "responses and ranks",
-    ("segments",): "its parts with and without loss are not implemented; give a prompt and a completion",
-    ("query", "sample0", "best"): "it holds token ids of GPT-2; give texts",
-    ("orig_instruction", "orig_response", "orig_score"): "it grades single replies; give replies of one prompt "
-    "together, as prompt, responses and scores",
-    ("reward_model", "prompt"): "it has a prompt without a reply (for reinforcement learning)",
-}
