@@ -96,7 +96,7 @@ class Fields:
         more = self.first_of(("input", "context")) if key == "instruction" else None
         if more is not None and isinstance(prompt, str):
             prompt = f"{prompt}\n{self.string(more)}"
-        return prompt
+        return messages.prompt_of(prompt) if isinstance(prompt, str) else prompt
 
     def history(self) -> list[Message]:
         """Earlier turns: pairs of strings (LLaMA-Factory), or messages."""
@@ -128,8 +128,11 @@ def join(prompt: Text | None, reply: Text, key: str) -> Text | Bare:
     if prompt is None:
         return reply
     if isinstance(reply, str) and isinstance(prompt, str):
-        if messages.turn_marker(prompt) and reply.startswith(prompt.rstrip()):
-            return reply
+        if messages.turn_marker(prompt):
+            if reply.startswith(prompt.rstrip()):
+                return reply
+            if reply.strip() and prompt.rstrip().endswith(f"Assistant: {reply.strip()}"):
+                raise ValueError(_has_reply(key))
         if not _is_full(reply):
             return Bare(prompt, reply)
         if prompt.strip() not in reply:
@@ -137,10 +140,14 @@ def join(prompt: Text | None, reply: Text, key: str) -> Text | Bare:
         return reply
     if isinstance(reply, str):
         if not _is_full(reply):
+            if prompt and reply and prompt[-1] == assistant(reply):
+                raise ValueError(_has_reply(key))
             return [*prompt, assistant(reply)]
         reply = messages.split_turns(reply)
     turns = as_messages(prompt)
     if reply[0]["role"] == "assistant":
+        if turns and turns[-1] == reply[0]:
+            raise ValueError(_has_reply(key))
         return [*turns, *reply]
     # The reply is a whole dialogue. What the prompt says has to be in it, as its beginning or its last turn.
     system = turns[:1] if turns and turns[0]["role"] == "system" else []
@@ -154,6 +161,10 @@ def join(prompt: Text | None, reply: Text, key: str) -> Text | Bare:
 
 def _lacks_prompt(key: str) -> str:
     return f"{key!r} is a whole dialogue, but lacks what 'prompt' says; if it is complete: --ignore_keys prompt"
+
+
+def _has_reply(key: str) -> str:
+    return f"has a prompt that ends with the reply of {key!r}, which would stand there twice; end it before the reply"
 
 
 def _is_full(text: str) -> bool:
@@ -176,7 +187,9 @@ def number(value, key: str) -> float:
             value = float(value)
         except ValueError:
             pass
-    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 3e38 or math.isnan(value):
+    if isinstance(value, bool):
+        raise ValueError(f"{key!r} is {str(value).lower()}; expected a number: write 1 for true and 0 for false")
+    if not isinstance(value, int | float) or not abs(value) < 3e38 or math.isnan(value):
         raise ValueError(f"{key!r} has {reprlib.repr(value)}; expected finite numbers")  # finite as float32, too
     return float(value)
 

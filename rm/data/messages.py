@@ -44,6 +44,7 @@ ROLES = {
 }
 CALLS = ("function_call", "tool_call")  # roles of messages whose content is a call in JSON (ShareGPT)
 CONTENTS = ("content", "value", "text")  # keys that hold what a message says
+TEXT_PARTS = ("text", "input_text", "output_text")  # types of its parts; the others: OpenAI's Responses
 PART_TEXTS = ("text", "value", "content")  # keys that hold what a part of it says
 
 # What a template may write besides role and content
@@ -59,6 +60,7 @@ UNSUPPORTED = (
 
 # Strings that may be messages, and the keys that messages have
 MESSAGES_BEGIN = re.compile(r"""\s*(\[\s*\{|\{\s*["'](role|from|content|value)["']\s*:)""")
+OBJECT_BEGINS = re.compile(r"\s*\{")
 MESSAGE_HAS = [re.compile(rf"""["']({names})["']\s*:""") for names in ("role|from", "content|value")]
 
 # What marks a turn at the beginning of a full text, and later in it. Patterns that begin with fixed text are fast.
@@ -102,13 +104,17 @@ def string(value, key: str) -> str:
     return value
 
 
-def text(value, key: str, seen: Seen) -> Text:
-    """A string, one message, or a list of messages; also messages written as JSON in a string."""
+def text(value, key: str, seen: Seen, objects: bool = True) -> Text:
+    """A string, one message, or a list of messages; also messages written as JSON in a string.
+
+    Args:
+        objects: a string with an object in it may be one message. Else it is what somebody said.
+    """
     if isinstance(value, dict) and role_of(value) is not None:
         value = [value]  # one message is a list of one
     if isinstance(value, list):
         return dialogue(value, key, seen)
-    if isinstance(value, str) and MESSAGES_BEGIN.match(value):
+    if isinstance(value, str) and MESSAGES_BEGIN.match(value) and (objects or not OBJECT_BEGINS.match(value)):
         if (messages := messages_in(value)) is not None:
             return dialogue(messages, key, seen)
         if _looks_like_messages(value):
@@ -119,6 +125,11 @@ def text(value, key: str, seen: Seen) -> Text:
     if not isinstance(value, str):
         raise ValueError(f"{key!r} is {reprlib.repr(value)}; expected a string or a list of messages")
     return string(value, key)
+
+
+def may_be_one_message(value) -> bool:
+    """Whether a value is no string, or one that holds an object."""
+    return not isinstance(value, str) or OBJECT_BEGINS.match(value) is not None
 
 
 def messages_in(value: str) -> list | None:
@@ -226,7 +237,10 @@ def _message_with_more(value: dict, role: str, content_key: str, key: str, seen:
     """A message that has more than a role and a content."""
     message, carries_loss = {"role": role}, True
     for name, entry in value.items():
-        if name == content_key or name in ("role", "from"):
+        if name == content_key or name == "role":
+            continue
+        if name == "from":
+            _check_from(entry, role, key)
             continue
         if name in seen.ignore:
             seen.ignored.add(name)
@@ -265,11 +279,20 @@ def _message_with_more(value: dict, role: str, content_key: str, key: str, seen:
     return message, carries_loss
 
 
+def _check_from(value, role: str, key: str) -> None:
+    """Refuse a `from` that names another role than `role` does; it may also be a name."""
+    other = ROLES.get(value.lower()) if isinstance(value, str) else None
+    if other not in (None, role):
+        raise ValueError(f"{key!r} is a message of {role}, but has 'from' {value!r}: remove one, or --ignore_keys from")
+
+
 def _content(value, key: str, seen: Seen) -> str:
     """The text of a message. It may consist of parts, as OpenAI's do, of which only text can be used here."""
-    if isinstance(value, list) and all(isinstance(part, dict) and part.get("type") == "text" for part in value):
+    if isinstance(value, list) and all(isinstance(part, dict) for part in value):
         said = []
         for part in value:
+            if part.get("type") not in TEXT_PARTS:
+                raise ValueError(f"{key!r} has a part of type {reprlib.repr(part.get('type'))}; only text is read")
             of_text = next((name for name in PART_TEXTS if part.get(name) is not None), "text")
             said.append(string(part.get(of_text), key))
             for name in part.keys() - {"type", of_text}:
@@ -355,10 +378,39 @@ def split_turns(text: str) -> list[Message]:
     return [make[name](said.removeprefix(" ")) for name, said in zip(pieces[::2], pieces[1::2], strict=True)]
 
 
+HELPSTEER_TURN = "<extra_id_1>"
+
+
+def split_helpsteer(prompt: str) -> list[Message]:
+    """The turns of "first question\n<extra_id_1>Assistant\nits reply\n<extra_id_1>User\nnext question".
+
+    NeMo's prompts begin with "<extra_id_0>System\n", a system message and a turn of the user.
+    """
+    first, *turns = prompt.split(HELPSTEER_TURN)
+    system = first.removeprefix("<extra_id_0>System\n")
+    dialogue = [user(first.strip())]
+    if system != first:
+        dialogue = [{"role": "system", "content": system.strip()}] if system.strip() else []
+    make = {"Assistant": assistant, "User": user}
+    for turn in turns:
+        role, _, content = turn.partition("\n")
+        if role.strip() not in make:
+            raise ValueError(f"has a turn of {role.strip()!r} behind {HELPSTEER_TURN}; expected User or Assistant")
+        dialogue.append(make[role.strip()](content.strip()))
+    if dialogue and dialogue[-1] == assistant(""):
+        del dialogue[-1]
+    return dialogue
+
+
 def turn_marker(text: str) -> re.Match | None:
     """What marks the first turn of a full text; None if a text has no marked turns."""
     matches = (marker.match(text) for marker in TURN_MARKERS)
     return next(filter(None, matches), None)
+
+
+def prompt_of(value: str) -> Text:
+    """A prompt, which is a dialogue where it has HelpSteer's marks of turns."""
+    return split_helpsteer(value) if HELPSTEER_TURN in value else value
 
 
 def prompt_messages(prompt: str) -> list[Message]:

@@ -51,7 +51,7 @@ def read_records(path: str | Path) -> Iterator[tuple[str, dict]]:
 
     second = next(((number, line) for number, line in lines if line.strip()), None)
     lines = itertools.chain([first], [] if second is None else [second], lines)
-    is_document = isinstance(first_value, dict) and second is None and _records_in(first_value) is not None
+    is_document = isinstance(first_value, dict) and second is None and _records_in(first_value, path) is not None
     if isinstance(first_value, dict) and not is_document:
         records = _json_lines(lines, path)
     else:
@@ -64,7 +64,7 @@ def read_records(path: str | Path) -> Iterator[tuple[str, dict]]:
             raise error from None
         instances = document
         if isinstance(document, dict):
-            instances = _records_in(document)
+            instances = _records_in(document, path)
             _check_beside(document, path)
         if not isinstance(instances, list) or not instances:
             content = document if instances is None else instances
@@ -129,7 +129,9 @@ def _read_csv(path: str | Path) -> Iterator[tuple[str, dict]]:
     csv.field_size_limit(2**31 - 1)
     tab = str(path).lower().removesuffix(".gz").endswith(".tsv")
     lines = (line for _, line in _numbered_lines(path))
-    rows = csv.DictReader(lines, delimiter="\t" if tab else ",", strict=True)
+    names = next(lines, "")
+    separator = "\t" if tab else ";" if ";" in names and "," not in names else ","  # ";" is Excel's in many countries
+    rows = csv.DictReader(itertools.chain([names], lines), delimiter=separator, strict=True)
     number = 0
     try:
         for number, row in enumerate(rows, start=1):
@@ -147,12 +149,17 @@ def _read_csv(path: str | Path) -> Iterator[tuple[str, dict]]:
         raise ValueError(f"{path}: the file has no records")
 
 
-def _records_in(document: dict) -> list | None:
-    """The records in a JSON object: under "instances" or "data", or in columns; None if it is a record itself."""
+def _records_in(document: dict, path: str | Path) -> list | None:
+    """The records in a JSON object: under "instances" or "data", or in columns; None if it is a record itself.
+
+    In a file of JSON lines an object of lists is a record, also if it is alone.
+    """
     if "instances" in document:
         return document["instances"]
     if isinstance(document.get("data"), list):
         return document["data"]
+    if ".jsonl" in Path(path).suffixes:
+        return None
     columns = {name: _column(values) for name, values in document.items()}
     lengths = {None if values is None else len(values) for values in columns.values()}
     if len(columns) < 2 or len(lengths) != 1 or lengths <= {None, 0}:

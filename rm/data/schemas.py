@@ -15,8 +15,10 @@ import reprlib
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
+from rm.data import data_set_readers as of_set
+from rm.data import demonstration_readers as text
 from rm.data import messages, unknown_records, unread_keys
-from rm.data import schema_readers as readers
+from rm.data import reply_readers as replies
 from rm.data.fields import Fields, is_empty, is_list_of_strings
 from rm.data.key_names import DIALOGUES, PROMPTS, REPLIES
 from rm.data.messages import Seen
@@ -121,6 +123,8 @@ class Reader:
         except (AttributeError, IndexError, KeyError, TypeError) as error:
             # A value is of another type than in the data sets of this schema.
             raise ValueError(f"is not as records of {schema.name} are: {type(error).__name__}, {error}") from None
+        if len({_system_of(text) for text in sample.texts}) > 1:
+            raise ValueError("has other system messages on its two sides, which would reveal the better one")
         fields.used.update(("id", "subset", schema.subset))
         subset = str(record.get(schema.subset) or record.get("subset") or "")
         name = schema.name
@@ -139,7 +143,7 @@ class Reader:
 
     def _weight(self, fields: Fields) -> float:
         """The factor of the loss of a preference, or of a text's attributes, which records of any schema may have."""
-        weight = readers.number_or(1.0, fields, "weight") if self.script == PREFERENCE or self.attributes else 1.0
+        weight = replies.number_or(1.0, fields, "weight") if self.script == PREFERENCE or self.attributes else 1.0
         if weight < 0:
             raise ValueError(f"'weight' is {weight:g}; expected the factor of the loss, 0 or more")
         return weight
@@ -167,6 +171,10 @@ class Reader:
         self.passed_over |= keys.passed_over
         if self.script == PREFERENCE and _is_tied(record):
             self.tied += 1
+
+
+def _system_of(text) -> str | None:
+    return text[0]["content"] if isinstance(text, list) and text[0]["role"] == "system" else None
 
 
 def scripts_for(record: dict, data_keys: dict[str, str], ignore_keys: frozenset[str]) -> list[str]:
@@ -255,65 +263,65 @@ def _demonstration(name: str, keys: str, read: Callable, source: str, when: Call
 # fmt: off
 PREFERENCES = (
     # two replies, and which of them is better
-    _preference("OpenAI's preferences", "input preferred_output non_preferred_output", readers.openai_preference,
+    _preference("OpenAI's preferences", "input preferred_output non_preferred_output", of_set.openai_preference,
                 "OpenAI guides, direct preference optimization"),
-    _preference("tinker's comparisons", "comparison label", readers.comparison,
+    _preference("tinker's comparisons", "comparison label", of_set.comparison,
                 "tinker-cookbook preference/preference_datasets.py"),
-    _preference("ms-swift's messages/rejected_response", "messages rejected_response", readers.rejected_response,
+    _preference("ms-swift's messages/rejected_response", "messages rejected_response", of_set.rejected_response,
                 "ms-swift dataset/preprocessor/core.py"),
     _preference("ms-swift's messages/rejected_messages", "messages rejected_messages",
-                readers.pair("messages", "rejected_messages"), "ms-swift dataset/preprocessor/core.py"),
-    _preference("RMB pairs", "conversation_input chosen reject", readers.pair("chosen", "reject"),
+                replies.pair("messages", "rejected_messages"), "ms-swift dataset/preprocessor/core.py"),
+    _preference("RMB pairs", "conversation_input chosen reject", replies.pair("chosen", "reject"),
                 "Zhou-Zoey/RMB-Reward-Model-Benchmark", subset="category_path"),
-    _preference("RMB best of n", "conversation_input bon_best loser_list", readers.best_and_losers,
+    _preference("RMB best of n", "conversation_input bon_best loser_list", of_set.best_and_losers,
                 "Zhou-Zoey/RMB-Reward-Model-Benchmark", subset="category_path"),
-    _preference("RM-Bench", "id prompt chosen rejected", readers.pair("chosen", "rejected"), "THU-KEG/RM-Bench README",
+    _preference("RM-Bench", "id prompt chosen rejected", replies.pair("chosen", "rejected"), "THU-KEG/RM-Bench README",
                 when=_has_three_of_each, subset="domain"),
     _preference("HelpSteer3", "response1 response2 overall_preference",
-                readers.signed("response1", "response2", "overall_preference"),
+                replies.signed("response1", "response2", "overall_preference"),
                 "NeMo-RL preference_datasets/helpsteer3.py", subset="domain"),
     _preference("HelpSteer2-preference", "prompt response_1 response_2 preference_strength",
-                readers.signed("response_1", "response_2", "preference_strength"), "data card nvidia/HelpSteer2"),
-    _preference("distilabel-capybara-dpo", "conversation generation_prompt chosen rejected", readers.capybara_dpo,
+                replies.signed("response_1", "response_2", "preference_strength"), "data card nvidia/HelpSteer2"),
+    _preference("distilabel-capybara-dpo", "conversation generation_prompt chosen rejected", of_set.capybara_dpo,
                 "data card argilla/distilabel-capybara-dpo-7k-binarized"),
-    _preference("PPE correctness", "prompt response_1 response_2 scores", readers.best_of_k,
+    _preference("PPE correctness", "prompt response_1 response_2 scores", of_set.best_of_k,
                 "data card lmarena-ai/PPE-GPQA-Best-of-K"),
     _preference("PPE preference", "question_id prompt model_a model_b response_1 response_2 winner",
-                readers.voted("response_1", "response_2", "winner"), "data card lmarena-ai/PPE-Human-Preference-V1"),
-    _preference("Arena 55k", "prompt response_a response_b winner_model_a winner_model_b", readers.arena_55k,
+                replies.voted("response_1", "response_2", "winner"), "data card lmarena-ai/PPE-Human-Preference-V1"),
+    _preference("Arena 55k", "prompt response_a response_b winner_model_a winner_model_b", of_set.arena_55k,
                 "Kaggle, LMSYS Chatbot Arena human preference predictions"),
     _preference("PKU-SafeRLHF", "prompt response_0 response_1 better_response_id",
-                readers.by_index("response_0", "response_1", "better_response_id"),
+                replies.by_index("response_0", "response_1", "better_response_id"),
                 "data card PKU-Alignment/PKU-SafeRLHF"),
     _preference("JudgeBench", "question response_A response_B label",
-                readers.voted("response_A", "response_B", "label"), "ScalerLab/JudgeBench README", subset="source"),
-    _preference("SHP", "history human_ref_A human_ref_B labels", readers.shp, "data card stanfordnlp/SHP"),
-    _preference("WebGPT comparisons", "question answer_0 answer_1 score_0 score_1", readers.webgpt,
+                replies.voted("response_A", "response_B", "label"), "ScalerLab/JudgeBench README", subset="source"),
+    _preference("SHP", "history human_ref_A human_ref_B labels", of_set.shp, "data card stanfordnlp/SHP"),
+    _preference("WebGPT comparisons", "question answer_0 answer_1 score_0 score_1", of_set.webgpt,
                 "data card openai/webgpt_comparisons", when=lambda record: isinstance(record["question"], dict)),
-    _preference("summarize_from_feedback", "info summaries choice", readers.summaries,
+    _preference("summarize_from_feedback", "info summaries choice", of_set.summaries,
                 "TRL examples/datasets/tldr_preference.py"),
     _preference("OffsetBias", "instruction output_1 output_2 label",
-                readers.numbered("output_1", "output_2", "label"), "data card NCSOFT/offsetbias"),
+                replies.numbered("output_1", "output_2", "label"), "data card NCSOFT/offsetbias"),
     _preference("Preference-Collection", "orig_instruction orig_response_A orig_response_B orig_preference",
-                readers.preference_collection, "data card prometheus-eval/Preference-Collection"),
-    _preference("MultiPref", "text completion_a completion_b normal_worker_annotations", readers.multipref,
+                of_set.preference_collection, "data card prometheus-eval/Preference-Collection"),
+    _preference("MultiPref", "text completion_a completion_b normal_worker_annotations", of_set.multipref,
                 "data card allenai/multipref"),
     _preference("conversation_a/conversation_b/winner", "conversation_a conversation_b winner",
-                readers.conversations("conversation_a", "conversation_b"),
+                replies.conversations("conversation_a", "conversation_b"),
                 "FastChat clean_battle_data.py (Arena 33k, 100k, MT-Bench), tinker-cookbook (Arena 140k)"),
     _preference("messages_a/messages_b/winner", "messages_a messages_b winner",
-                readers.conversations("messages_a", "messages_b"), "data card lmarena-ai/search-arena-24k"),
+                replies.conversations("messages_a", "messages_b"), "data card lmarena-ai/search-arena-24k"),
     # Battles of the arena that nobody judged have a null as their winner.
-    *(_preference(f"{first}/{second}", f"{first} {second}", readers.conversations(first, second),
+    *(_preference(f"{first}/{second}", f"{first} {second}", replies.conversations(first, second),
                   "data card lmarena-ai/search-arena-24k")
       for first, second in (("conversation_a", "conversation_b"), ("messages_a", "messages_b"))),
-    *(_preference(f"{first}/{second}/{verdict}", f"{first} {second} {verdict}", readers.voted(first, second, verdict),
+    *(_preference(f"{first}/{second}/{verdict}", f"{first} {second} {verdict}", replies.voted(first, second, verdict),
                   "data card lmarena-ai/PPE-Human-Preference-V1, Kaggle WSDM Cup; own data", when=_is_word(verdict))
       for first, second in (("response_a", "response_b"), ("response_A", "response_B"), ("response_1", "response_2"),
                             ("response1", "response2"), ("completion_a", "completion_b"), ("answer_a", "answer_b"),
                             ("output_1", "output_2"))
       for verdict in ("winner", "preference", "label")),
-    *(_preference(f"{better}/{worse}", f"{better} {worse}", readers.pair(better, worse), source)
+    *(_preference(f"{better}/{worse}", f"{better} {worse}", replies.pair(better, worse), source)
       for better, worse, source in (
           ("chosen", "rejected", "TRL dataset_formats, OpenRLHF datasets/reward_dataset.py, Anthropic/hh-rlhf"),
           ("positive", "negative", "LMFlow"),
@@ -322,41 +330,41 @@ PREFERENCES = (
           ("accepted", "rejected", "data card Vezora/Code-Preference-Pairs"),
           ("response_j", "response_k", "torchtune datasets/_stack_exchange_paired.py"))),
     # Pairs that nobody judged
-    *(_preference(f"{first}/{second}", f"{first} {second}", readers.unjudged(first, second), "own data")
+    *(_preference(f"{first}/{second}", f"{first} {second}", replies.unjudged(first, second), "own data")
       for first, second in (("response_a", "response_b"), ("response_A", "response_B"),
                             ("completion_a", "completion_b"), ("answer_a", "answer_b"))),
     # any number of replies, and their grades
-    _preference("context/completions", "context completions", readers.ranked_list("completions", "completion", "rank"),
+    _preference("context/completions", "context completions", replies.ranked_list("completions", "completion", "rank"),
                 "NeMo-RL preference_datasets/preference_dataset.py", when=_has("completions", "rank", "completion")),
-    _preference("UltraFeedback", "instruction completions", readers.ultrafeedback, "OpenBMB/UltraFeedback README",
+    _preference("UltraFeedback", "instruction completions", of_set.ultrafeedback, "OpenBMB/UltraFeedback README",
                 when=lambda record: record["completions"] == [] or _has("completions", "response")(record)),
-    _preference("Nectar", "prompt answers", readers.ranked_list("answers", "answer", "rank"),
+    _preference("Nectar", "prompt answers", replies.ranked_list("answers", "answer", "rank"),
                 "open-instruct scripts/data/preferences/nectar.py", when=_has("answers", "answer", "rank")),
-    _preference("stack-exchange-preferences", "question answers", readers.scored_list("answers", "text", "pm_score"),
+    _preference("stack-exchange-preferences", "question answers", replies.scored_list("answers", "text", "pm_score"),
                 "data card HuggingFaceH4/stack-exchange-preferences", when=_has("answers", "text", "pm_score")),
-    _preference("text_to_scored_textlist", "input output", readers.scored_list("output", "text", "score"),
+    _preference("text_to_scored_textlist", "input output", replies.scored_list("output", "text", "score"),
                 "LMFlow utils/constants.py", when=_has("output", "text", "score")),
-    _preference("instruction/output, a ranking", "instruction output", readers.best_first,
+    _preference("instruction/output, a ranking", "instruction output", replies.best_first,
                 "LLaMA-Factory, before 2024-05", when=lambda record: is_list_of_strings(record["output"])),
-    _preference("HelpSteer2", "prompt response helpfulness", readers.rated, "data card nvidia/HelpSteer2"),
-    _preference("responses/ranks", "responses ranks", readers.responses("ranks"), "here", when=_has_prompt),
-    _preference("responses/scores", "responses scores", readers.responses("scores"), "here", when=_has_prompt),
-    _preference("responses", "responses", readers.responses(None), "here", when=_has_prompt),
+    _preference("HelpSteer2", "prompt response helpfulness", of_set.rated, "data card nvidia/HelpSteer2"),
+    _preference("responses/ranks", "responses ranks", replies.responses("ranks"), "here", when=_has_prompt),
+    _preference("responses/scores", "responses scores", replies.responses("scores"), "here", when=_has_prompt),
+    _preference("responses", "responses", replies.responses(None), "here", when=_has_prompt),
 )
 DEMONSTRATIONS = (
-    _demonstration("prompt/completion", "prompt completion", readers.prompt_and_reply, "TRL dataset_formats"),
-    _demonstration("query/answers/tools", "query answers tools", readers.tool_answers,
+    _demonstration("prompt/completion", "prompt completion", text.prompt_and_reply, "TRL dataset_formats"),
+    _demonstration("query/answers/tools", "query answers tools", text.tool_answers,
                    "ms-swift dataset/dataset/llm.py (xlam-function-calling)"),
-    *(_demonstration("conversation", key, readers.conversation,
+    *(_demonstration("conversation", key, text.conversation,
                      "OpenAI, LMFlow, ShareGPT (LLaMA-Factory data/converter.py), LDJnr/Capybara", when=_has_dialogue)
       for key in ("messages", "conversations", "conversation")),
-    _demonstration("text2text", "input output", readers.text2text, "LMFlow", when=_is_text2text),
-    *(_demonstration(f"{prompt}/{reply}", f"{prompt} {reply}", readers.prompt_and_reply,
+    _demonstration("text2text", "input output", text.text2text, "LMFlow", when=_is_text2text),
+    *(_demonstration(f"{prompt}/{reply}", f"{prompt} {reply}", text.prompt_and_reply,
                      "Alpaca, Dolly, OpenOrca; ms-swift dataset/preprocessor/core.py", when=_is_text(reply))
       for prompt in PROMPTS[:6] for reply in REPLIES),
-    _demonstration("inputs/targets", "inputs targets", readers.inputs_and_targets,
+    _demonstration("inputs/targets", "inputs targets", text.inputs_and_targets,
                    "data card CohereForAI/aya_dataset"),
-    _demonstration("text_only", "text", readers.text_only, "LMFlow, TRL dataset_formats"),
+    _demonstration("text_only", "text", text.text_only, "LMFlow, TRL dataset_formats"),
 )
 SCHEMAS: tuple[Schema, ...] = PREFERENCES + DEMONSTRATIONS
 KNOWN = {key for row in SCHEMAS for key in row.keys}

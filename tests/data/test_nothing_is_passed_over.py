@@ -83,6 +83,19 @@ LOST = {  # name -> (record, parts of the error)
         "'answers 1' has 'reasoning_content'"),
     "a pair of turns with a weight": (
         PAIR | {"prompt": [{"input": "2+2?", "output": "4", "weight": 0}, user("why?")]}, "'weight'"),
+    "another role under from": (
+        PAIR | {"chosen": [user("a") | {"from": "gpt"}, assistant("4")], "rejected": [assistant("5")]},
+        "is a message of user, but has 'from' 'gpt'"),
+    "a reply in the prompt's messages": (
+        {"prompt": QA, "chosen": [assistant("4")], "rejected": [assistant("5")]}, "ends with the reply of 'chosen'"),
+    "a reply in the prompt's text": (
+        {"prompt": "\n\nHuman: 2+2?\n\nAssistant: 4", "chosen": " 4", "rejected": " 5"},
+        "ends with the reply of 'chosen'"),
+    "true as a label": (PAIR | {"label": True}, "write 1 for true"),
+    "an index as a vote": (VOTE | {"winner": 1}, "may mean either"),
+    "good and bad": ({"prompt": "q", "good": "a", "bad": "b"}, "--data_keys chosen=good rejected=bad"),
+    "counted replies": (
+        {"q": "a", "reply_0": "a", "reply_1": "b"}, "--data_keys prompt=KEY response_a=reply_0 response_b=reply_1"),
     "several thoughts": (
         PAIR | {"chosen": [assistant("4") | {"reasoning_content": "one", "thinking": "two"}],
                 "rejected": [assistant("5")]}, "several thoughts"),
@@ -126,6 +139,43 @@ def test_the_text_of_alpaca_says_what_the_record_says():
     assert demonstration(record | {"text": text}).texts == demonstration(record).texts
     with pytest.raises(ValueError, match="'text'"):
         demonstration(record | {"text": text.replace("4", "5")})
+
+
+def test_a_prompt_that_is_all_of_the_record_is_passed_over():
+    record = {"instruction": "Add the numbers.", "input": "2\n2", "output": "4"}
+    whole = "Below is a task.\n\n### Instruction:\nAdd the numbers.\n\n### Input:\n2\n2\n\n### Output:\n4"
+    assert demonstration(record | {"prompt": whole}).texts == demonstration(record).texts  # iamtarun/python_code_18k
+    with pytest.raises(ValueError, match="'prompt'"):
+        demonstration(record | {"prompt": "Say this of another task.\n4"})
+
+
+def test_a_reply_of_json_is_what_was_said():
+    """A string with one message in it is a message only where the prompt and the other reply are messages, too."""
+    reply = json.dumps(assistant("hi"))
+    assert demonstration({"prompt": "Say hi, as a message.", "response": reply}).texts[0].reply == reply
+    pair = {"prompt": [user("Say hi, as a message.")], "chosen": reply, "rejected": "no"}
+    assert preference(pair).texts[0][-1] == assistant(reply)
+    assert preference(pair | {"rejected": json.dumps(assistant("no"))}).texts[0][-1] == assistant("hi")
+
+
+def test_prompts_in_the_form_of_nemo_are_dialogues():
+    prompt = "<extra_id_0>System\nBe brief.\n<extra_id_1>User\n2+2?\n<extra_id_1>Assistant\n"
+    (text, _) = preference({"prompt": prompt, "chosen": "4", "rejected": "5"}).texts
+    assert text == [{"role": "system", "content": "Be brief."}, user("2+2?"), assistant("4")]
+    with pytest.raises(ValueError, match="a turn of 'Tool'"):
+        preference({"prompt": prompt.replace("User", "Tool"), "chosen": "4", "rejected": "5"})
+
+
+@pytest.mark.parametrize("name, count", [("data.jsonl", 1), ("data.json", 2)])
+def test_lists_alone_in_a_file_of_json_lines_are_one_record(name, count, tmp_path):
+    (tmp_path / name).write_text('{"chosen": ["\\n\\nHuman: a\\n\\nAssistant: b", "c"], "rejected": ["d", "e"]}')
+    assert len(list(records.read_records(tmp_path / name))) == count
+
+
+def test_a_table_may_be_separated_by_semicolons(tmp_path):
+    (tmp_path / "data.csv").write_text('prompt;chosen;rejected\n2, or 3?;"2; yes";no\n')
+    expected = {"prompt": "2, or 3?", "chosen": "2; yes", "rejected": "no"}
+    assert [record for _, record in records.read_records(tmp_path / "data.csv")] == [expected]
 
 
 def test_messages_of_a_completion_may_lack_loss():

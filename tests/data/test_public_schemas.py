@@ -147,7 +147,7 @@ REFUSED = {
         "'winner' is '0'; expected response_a or a, response_b or b, or tie",
     ),
     "an image": (
-        demonstration, {"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "'messages 1' is [{'type': 'i",
+        demonstration, {"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "has a part of type 'image'",
     ),
     "a loss of one half": (
         demonstration, {"messages": [{"role": "assistant", "content": A, "weight": 0.5}]}, "has 'weight' 0.5; exp",

@@ -95,9 +95,11 @@ def test_demonstrations_are_read_in_every_schema():
     assert demonstration(openai) == demonstration(lmflow) == Sample("conversation", [[SYSTEM, *A]])
 
 
-def test_a_response_may_add_a_system_message_to_a_string_prompt():
-    record = {"prompt": "hi", "chosen": [SYSTEM, *A], "rejected": B}
-    assert preference(record).texts == [[SYSTEM, *A], B]
+def test_responses_may_add_a_system_message_to_a_string_prompt():
+    record = {"prompt": "hi", "chosen": [SYSTEM, *A], "rejected": [SYSTEM, *B]}
+    assert preference(record).texts == [[SYSTEM, *A], [SYSTEM, *B]]
+    with pytest.raises(ValueError, match="other system messages on its two sides"):
+        preference(record | {"rejected": B})
 
 
 @pytest.mark.parametrize(
@@ -150,7 +152,7 @@ BAD_PREFERENCES = {
     ),
     "a rank that is no number": (
         {"prompt": "a", "responses": ["b", "c"], "ranks": [1, True]},
-        ["'ranks' has True; expected finite numbers"],
+        ["'ranks' is true; expected a number"],
     ),
     "an infinite score": (
         {"prompt": "a", "responses": ["b", "c"], "scores": [1, float("nan")]},
@@ -180,7 +182,7 @@ BAD_DEMONSTRATIONS = {
     "messages of strings": ({"messages": ["hi"]}, ["'messages 1' is 'hi'; expected an object with 'role'"]),
     "an unknown role": ({"messages": [{"from": "Bob", "value": "hi"}]}, ["'messages 1' has the role 'Bob'; expected"]),
     "no content": ({"messages": [{"role": "user", "content": None}]}, ["'messages 1' is None; expected a string"]),
-    "an image": ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, ["'messages 1' is [{"]),
+    "an image": ({"messages": [user([{"type": "image_url"}])]}, ["'messages 1' has a part of type 'image_url'"]),
     "tools": ({"messages": A, "tools": "x"}, ["'tools' is 'x'; expected a list of tools"]),
     "tool calls": ({"messages": [assistant("") | {"tool_calls": [{}]}]}, ["'messages 1' has the tool call {}"]),
     "two systems": ({"messages": [SYSTEM, *A], "system": "b"}, ["has a system message, but 'messages' begins with"]),
