@@ -132,8 +132,8 @@ def verdict(value, key: str, first: str, second: str) -> float:
     if word in TIE or word.startswith("tie_("):
         return 0.0
     raise ValueError(
-        f"{key!r} is {reprlib.repr(value)}; expected {first} or a, {second} or b, or tie (numbers and other names may mean "
-        f"either)"
+        f"{key!r} is {reprlib.repr(value)}; expected {first} or a, {second} or b, or tie (numbers and other names "
+        f"may mean either)"
     )
 
 
