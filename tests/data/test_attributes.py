@@ -41,7 +41,7 @@ def test_numbers_are_read_from_the_record_and_its_attributes(record, expected):
     "record, message",
     [
         ({"text": "a", "helpfulness": "good"}, "'helpfulness' has 'good'; expected finite numbers"),
-        ({"text": "a", "helpfulness": True}, "'helpfulness' has True; expected finite numbers"),
+        ({"text": "a", "helpfulness": True}, "'helpfulness' is true; expected a number"),
         ({"text": "a", "attributes": [1, 2]}, "'attributes' is .1, 2.; expected an object"),
         ({"text": "a", "helpfulness": 1, "attributes": {"helpfulness": 1}}, "has 'helpfulness' twice"),
         ({"prompt": "a", "chosen": "b", "rejected": "c"}, "--attributes reads single replies and their numbers"),
