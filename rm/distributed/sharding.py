@@ -157,13 +157,12 @@ def parallelize(
     dtype = compute_dtype(settings.dtype)
     has_master_weights = train and dtype != torch.float32
     if not train:
+        cast_to_compute(model, dtype)
         offload = offload and dist.device().type == "cuda"  # on a CPU it would only copy
     if dist.world_size() > 1 or has_master_weights or offload:
         pin = train and dist.device().type == "cuda"
         _shard(model, _mesh(group_size), dtype, settings.reshard_after_forward, offload, pin)
         model.sync_each_batch = settings.sync_each_batch
-    else:
-        cast_to_compute(model, dtype)
 
 
 def allocate(model: nn.Module, device: torch.device | None = None) -> None:
@@ -206,7 +205,7 @@ def _eager(kernel: type) -> type:
 
 
 def cast_to_compute(model: nn.Module, dtype: torch.dtype) -> None:
-    """Cast a model that is not sharded to the dtype it computes in, except its `fp32_modules`."""
+    """Cast a model that does not train to the dtype it computes in, except its `fp32_modules`."""
     model.to(dtype)
     for name in model.fp32_modules:
         model.get_submodule(name).float()

@@ -144,7 +144,7 @@ def shards_and_dtypes(dtype: str, train: bool) -> set:
         (1, "bfloat16", True, (True, torch.float32)),
         (1, "bfloat16", False, (False, torch.bfloat16)),
         (2, "float32", True, (True, torch.float32)),
-        (2, "bfloat16", False, (True, torch.float32)),
+        (2, "bfloat16", False, (True, torch.bfloat16)),
     ],
 )
 def test_one_process_is_sharded_only_for_its_master_weights(world_size, dtype, train, expected):

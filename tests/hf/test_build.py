@@ -80,23 +80,26 @@ def test_a_reward_model_has_the_loss_that_it_is_given(reward_model):
     assert build.build(RewardModel, reward_model, FP32, sharded=False).loss == LossSettings()
 
 
-def test_an_unsharded_model_needs_no_process_group(reward_model):
-    def rewards(sharded):
-        model = build.build(RewardModel, reward_model, FP32, sharded=sharded)
+@pytest.mark.parametrize("parallel", [FP32, BF16], ids=["float32", "bfloat16"])
+def test_what_scores_has_the_same_values_and_rewards_alone_and_in_shards_of_the_dtype(reward_model, parallel):
+    def scored(sharded):
+        model = build.build(RewardModel, reward_model, parallel, sharded=sharded)
         assert {p.device.type for p in model.parameters()} == {"meta"}
         build.load(model, reward_model)
+        size = sum(sharding.local(p).nbytes for p in model.parameters())
         with torch.no_grad():
-            return model.rewards(build.pack(made.pair_examples(made.token_pairs(3)), range(3)))
+            rewards = model.rewards(build.pack(made.pair_examples(made.token_pairs(3)), range(3)))
+        return rewards, size, {name: p.dtype for name, p in model.named_parameters()}
 
     assert not torch_dist.is_initialized()
-    alone = rewards(sharded=False)
-    assert not torch_dist.is_initialized()
-    for of_rank in run_ranks(2, rewards, True):
-        torch.testing.assert_close(alone, of_rank, rtol=1e-5, atol=1e-5)
-
-    model = build.build(RewardModel, reward_model, BF16, sharded=False)
-    dtypes = {name: p.dtype for name, p in model.named_parameters()}
-    assert dtypes.pop("score.weight") == torch.float32 and set(dtypes.values()) == {torch.bfloat16}
+    alone, size, dtypes = scored(sharded=False)
+    assert not torch_dist.is_initialized()  # an unsharded model needs no process group
+    assert dtypes.pop("score.weight") == torch.float32 and set(dtypes.values()) == {getattr(torch, parallel.dtype)}
+    ranks = run_ranks(2, scored, True)
+    for rewards, _, of_rank in ranks:
+        torch.testing.assert_close(rewards, alone, rtol=1e-5, atol=1e-5)
+        assert of_rank == dtypes | {"score.weight": torch.float32}
+    assert sum(of_rank for _, of_rank, _ in ranks) == size
 
 
 # Values
