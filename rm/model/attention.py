@@ -101,6 +101,11 @@ class SplitAttention:
             )
         return out[0].transpose(0, 1)
 
+    def needs_mask(self, window: int) -> bool:
+        """Whether a layer with this window has to add a mask to the logits of some reply."""
+        after_a_prompt = any(prefix and others for prefix, _, *others in self.segments)
+        return after_a_prompt or (window != NO_WINDOW and self.longest_key > window)
+
     def _mask(self, queries: int, keys: int, window: int, dtype: torch.dtype) -> Tensor:
         """(L, S) of a block: 0 where a query sees a key, else -inf; bottom-right causal.
 

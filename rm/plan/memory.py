@@ -32,15 +32,35 @@ class PlannedSplitAttention(SplitAttention):
     """The memory of `SplitAttention` in a few calls a layer: those of fake tensors take as long as those of a GPU.
 
     All segments with the same number of replies are computed as one, [P1 P2 ...] [R11 R21 ...] ..., without a mask,
-    which would be larger than all of theirs. So the values are wrong, and the masks are not counted.
+    which would be larger than all of theirs. So the values are wrong; the mask that they share is held beside.
     """
 
     def __init__(self, segments: list[Segment], device: torch.device):
         groups = itertools.groupby(sorted(segments, key=len), key=len)
         super().__init__([tuple(map(sum, zip(*group, strict=True))) for _, group in groups], device)
+        self.planned = SplitAttention(segments, device)
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, window: int, scale: float, softcap: float = 0.0) -> Tensor:
+        out = super().__call__(q, k, v, window, scale, softcap)
+        if not self.planned.needs_mask(window):
+            return out
+        return _Holds.apply(out, self.planned._mask(1, 1, window, q.dtype))
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, window: int, scale: float, softcap: float) -> Tensor:
         return self._product(q, k, v, None, scale)
+
+
+class _Holds(torch.autograd.Function):
+    """The identity, which keeps a tensor until its backward."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, kept: Tensor) -> Tensor:
+        ctx.save_for_backward(kept)
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, grad_output: Tensor):
+        return grad_output, None
 
 
 class PlannedCappedAttention(VarlenAttention):

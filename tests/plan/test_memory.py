@@ -54,16 +54,20 @@ def build(
     return model
 
 
-def batches_of(cls, n: int = 4) -> StepBatches:
-    """Two micro-batches of `n` pairs or texts each: some hundred tokens with 4, where memory is measured."""
-    pairs = made.token_pairs(2 * n, longest=120)
+def batches_of(cls, n: int = 4, longest: int = 120) -> StepBatches:
+    """Two micro-batches of `n` pairs or texts each: some hundred tokens with 4, where memory is measured.
+
+    Args:
+        longest: bound of the tokens of a prompt, or of a reply.
+    """
+    pairs = made.token_pairs(2 * n, longest=longest)
     examples = made.pair_examples(pairs) if cls is RewardModel else made.text_examples([a for a, _ in pairs])
     micro_batches = [pack(examples, indices) for indices in (range(n), range(n, 2 * n))]
     labels = sum(len(batch.targets) for batch in micro_batches)
     return StepBatches(micro_batches, num_examples=2 * n, num_labels=labels, num_tokens=1, seed=0)
 
 
-def measured_peak(cls, settings: ParallelSettings, method: str, recompute: str) -> int:
+def measured_peak(cls, settings: ParallelSettings, method: str, recompute: str, batches: StepBatches) -> int:
     """Bytes at the peak of a step: what exists throughout it, and what the profiler sees allocated and freed.
 
     The least of up to five steps, once every rank has seen its own twice: on a busy machine gloo's own thread may free
@@ -75,7 +79,7 @@ def measured_peak(cls, settings: ParallelSettings, method: str, recompute: str) 
         torch.nn.init.normal_(sharding.local(p.detach()), std=0.02)
     for layer in nf4.quantized_layers(model).values():
         layer.fill(0.02 * torch.randn(layer.out_features, layer.in_features))
-    optimizer, batches = optim.adamw(model, OptimSettings()), batches_of(cls)
+    optimizer = optim.adamw(model, OptimSettings())
     train_step(model, optimizer, batches, 1.0)  # creates Adam's moments
     states = [x for state in optimizer.state.values() for x in state.values()]
     held = [x.detach() for x in (*model.parameters(), *model.buffers(), *states)]
@@ -114,11 +118,22 @@ def test_the_simulated_peak_is_within_five_percent_of_the_allocators(
     cls, method, recompute, dtype, world, sync_each_batch
 ):
     settings = ParallelSettings(dtype=dtype, sync_each_batch=sync_each_batch)
-    real = run_ranks(world, measured_peak, cls, settings, method, recompute, timeout=240)[0]  # bfloat16 is slow on CPUs
+    batches = batches_of(cls)
+    arguments = cls, settings, method, recompute
+    real = run_ranks(world, measured_peak, *arguments, batches, timeout=240)[0]  # bfloat16 is slow on CPUs
     kernel = PlannedSplitAttention if dtype == "float32" else SplitAttention
     with dist.fake_process_group(world):
-        simulated = memory.of_step(build(cls, settings, method, recompute, kernel), batches_of(cls))
+        simulated = memory.of_step(build(*arguments, kernel), batches)
     assert simulated.peak == pytest.approx(real, rel=0.05)
+
+
+def test_the_masks_of_a_long_dialogue_are_counted(monkeypatch):
+    monkeypatch.setattr(sys.modules[__name__], "CONFIG", dataclasses.replace(CONFIG, windows=(0, 300, 300)))
+    arguments, batches = (RewardModel, ParallelSettings(), "full"), batches_of(RewardModel, 1, 1000)
+    (real,) = run_ranks(1, measured_peak, *arguments, "none", batches)
+    with dist.fake_process_group(1):
+        simulated = memory.of_step(build(*arguments), batches)
+    assert simulated.peak == pytest.approx(real, rel=0.01)
 
 
 def test_weights_and_moments_are_a_ranks_share_and_traffic_is_what_fsdp_moves():
