@@ -48,8 +48,9 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, window: int, scale: float, softcap:
     grouped = q.transpose(0, 1).reshape(kv_heads, -1, q.shape[-1])  # (K, H/K * L, E): a kv head's queries
     logits = (grouped @ k.permute(1, 2, 0)).to(torch.promote_types(q.dtype, torch.float32))
     logits = softcap * torch.tanh(logits * (scale / softcap))
-    distance = torch.arange(keys - length, keys, device=q.device)[:, None] - torch.arange(keys, device=q.device)
-    hidden = (distance < 0) | (distance >= window) if window else distance < 0  # (L, S)
-    logits = logits.view(heads, length, keys).masked_fill(hidden, float("-inf"))
+    sees = torch.ones(length, keys, dtype=torch.bool, device=q.device).tril(keys - length)  # (L, S)
+    if window:
+        sees = sees.triu(keys - length - window + 1)
+    logits = logits.view(heads, length, keys).masked_fill(~sees, float("-inf"))
     weights = logits.softmax(-1).to(v.dtype).view(kv_heads, -1, keys)
     return (weights @ v.transpose(0, 1)).view(heads, length, -1).transpose(0, 1)

@@ -75,7 +75,9 @@ class PlannedCappedAttention(VarlenAttention):
 
 
 class _HoldsLogits(torch.autograd.Function):
-    """The identity, which holds three fp32 tensors of a shape for a moment, in the forward and in the backward."""
+    """The identity, which holds fp32 tensors of a shape for a moment: three in the forward, four and the mask in the
+    backward.
+    """
 
     @staticmethod
     def forward(ctx, x: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -85,7 +87,10 @@ class _HoldsLogits(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad_output: Tensor):
-        grad_output.new_empty((3, *ctx.shape), dtype=torch.float32)
+        _held = (
+            grad_output.new_empty((4, *ctx.shape), dtype=torch.float32),
+            grad_output.new_empty(ctx.shape[1:], dtype=torch.bool),
+        )
         return grad_output, None
 
 
