@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
+from torch._dynamo.backends.debugging import aot_eager
 
 from rm.config import compose
 from rm.distributed import checkpoint
@@ -87,6 +88,18 @@ def test_a_product_is_that_of_the_dequantized_matrix_and_keeps_nothing_for_the_b
     torch.testing.assert_close(y, F.linear(x, layer.weight, layer.bias))
     y.square().sum().backward()
     torch.testing.assert_close(x.grad, 2 * y @ layer.weight)
+
+
+def test_a_compiled_layer_computes_the_same():
+    layer = nf4.NF4Linear(torch.nn.Linear(48, 20))
+    layer.fill(wave(20, 48))
+    results, x = [], wave(7, 48)
+    for forward in (layer, torch.compile(layer, backend=aot_eager, dynamic=True, fullgraph=True)):
+        leaf = x.clone().requires_grad_()
+        y = forward(leaf)
+        y.square().sum().backward()
+        results.append((y.detach(), leaf.grad))
+    torch.testing.assert_close(*results, rtol=1e-6, atol=1e-6)
 
 
 def without_4bit(folder, out):
