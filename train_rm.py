@@ -55,7 +55,10 @@ class Settings(TrainingSettings):
     def check(self) -> None:
         super().check()
         if self.loss.attributes and (self.batch.group_by_prompt or self.reward_set.reward_set_path):
-            raise ValueError("--group_by_prompt and --reward_set_path do not go with --loss regression: leave them out")
+            raise ValueError(
+                "--group_by_prompt and --reward_set_path are of pairs, and --loss regression learns numbers of single "
+                "replies: leave them out"
+            )
 
 
 def train_step(

@@ -177,7 +177,7 @@ def test_mistakes_are_named(tmp_path):
     for message, changes in {
         "go together: give both": {"attributes": ()},
         "--label_smoothing is of losses that compare replies": {"label_smoothing": 0.1},
-        "--group_by_prompt and --reward_set_path do not go": {"group_by_prompt": True},
+        "--group_by_prompt and --reward_set_path are of pairs": {"group_by_prompt": True},
     }.items():
         with pytest.raises(ValueError, match=message):
             settings(tmp_path / "out", **changes)
