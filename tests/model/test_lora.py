@@ -76,7 +76,7 @@ def test_the_saved_tokenizer_has_a_padding_token_that_does_not_hide_the_eos(fold
     assert scores == pytest.approx(Scorer(tmp_path / "adapter").score(texts), abs=1e-5)
 
 
-@pytest.mark.parametrize("world", [2, 4])
+@pytest.mark.parametrize(("folder", "world"), [("llama", 2), ("gpt_neo", 4)], indirect=["folder"])
 def test_several_ranks_train_save_and_score_as_one_does(folder, tmp_path, world):
     from safetensors.torch import load_file
 
@@ -151,6 +151,7 @@ def local_sizes(folder, settings: Settings):
     return {name: (sharding.local(p).numel(), p.numel()) for name, p in model.named_parameters()}
 
 
+@pytest.mark.parametrize("folder", ["gpt_neo"], indirect=True)
 def test_without_shard_base_every_rank_holds_all_of_it_and_trains_the_same(folder):
     settings = lora_settings(dtype="float32")
     replicated = updated(settings, shard_base=False)
