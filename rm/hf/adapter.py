@@ -215,9 +215,10 @@ def add(
             parameter, shape = parameters[name], tuple(parameters[name].shape)
             values = stored.get_slice(key)
             stored_shape = tuple(values.get_shape())
-            if name == SCORE and stored_shape[1:] == shape[1:] and stored_shape[0] > shape[0] == 1:
+            if name == SCORE and stored_shape[1:] == shape[1:] and shape[0] == 1:
                 outputs.check(folder, key, stored_shape[0], chosen)
-                values = outputs.one_of(values[:], chosen)
+                if stored_shape[0] > 1:
+                    values = outputs.one_of(values[:], chosen)
             elif stored_shape != shape:
                 raise ValueError(f"{folder} belongs to another base: {key} has the shape {stored_shape}, not {shape}")
             if is_score(name):

@@ -100,8 +100,11 @@ def build(
     with torch.device("meta"), _WithoutInitialization():
         model = cls(config, kernel, **options)
     model.compute_dtype = dtype
-    if head.chooses and cls is not RewardModel:
-        raise ValueError("--reward_label and --reward_weights are of a model with one reward: leave them out")
+    if head.chooses and (cls is not RewardModel or config.score != "linear"):
+        raise ValueError(
+            "--reward_label and --reward_weights are of a linear reward head, and of a model with one reward: leave "
+            "them out"
+        )
     model.reward_output = outputs.chosen(folder, head)
     names = outputs.names_of(folder) if loss is not None and loss.attributes else ()
     if names and names != loss.attributes:
@@ -157,6 +160,8 @@ def load(model: Transformer, folder: str | Path, seed: int | None = None, new_id
     missing = weights.load(model, folder, new_ids)
     if missing and seed is None:
         raise ValueError(NO_SCORE.format(folder=folder))
+    if weights.SCORE in missing and model.reward_output is not None:
+        raise ValueError(f"{folder} has no reward head whose output --reward_label or --reward_weights could choose")
     # Drawn in full and in order on every rank: the same for any world size.
     generator = torch.Generator().manual_seed(seed or 0)
     for name, parameter in model.named_parameters():

@@ -75,7 +75,7 @@ def check(shapes: dict[str, tuple[int, ...]], folder: Path, state: dict, chosen:
             continue
         if name not in stored and not is_score(name) and state["adapter"] is None:
             raise ValueError(f"{folder} does not hold {name}: it is not of the model that its config.json describes")
-        if name == SCORE and stored.get(name, shape)[0] > shape[0] == 1:
+        if name == SCORE and name in stored and shape[0] == 1:
             outputs.check(folder, name, stored[name][0], chosen)
         elif stored.get(name, shape) != shape:
             raise ValueError(f"{folder}: {name} has the shape {stored[name]}, and its config.json needs {shape}")

@@ -74,12 +74,16 @@ def one_of(outputs: Tensor, chosen: Output) -> Tensor:
 
 
 def check(folder: str | Path, hf_name: str, outputs: int, chosen: Output) -> None:
-    """Raise ValueError where a head of several outputs has no such output, or no other number of weights."""
-    if isinstance(chosen, tuple) and len(chosen) == outputs or isinstance(chosen, int) and chosen < outputs:
-        return
+    """Raise ValueError where a head has no such output, another number of weights, or several and none is chosen."""
     got = "" if chosen is None else f", and --reward_label is {chosen}"
     if isinstance(chosen, tuple):
         got = f", and --reward_weights has {len(chosen)} numbers"
+    if outputs == 1:
+        if chosen not in (None, 0):
+            raise ValueError(f"{folder}: {hf_name} has one output{got}: leave that out")
+        return
+    if isinstance(chosen, tuple) and len(chosen) == outputs or isinstance(chosen, int) and chosen < outputs:
+        return
     called = f" ({', '.join(names)})" if (names := names_of(folder)) else ""
     raise ValueError(
         f"{folder}: {hf_name} has {outputs} outputs{called}{got}: name the one that is the reward, --reward_label 0 to "

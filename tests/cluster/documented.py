@@ -118,6 +118,7 @@ class World:
             ("pairs.json train.json pairs.jsonl pairs.jsonl.gz more.parquet data/hh_rlhf/rm.json", pairs),
             ("test.json test.jsonl test.jsonl.gz a.jsonl b.jsonl data/hh_rlhf/test.json", test),
             ("prompts.jsonl", [{"prompt": "###Human: hi###Assistant:", "responses": [" yes", " no", " perhaps"]}] * 4),
+            ("helpsteer2.jsonl rated.jsonl", RATED),
             ("RM-Bench/data/total_dataset.json", public("RM-Bench")),
             ("RMB_dataset/pairs.json", public("RMB pairs")),
             ("RMB_dataset/best_of_n.json", public("RMB best of n")),
@@ -152,7 +153,9 @@ class World:
         sft = f"--model_name_or_path MODEL --dataset_path sft.json --output_dir runs/sft {short}"
         rm = f"--model_name_or_path runs/sft/model --dataset_path pairs.json --output_dir runs/rm --use_lora {short}"
         evaluation = "--model_name_or_path runs/rm/model --dataset_path test.jsonl --output_dir runs/eval"
-        for command in (f"train_sft.py {sft}", f"train_rm.py {rm}", f"eval_rm.py {evaluation}"):
+        rated = f"--loss regression --attributes {' '.join(ATTRIBUTES)} --dataset_path helpsteer2.jsonl"
+        rated += f" --model_name_or_path runs/sft/model --output_dir runs/rated {short}"
+        for command in (f"train_sft.py {sft}", f"train_rm.py {rm}", f"train_rm.py {rated}", f"eval_rm.py {evaluation}"):
             require_success(self.run(f"python {command}"))
         runs = self.files / "runs"
         shutil.copytree(runs / "sft", runs / "llama-7b" / "sft")
@@ -165,6 +168,9 @@ class World:
         with tempfile.TemporaryDirectory(dir=self.folder) as name:
             copy = Path(name) / "files"
             shutil.copytree(self.files, copy, symlinks=True)
+            if any(word.startswith(("--reward_", "--attributes")) for word in words):  # of a model of attributes
+                shutil.rmtree(copy / "runs" / "rm")
+                (copy / "runs" / "rated").rename(copy / "runs" / "rm")
             if out := output_of(words, copy):
                 shutil.rmtree(copy / out, ignore_errors=True)
             return self.run(shlex.join(words), copy)
@@ -189,6 +195,8 @@ def completed(words: list[str]) -> list[str]:
         return words
     at, script = words.index("..."), next(word for word in words if word in LEFT_OUT)
     missing = {name: value for name, value in LEFT_OUT[script].items() if name not in words}
+    if "regression" in words and "--dataset_path" in missing:
+        missing["--dataset_path"] = "helpsteer2.jsonl"
     return words[:at] + [word for pair in missing.items() for word in pair if word] + words[at + 1 :]
 
 
@@ -202,6 +210,8 @@ def output_of(words: list[str], folder: Path) -> str | None:
 
 
 SIDES = {"chosen": "positive", "rejected": "negative"}
+ATTRIBUTES = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")  # HelpSteer2's
+RATED = [{"prompt": f"What is {n}?", "response": f"It is {n}.", **dict.fromkeys(ATTRIBUTES, n % 5)} for n in range(40)]
 
 
 def messages(text: str) -> list[dict]:

@@ -114,7 +114,14 @@ def test_one_output_of_several_is_the_reward(tmp_path):
             head = HeadSettings(reward_label=label)
             with pytest.raises(ValueError, match=message):
                 build.load(build.build(RewardModel, source, FP32, sharded=False, head=head), source)
-        with pytest.raises(ValueError, match="--reward_label and --reward_weights are of a model with one reward"):
+        single = tiny.save_with(tiny.reward_model("llama"), tmp_path / "single")
+        for head, message in (
+            (HeadSettings(reward_label="3"), "has one output, and --reward_label is 3: leave that out"),
+            (HeadSettings(reward_weights=(0.5, 1.0)), "has one output, and --reward_weights has 2 numbers: leave"),
+        ):
+            with pytest.raises(ValueError, match=message):
+                build.load(build.build(RewardModel, single, FP32, sharded=False, head=head), single)
+        with pytest.raises(ValueError, match="are of a linear reward head, and of a model with one reward"):
             build.build(LanguageModel, source, FP32, head=HeadSettings(reward_label="0"))
     with torch.no_grad():
         expected = torch.stack([hf_model(torch.as_tensor(text)[None]).logits[0, 2] for pair in PAIRS for text in pair])
