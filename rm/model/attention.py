@@ -115,9 +115,7 @@ class SplitAttention:
         if window not in self.masks:
             rows = min(capped.BLOCK, self.longest_query)
             columns = min(self.longest_key, rows + window - 1) if window else self.longest_key
-            sees = torch.ones(rows, columns, dtype=torch.bool, device=self.device).tril(columns - rows)
-            if window:
-                sees = sees.triu(columns - rows - window + 1)
+            sees = capped.visible(rows, columns, window, self.device)
             self.masks[window] = torch.zeros_like(sees, dtype=dtype).masked_fill_(~sees, float("-inf"))
         mask = self.masks[window][-queries:, -keys:]
         return mask.contiguous() if mask.is_cuda else mask  # CUDA's kernels need aligned rows

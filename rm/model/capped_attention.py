@@ -42,15 +42,19 @@ def blocks(queries: int, keys: int, window: int) -> Iterator[tuple[slice, slice]
         yield slice(start, stop), slice(first, before + stop)
 
 
+def visible(queries: int, keys: int, window: int, device: torch.device) -> Tensor:
+    """(L, S) bool: which keys each query sees, where the queries are the last L of S positions."""
+    sees = torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
+    return sees.triu(keys - queries - window + 1) if window else sees
+
+
 def _attend(q: Tensor, k: Tensor, v: Tensor, window: int, scale: float, softcap: float) -> Tensor:
     """`capped_attention` of one block, in at least fp32 between the two products."""
     length, heads, keys, kv_heads = *q.shape[:2], *k.shape[:2]
     grouped = q.transpose(0, 1).reshape(kv_heads, -1, q.shape[-1])  # (K, H/K * L, E): a kv head's queries
     logits = (grouped @ k.permute(1, 2, 0)).to(torch.promote_types(q.dtype, torch.float32))
     logits = softcap * torch.tanh(logits * (scale / softcap))
-    sees = torch.ones(length, keys, dtype=torch.bool, device=q.device).tril(keys - length)  # (L, S)
-    if window:
-        sees = sees.triu(keys - length - window + 1)
+    sees = visible(length, keys, window, q.device)  # (L, S)
     logits = logits.view(heads, length, keys).masked_fill(~sees, float("-inf"))
     weights = logits.softmax(-1).to(v.dtype).view(kv_heads, -1, keys)
     return (weights @ v.transpose(0, 1)).view(heads, length, -1).transpose(0, 1)
