@@ -30,9 +30,11 @@ here=$(cd "$(dirname "$0")/.." && pwd)
 
 # Cells that are evaluated are not run again: all cells of a folder have to be of the same data, model and flags.
 same=(--model "$model" --sft "$sft" --rm "$rm" --test "$test" --sft_flags "$sft_flags" -- "${more[@]}")
+# Passwords in URLs and tokens of the hub are not kept, see docs/security.md.
+settings=$(printf '%q ' "${same[@]}" | sed -E 's#://[^/@ ]+@#://***@#g; s/hf_[A-Za-z0-9]{30,}/***/g')
 mkdir -p "$out"
-[ -e "$out/command" ] || printf '%q ' "${same[@]}" >"$out/command"
-if [ "$(cat "$out/command")" != "$(printf '%q ' "${same[@]}")" ]; then
+[ -e "$out/command" ] || echo "$settings" >"$out/command"
+if [ "$(cat "$out/command")" != "$settings" ]; then
     echo "error: $out holds a table of other settings: $(cat "$out/command"); name another --out" >&2 && exit 2
 fi
 

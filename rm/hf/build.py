@@ -18,7 +18,7 @@ from rm.data.examples import Examples
 from rm.distributed import checkpoint, sharding
 from rm.distributed import process_group as dist
 from rm.distributed.sharding import MemorySettings, ParallelSettings, dtype_name
-from rm.files import read_json, sync_files
+from rm.files import read_json
 from rm.hf import adapter, checksums, hub, outputs, saving, weights
 from rm.hf.checkpoint_folder import ModelFiles
 from rm.hf.families.keys import DROPOUT
@@ -228,13 +228,13 @@ def save(
         is_base = hub.base_of(base) is None and not checkpoint.is_checkpoint(base)
         if not is_base or (texts is not None and texts.tokenizer.new_ids):
             base = _write_base(base, folder / "base", model, texts)
-        adapter.save(model, folder / "adapter", base, settings, family)
-        if dist.is_main():
-            copy_tokenizer(folder / "adapter", hub.tokenizer_folder(base), texts)
-            if model.head == RewardModel.head:
-                name_padding(folder / "adapter", hf, None if texts is None else texts.template)
-            checksums.write(folder / "adapter")
-            sync_files(folder / "adapter")
+        with saving.replaced_folder(folder / "adapter", adapter.CONFIG) as writing:
+            adapter.save(model, writing, base, settings, family)
+            if dist.is_main():
+                copy_tokenizer(writing, hub.tokenizer_folder(base), texts)
+                if model.head == RewardModel.head:
+                    name_padding(writing, hf, None if texts is None else texts.template)
+                checksums.write(writing)
         probe = pack(examples, range(min(4, len(examples))))
         if settings.load_in_4bit:
             model = _merge_into_original(model, folder / "adapter", probe)

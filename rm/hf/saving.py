@@ -72,7 +72,7 @@ def save(
         sizes[hf_name] = sum(parameters[part].numel() for part in names) * dtypes[hf_name].itemsize
     shards, digests = _plan_shards(sizes, max_shard_bytes), {}
 
-    with _replaced_folder(Path(out)) as folder:
+    with replaced_folder(Path(out)) as folder:
         in_order = [(file, hf_name) for file, hf_names in shards.items() for hf_name in hf_names]
         shown = dist.progress(in_order, f"saving {out}", "tensors")
         for file, of_file in itertools.groupby(shown, key=lambda item: item[0]):
@@ -140,11 +140,18 @@ def _plan_shards(sizes: dict[str, int], limit: int) -> dict[str, list[str]]:
 
 
 @contextlib.contextmanager
-def _replaced_folder(out: Path) -> Iterator[Path]:
-    """A new folder next to `out` to write into. It replaces `out` if the block succeeds, and is deleted if it fails."""
-    is_model = (out / "config.json").is_file() and not checkpoint.is_checkpoint(out)
-    if out.exists() and not is_model and (out.is_file() or any(out.iterdir())):
-        raise ValueError(f"{out} exists and is not a model, so it is not replaced: choose another path or remove it")
+def replaced_folder(out: Path, described_by: str = "config.json") -> Iterator[Path]:
+    """A new folder next to `out` to write into. It replaces `out` if the block succeeds, and is deleted if it fails.
+
+    All ranks call it.
+
+    Args:
+        described_by: the file that `out` has to hold; any other folder that is not empty is left as it is.
+    """
+    is_one = (out / described_by).is_file() and not checkpoint.is_checkpoint(out)
+    if out.exists() and not is_one and (out.is_file() or any(out.iterdir())):
+        kind = "a model" if described_by == "config.json" else "an adapter"
+        raise ValueError(f"{out} exists and is not {kind}, so it is not replaced: choose another path or remove it")
     writing, old = out.with_name(f".{out.name}.writing"), out.with_name(f".{out.name}.old")
     try:
         if dist.is_main():

@@ -89,17 +89,26 @@ class Run:
 
 
 def write_report(folder: str | Path, if_missing: bool = False) -> None:
-    """Write report.html at the end of a run; an error is reported but never raised. All ranks must call it.
+    """Write report.html and the model card at the end of a run; an error is reported, never raised. All ranks call it.
 
     Args:
-        if_missing: write it only where there is none.
+        if_missing: write only what is missing.
     """
-    if dist.is_main() and not (if_missing and Path(folder, "report.html").exists()):
-        try:
-            dist.say(f"report: {write_training_report(folder)}")
-            write_model_card(folder)
-        except Exception as error:  # no error of the report may fail a run whose model is trained and saved
-            dist.say(f"report.html was not written, or no model card: {type(error).__name__}: {error}")
+    if dist.is_main():
+        folder = Path(folder)
+        files = {
+            folder / "report.html": write_training_report,
+            folder / "model" / model_card.FILE: write_model_card,
+        }
+        for file, write in files.items():
+            if if_missing and file.exists():
+                continue
+            try:
+                written = write(folder)  # None: no reward model, no card
+                if written is not None:
+                    dist.say(f"wrote {written}")
+            except Exception as error:  # no error of a report may fail a run whose model is trained and saved
+                dist.say(f"{file} was not written: {type(error).__name__}: {error}")
     # All ranks leave together: if one process exits early, those that still communicate may abort.
     dist.barrier()
 

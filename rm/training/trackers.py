@@ -5,11 +5,13 @@ import importlib.util
 import io
 import os
 import secrets
+import sys
 from pathlib import Path
 
 from rm.distributed import process_group as dist
 from rm.files import write_atomically
 from rm.run_files import read_metrics
+from rm.terminal import without_secrets_in
 
 TOOLS = ("none", "tensorboard", "wandb")
 
@@ -80,6 +82,7 @@ class WandB(NoTracker):
         run_id = folder / "wandb_run_id"  # kept, so that a resumed run is one run there, too
         if not run_id.is_file():
             write_atomically(run_id, secrets.token_hex(4))
+        sys.argv[:] = without_secrets_in(sys.argv)  # wandb.init records the command line
         try:
             self.run = wandb.init(
                 project=os.environ.get("WANDB_PROJECT", "rm"), name=folder.name, dir=str(folder), config=settings,

@@ -1,5 +1,7 @@
 """rm.hf.build: a model is built on the meta device, then loaded, with the same new values on any number of ranks."""
 
+import json
+
 import peft
 import pytest
 import torch
@@ -202,3 +204,21 @@ def test_weights_that_are_not_finite_are_not_exported(language_model, tmp_path, 
     with pytest.raises(RuntimeError, match="the trained weights are not finite"):
         run_ranks(world, save, world - 1)
     assert not (tmp_path / "out").exists()
+
+
+def test_an_adapter_replaces_one_and_what_a_killed_process_left_but_no_other_folder(language_model, tmp_path):
+    def save():
+        model = build.load(build.build(RewardModel, language_model, FP32, training=LORA), language_model, seed=0)
+        build.save(model, tmp_path, str(language_model), LORA.lora, made.pair_examples(made.token_pairs(2)))
+
+    adapter, writing = tmp_path / "adapter", tmp_path / ".adapter.writing"
+    for folder in (adapter, writing):
+        folder.mkdir()
+        (folder / ".tmp5Grrpn").write_bytes(b"half a file")
+    with pytest.raises(RuntimeError, match="exists and is not an adapter, so it is not replaced"):
+        run_ranks(1, save)
+    assert [file.name for file in adapter.iterdir()] == [".tmp5Grrpn"]
+    (adapter / "adapter_config.json").write_text("{}")
+    run_ranks(1, save)
+    assert not writing.exists() and not (adapter / ".tmp5Grrpn").exists()
+    assert json.loads((adapter / "adapter_config.json").read_text())["peft_type"] == "LORA"

@@ -151,5 +151,8 @@ def test_a_report_that_is_missing_is_written_and_another_is_left_alone(run, monk
     training.write_report(run, if_missing=True)
     assert (run / "report.html").read_text() == "page"
     (run / "report.html").write_text("another")
+    (run / "model").mkdir()
+    (run / "model" / "scoring.json").write_text("{}")
+    monkeypatch.setattr(training.model_card, "of_training", lambda *_: "card")
     training.write_report(run, if_missing=True)
-    assert (run / "report.html").read_text() == "another"
+    assert (run / "report.html").read_text() == "another" and (run / "model" / "README.md").read_text() == "card"

@@ -46,6 +46,7 @@ def test_wandb_keeps_every_line_offline_in_one_run_when_resumed(tmp_path, monkey
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
+    monkeypatch.setattr("sys.argv", ["train_rm.py", "--dataset_path", "https://user:a-password@host/pairs"])
     run_ranks(1, run, tmp_path, 0, "wandb")
     time.sleep(1)  # wandb names a folder by the second
     run_ranks(1, run, tmp_path, 2, "wandb", 6)  # from a checkpoint of step 2
@@ -56,6 +57,7 @@ def test_wandb_keeps_every_line_offline_in_one_run_when_resumed(tmp_path, monkey
     for file, losses in ((first, (b"1.5", b"3.5")), (second, (b"3.5", b"5.5"))):
         kept = file.read_bytes()  # records of names and values in JSON
         assert all(value in kept for value in (b"eval_loss", b"tokens_per_second", b"logging_steps", *losses))
+        assert b"https://***@host/pairs" in kept and b"a-password" not in kept  # the command line is among them
 
 
 def test_a_tool_that_is_not_installed_is_refused(monkeypatch):
