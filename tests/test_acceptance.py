@@ -134,8 +134,8 @@ def test_an_exported_model_whose_head_was_changed_is_refused(accept, monkeypatch
 
 def test_a_run_that_resumes_without_its_moments_is_refused(accept, monkeypatch):
     """The real processes, without torchrun: a whole run, one that is interrupted, and the one that goes on."""
-    monkeypatch.setattr(processes, "STEPS", 12)
-    monkeypatch.setattr(processes, "INTERRUPTED_AT", 3)
+    monkeypatch.setattr(processes, "STEPS", 8)
+    monkeypatch.setattr(processes, "INTERRUPTED_AT", 2)
     command = processes.command
     monkeypatch.setattr(processes, "command", lambda out, *more, n=None, **script: command(out, *more, **script))
     monkeypatch.setattr(processes, "_fails", lambda report: None)

@@ -107,7 +107,7 @@ def slow_training(cls, family: str):
         (LanguageModel, "llama", 1, None),
         (LanguageModel, "llama", 4, 2),
         (LanguageModel, "gpt_neo", 1, None),
-        (LanguageModel, "gpt_neo", 4, None),
+        (LanguageModel, "gpt_neo", 2, None),
     ],
 )
 def test_ranks_groups_and_packing_do_not_change_the_training(cls, family, world_size, group_size):

@@ -103,6 +103,7 @@ def test_a_run_compares_its_plan_with_what_it_took(folder, tmp_path, capsys, mon
 
 def test_what_does_not_fit_is_refused_with_advice_that_fits(folder, monkeypatch):
     monkeypatch.setattr(plan, "LIBRARIES", 0)
+    monkeypatch.setattr(plan, "SAVING", ())  # each is another simulation, see the test below
     monkeypatch.setattr(Plan, "largest_max_tokens", lambda *args, **kwargs: 0)
     peaks = [plan_of(settings_of(folder, gradient_checkpointing=how)).heaviest.reserved for how in ("none", "full")]
     tight = {"device_memory_gb": sum(peaks) / 2 / GIB}  # full recomputation fits, none does not
