@@ -8,10 +8,12 @@ templates do:
 is given up. Nothing between two looks takes long, since texts are bounded.
 
 *Memory.* What makes a text or list longer (`~ + * % join replace center ...`) is computed only if the result has at
-most LONGEST characters or elements; so is all that the template writes.
+most LONGEST characters or elements; so is all that the template writes. Of many such texts the sum is bounded: a
+template by which the process has grown by more than MEMORY is given up, too.
 """
 
 import re
+import resource
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -24,6 +26,8 @@ from jinja2.exceptions import SecurityError
 
 SECONDS = 5.0  # of CPU time, for a dialogue: a thousand times what one of 100,000 messages takes
 LONGEST = 10**8  # characters of a text, or elements of a list
+MEMORY = 2 * 2**30  # bytes
+MEASURED_EVERY = 10**7  # characters that are made; and at every look at the clock
 LARGEST = 10**4  # of a number that says how wide or how often, as of center(80)
 WIDTH = re.compile(r"[0-9]{5,}")  # in a text that formats values
 SIZED = (
@@ -39,18 +43,23 @@ SIZED = (
     "batch",
     "slice",
 )
+SPLITTING = ("list", "sort", "slice", "groupby", "split", "rsplit", "splitlines", "wordcount", "wordwrap", "urlize", "title")
 NESTED = ("tojson", "string", "join", "pprint", "list", "urlencode", "xmlattr", "sum", "e", "escape", "forceescape")
 
 
 class _Clock(threading.local):
-    """Of each thread, since a server renders in several: until when a template may run, by CPU time; and when to look
-    at that, by the time of day."""
+    """Of each thread, since a server renders in several: until when a template may run, by CPU time; when to look at
+    that, by the time of day; the characters made since the last look; and how large the process may become."""
 
-    end = look_again = float("inf")
+    end = look_again = most = float("inf")
+    made = 0
 
 
-class OutOfTime(SecurityError):
-    """A template whose time is over."""
+class GivenUp(SecurityError):
+    """A template whose time is over, or that takes too much memory."""
+
+
+_clock = _Clock()
 
 
 class Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
@@ -60,7 +69,6 @@ class Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
 
     def __init__(self, **options):
         super().__init__(finalize=_checked, **options)
-        self._clock = _Clock()
         self.globals.pop("lipsum")  # random words
         for name, function in list(self.filters.items()):
             self.add_filter(name, function)
@@ -72,19 +80,26 @@ class Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
         Raises:
             Exception: of any kind, as a program may.
         """
-        self._clock.end = time.thread_time() + SECONDS
-        self._clock.look_again = time.monotonic() + SECONDS
+        _clock.end, _clock.look_again = time.thread_time() + SECONDS, time.monotonic()
+        _clock.most = _memory() + MEMORY
         return template.render(variables)
 
     def look(self, *_) -> None:
-        """Give the template up if its time is over."""
-        if time.monotonic() < self._clock.look_again:  # read in a tenth of the time that the other clock takes
+        """Give the template up if its time is over, or it has taken too much memory."""
+        if (now := time.monotonic()) < _clock.look_again:  # read in a tenth of the time that the other clock takes
             return
-        if time.thread_time() > self._clock.end:
-            raise OutOfTime(f"takes more than {SECONDS:g} s for a dialogue")
+        _clock.look_again = now + 0.02
+        if time.thread_time() > _clock.end:
+            raise GivenUp(f"takes more than {SECONDS:g} s for a dialogue")
+        _check_memory()
 
     def counted(self, values: Iterable) -> "_Counted":
         return _Counted(values, self.look)
+
+    def sliced(self, value):
+        """A part of a text or list, which is a copy."""
+        _check(_length(value))
+        return value
 
     def joined(self, *values) -> str:
         """The texts of some values in one: the operator ~."""
@@ -97,6 +112,7 @@ class Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
                 raise jinja2.TemplateSyntaxError("recursive loops are not implemented", loop.lineno, name, filename)
             loop.iter = _call("counted", [loop.iter], loop.lineno)
         _replace(template, nodes.Concat, lambda node: _call("joined", node.nodes, node.lineno))
+        _replace(template, nodes.Getitem, _counted_if_sliced)
         return template
 
     def call_binop(self, context, operator: str, left, right):
@@ -154,6 +170,10 @@ class Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
 
     def _check_text(self, name: str, value, args: tuple, kwargs: dict) -> None:
         """Refuse a filter, or a method of a text, whose result would be too long."""
+        _check(_length(value))  # most make a text of that length
+        if name in SPLITTING and isinstance(value, str):
+            separator = next((one for one in args if isinstance(one, str)), "") if name.endswith("split") else ""
+            _check(10 * (value.count(separator) if separator else len(value)))  # a text has some 70 bytes of its own
         numbers = [abs(n) for n in (*args, *kwargs.values()) if isinstance(n, int)]
         if name in SIZED and max(numbers, default=0) > LARGEST:
             raise SecurityError(f"{name}({max(numbers)}): at most {LARGEST:,}")
@@ -212,6 +232,10 @@ def _call(method: str, arguments: list[nodes.Expr], line: int) -> nodes.Call:
     return nodes.Call(function, arguments, [], None, None).set_lineno(line)
 
 
+def _counted_if_sliced(node: nodes.Getitem) -> nodes.Expr:
+    return _call("sliced", [node], node.lineno) if isinstance(node.arg, nodes.Slice) else node
+
+
 def _replace(node: nodes.Node, kind: type[nodes.Node], replacement: Callable[[nodes.Node], nodes.Node]) -> None:
     """Replace all nodes of a kind below `node`."""
     for name, value in node.iter_fields():
@@ -236,6 +260,24 @@ def _checked(value):
 def _check(length: int) -> None:
     if length > LONGEST:
         raise SecurityError(f"it makes a text of more than {LONGEST:,} characters")
+    _clock.made += length
+    if _clock.made > MEASURED_EVERY:
+        _clock.made = 0
+        _check_memory()
+
+
+def _check_memory() -> None:
+    if _memory() > _clock.most:
+        raise GivenUp(f"takes more than {MEMORY / 2**30:g} GiB of memory for a dialogue")
+
+
+def _memory() -> int:
+    """The bytes of memory that this process has; where the system does not tell, the most that it has had."""
+    try:
+        with open("/proc/self/statm") as sizes:
+            return int(sizes.read().split()[1]) * resource.getpagesize()
+    except OSError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def _length(value) -> int:

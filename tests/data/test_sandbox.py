@@ -76,6 +76,32 @@ def test_a_greedy_or_broken_template_is_refused_by_name(name, tokenizer, monkeyp
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1_000_000  # KiB
 
 
+GROWING = "{% set n = namespace(x=[], y='a' * 10**7) %}{% for i in range(9999) %}{% set n.x = n.x + [PART] %}{% endfor %}"
+HOARDERS = {
+    "many texts": GROWING.replace("PART", "'a' * 10**7 ~ i"),
+    "parts of a text": GROWING.replace("PART", "n.y[i:]"),
+    "methods of a text": GROWING.replace("PART", "n.y.upper()"),
+    "filters": GROWING.replace("PART", "n.y|upper"),
+    "a text in pieces": GROWING.replace("PART", "n.y[:10**6].split('a')"),
+    "no loop": "{% set y = 'a' * 10**7 %}" + "".join(f"{{% set x{i} = y[{i}:] %}}" for i in range(99)),
+}
+
+
+@pytest.mark.parametrize("name", HOARDERS)
+def test_a_template_that_keeps_many_texts_is_given_up(name, tokenizer, monkeypatch):
+    monkeypatch.setattr(sandbox, "MEMORY", 2**26)
+    template = chat.ChatTemplate(HOARDERS[name] + "{{ messages[0].content }}", "the template", tokenizer)
+    with pytest.raises(ValueError, match=r"^the template takes more than 0.0625 GiB of memory for a dialogue$"):
+        template.render(MESSAGES, find_replies=False)
+
+
+@pytest.mark.parametrize("source", ["x|list", "x|sort", "x.splitlines()", "x.split()", "x|wordcount"])
+def test_a_long_text_is_not_taken_apart(source, tokenizer):
+    template = chat.ChatTemplate(f"{{% set x = '\u4e00' * 10**8 %}}{{{{ ({source}) }}}}", "the template", tokenizer)
+    with pytest.raises(ValueError, match="^the template refuses the dialogue: it makes a text of more than"):
+        template.render(MESSAGES, find_replies=False)
+
+
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_a_template_writes_what_it_writes_in_the_sandbox_of_jinja(name, tokenizer):
     source = TEMPLATES[name] if isinstance(TEMPLATES[name], str) else TEMPLATES[name][0]
