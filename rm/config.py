@@ -38,7 +38,7 @@ import typing
 from dataclasses import dataclass
 from pathlib import Path
 
-from rm.files import read_whole
+from rm.files import read_whole, unique_keys
 from rm.terminal import printable, without_secrets_in
 
 REQUIRED = dataclasses.MISSING
@@ -375,7 +375,7 @@ def _read_file(path: str | None, known: dict[str, Flag]) -> dict:
     if path is None:
         return {}
     try:
-        saved = json.loads(read_whole(Path(path)))
+        saved = json.loads(read_whole(Path(path)), object_pairs_hook=unique_keys)
     except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"--config {path}: cannot be read as JSON: {error}") from None
     if isinstance(saved, dict):

@@ -5,6 +5,7 @@ import errno
 import hashlib
 import json
 import os
+import reprlib
 import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -96,7 +97,7 @@ def read_json(file: Path) -> dict:
     content = read_whole(file)
     try:
         text = content.decode("utf-8")
-        value = json.loads(text)
+        value = json.loads(text, object_pairs_hook=unique_keys)
     except (ValueError, RecursionError) as error:  # RecursionError: lists in lists without end
         raise ValueError(f"{file} is not JSON: {error}") from error
     if not isinstance(value, dict):
@@ -108,6 +109,18 @@ def read_json(file: Path) -> dict:
             half = ascii(error.object[error.start])
             raise ValueError(f"{file} has half of a surrogate pair, {half}, which is no character") from None
     return value
+
+
+def unique_keys(pairs: list[tuple[str, object]]) -> dict:
+    """An object of JSON, for `object_pairs_hook`: of a key that is there twice, json would drop the first value.
+
+    Raises:
+        ValueError: a key is there twice.
+    """
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        raise ValueError(f"an object has a key twice: {reprlib.repr([name for name, _ in pairs])}")
+    return made
 
 
 def read_whole(file: Path) -> bytes:

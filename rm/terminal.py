@@ -14,9 +14,15 @@ CONTROL = (
     "\x00-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ufdd0-\ufdef"
     "\U000e0000-\U000e007f"
 )
-_PASSWORD = re.compile(r"(?<=://)[^/@\s]+(?=@)")  # https://user:password@host
+_PASSWORD = re.compile(r"(?<=://)[^/\s]+(?=@)")  # https://user:password@host; the password may have an @ of its own
 _TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{30,}")  # of the hub
-_SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACE_HUB_TOKEN", "WANDB_API_KEY")  # of the environment
+_SECRETS = (
+    "HF_TOKEN",
+    "HUGGING_FACE_HUB_TOKEN",
+    "HUGGINGFACE_HUB_TOKEN",
+    "WANDB_API_KEY",
+    "RM_SERVE_TOKEN",
+)  # of the environment
 _UNPRINTABLE = re.compile(f"[{CONTROL}\ud800-\udfff]")  # halves of surrogate pairs cannot be encoded
 
 

@@ -36,6 +36,7 @@ def test_read_json_returns_what_write_json_wrote(tmp_path):
 @pytest.mark.parametrize(
     "content, message",
     [
+        (b'{"a": [{"b": 1, "b": 2}]}', r"a.json is not JSON: an object has a key twice: \['b', 'b'\]"),
         (b"{", "a.json is not JSON: Expecting property name"),
         (b"\xff", "a.json is not JSON: 'utf-8' codec"),
         (b"[1]", "a.json holds a JSON list, not an object"),

@@ -8,6 +8,7 @@ import csv
 import gzip
 import itertools
 import json
+import os
 import reprlib
 import zlib
 from collections.abc import Iterable, Iterator
@@ -15,10 +16,12 @@ from functools import partial
 from pathlib import Path
 
 from rm.data import key_names
+from rm.files import unique_keys
 
 LAYOUTS = 'expected {"instances": [...]}, a list of records, or JSON lines with one record per line'
 # Of a few bytes that are packed, gzip makes as much as one likes.
 LONGEST_LINE, MOST_BLANK = 2**30, 10**6
+FREE, PACKED = 2**30, 200  # text that a gzipped file has beyond so many bytes is at most so many times as long as it is
 PARQUET_BATCH = 32_000_000  # bytes of strings that are in memory at a time, roughly
 
 
@@ -187,14 +190,7 @@ def _column(values) -> list | None:
     return None
 
 
-def _object(pairs: list[tuple[str, object]]) -> dict:
-    made = dict(pairs)
-    if len(made) < len(pairs):
-        raise ValueError(f"an object has a key twice: {reprlib.repr([name for name, _ in pairs])}")
-    return made
-
-
-_DECODER = json.JSONDecoder(object_pairs_hook=_object)
+_DECODER = json.JSONDecoder(object_pairs_hook=unique_keys)
 
 
 def _parse_json(text: str, path: str | Path, line: int):
@@ -215,7 +211,11 @@ def _numbered_lines(path: str | Path) -> Iterator[tuple[int, str]]:
         with open(path, "rb") as file:
             gzipped = file.peek(2)[:2] == b"\x1f\x8b" or str(path).endswith(".gz")
             unpacked = gzip.open(file) if gzipped else file
+            most, read = FREE + PACKED * os.fstat(file.fileno()).st_size, 0
             for number, line in enumerate(iter(partial(unpacked.readline, LONGEST_LINE + 1), b""), start=1):
+                read += len(line)
+                if gzipped and read > most:
+                    raise ValueError(f"it unpacks to more than {most:,} bytes, as no text does: unpack it to read it")
                 blank = blank + 1 if line.isspace() else 0
                 if blank > MOST_BLANK:
                     raise ValueError(f"the last {MOST_BLANK:,} lines are blank")

@@ -43,7 +43,19 @@ SIZED = (
     "batch",
     "slice",
 )
-SPLITTING = ("list", "sort", "slice", "groupby", "split", "rsplit", "splitlines", "wordcount", "wordwrap", "urlize", "title")
+SPLITTING = (
+    "list",
+    "sort",
+    "slice",
+    "groupby",
+    "split",
+    "rsplit",
+    "splitlines",
+    "wordcount",
+    "wordwrap",
+    "urlize",
+    "title",
+)
 NESTED = ("tojson", "string", "join", "pprint", "list", "urlencode", "xmlattr", "sum", "e", "escape", "forceescape")
 
 

@@ -20,11 +20,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from rm.distributed import process_group as dist
-from rm.files import names_file, sync
+from rm.files import check_regular, names_file, sync
 from rm.json_keys import Key, check_keys
 from rm.terminal import warn
 
 FILE = "lease.json"
+LONGEST = 2**16  # characters, several times as many as a lease has
 RENEWED_EVERY = 10  # seconds
 RUNS_OUT_AFTER = 120  # seconds without a renewal; NFS clients may see one up to a minute late
 
@@ -101,7 +102,7 @@ class Lease:
         """Give the folder free; remove it if this lease made it and nothing was written to it."""
         self.released.set()
         self.thread.join(timeout=RENEWED_EVERY)  # it may wait for a disk that is gone
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, ValueError):
             if _read(self.file, self.file)[0] == self.holder:
                 self.file.unlink()
         self._remove_made()
@@ -160,7 +161,7 @@ class Lease:
                 holder, _ = _read(self.file, self.file)
                 if holder == self.holder:
                     os.utime(self.file)  # to the time of the file server
-            except OSError:  # deleted, or a disk that is away for a while: that is not for a lease to report
+            except (OSError, ValueError):  # deleted, or a disk that is away for a while: not for a lease to report
                 continue
             if holder not in (None, self.holder) and not self.released.is_set():
                 # Not even a checkpoint may be written: it would be among those of the other run.
@@ -198,14 +199,15 @@ def _may_take_over(old: Holder | None, age: float, new: Holder) -> bool:
         old: None for a file that cannot be read.
         age: seconds since the last renewal.
     """
+    has_run_out = abs(age) > RUNS_OUT_AFTER  # one of the future: the file server's clock was set back since
     if old is None:
-        return age > RUNS_OUT_AFTER
+        return has_run_out
     if new.slurm_job is not None and old.slurm_job == new.slurm_job and old.slurm_restart < new.slurm_restart:
         return True
     if old.machine == new.machine:
         return not _is_alive(old)
     # The same rendezvous: torchrun has moved rank 0 to another machine.
-    return age > RUNS_OUT_AFTER or (new.torchrun is not None and old.torchrun == new.torchrun)
+    return has_run_out or (new.torchrun is not None and old.torchrun == new.torchrun)
 
 
 def _in_use(file: Path, holder: Holder | None, age: float) -> str:
@@ -223,11 +225,16 @@ def _name(holder: Holder) -> str:
 
 
 def _read(file: Path, new: Path) -> tuple[Holder | None, float]:
-    """(the content of a lease, None if it is not as it was written; seconds from its last renewal to `new`)"""
+    """(the content of a lease, None if it is not as it was written; seconds from its last renewal to `new`)
+
+    Raises:
+        ValueError: it is a FIFO, a device or a link to nothing, which no run has written.
+    """
+    check_regular(file)
     with open(file, encoding="utf-8", errors="replace") as opened:  # NFS looks at the server when a file is opened
         age = new.stat().st_mtime - os.fstat(opened.fileno()).st_mtime
         try:
-            content = json.loads(opened.read())
+            content = json.loads(opened.read(LONGEST))
             check_keys(file, content, KEYS)
             return Holder(**{name: content.get(name) for name in KEYS}), age
         except (ValueError, TypeError, AttributeError, RecursionError):

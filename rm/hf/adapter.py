@@ -341,14 +341,15 @@ def _by_pattern(file: Path, config: dict, key: str) -> Callable[[str, float | No
     values = {}
     for pattern, value in (config.get(key) or {}).items():
         # Matching may take years where much can match in several ways: repetitions, options, alternatives.
-        if re.search(r"\)[*+{]", pattern) or len(re.findall(r"[*+{(]|(?<!\()\?", pattern)) > 4:
+        # Flags, as of (?x: ), change what is a repetition.
+        if re.search(r"\)[*+{]|\(\?[a-zA-Z-]", pattern) or len(re.findall(r"[*+{(]|(?<!\()\?", pattern)) > 4:
             raise ValueError(
-                f"{file}: {key} {pattern!r} repeats a group, or has more than four groups and repetitions: write it as "
-                f"several patterns"
+                f"{file}: {key} {pattern!r} repeats a group, sets flags, or has more than four groups and repetitions: "
+                f"write it as several patterns"
             )
         try:
             # As peft has it (get_pattern_key): the name's last components, or, behind ^, the name from its beginning.
             values[re.compile(rf"(.*\.)?({pattern})$")] = value
-        except re.error as error:
+        except (re.error, OverflowError) as error:  # the latter of a{9999999999}
             raise ValueError(f"{file}: {key} {pattern!r} is not a regular expression: {error}") from None
     return lambda name, default: next((value for pattern, value in values.items() if pattern.match(name)), default)

@@ -5,6 +5,7 @@ decide what a model computes, and a changed digit in any of them gives other num
 compared whenever weights are loaded; a folder from elsewhere has none.
 """
 
+import re
 from pathlib import Path
 
 from rm.files import read_whole, sha256, write_atomically
@@ -12,6 +13,7 @@ from rm.hf.safetensors_file import open_safetensors
 
 FILE = "SHA256SUMS"
 FOR_PEOPLE = "README.md"  # the model card, to be edited
+_LINE = re.compile("(?P<digest>[0-9a-fA-F]{64}) [ *](?P<name>.+)")
 
 
 def write(folder: Path, known: dict[str, str] | None = None) -> None:
@@ -32,10 +34,15 @@ def write_again(folder: Path, **coming: str) -> None:
 
 
 def read(folder: Path) -> dict[str, str]:
-    """File name -> its sum, {} for a folder from elsewhere."""
+    """File name -> its sum, {} for a folder from elsewhere. Raises ValueError for a file that holds something else."""
     file = folder / FILE
-    lines = read_whole(file).decode(errors="replace").splitlines() if file.is_file() else []
-    return {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
+    if not file.is_file():
+        return {}
+    lines = read_whole(file).decode(errors="replace").splitlines()
+    found = [_LINE.fullmatch(line) for line in lines]
+    if not all(found) or not found:  # of an empty one no file would be compared
+        raise ValueError(f"{file} is damaged: copy it again, or delete it to use the files as they are")
+    return {match["name"]: match["digest"].lower() for match in found}
 
 
 def check(folder: Path, rank: int = 0, world_size: int = 1) -> None:

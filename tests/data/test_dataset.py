@@ -767,3 +767,7 @@ def test_what_has_no_end_is_refused(tmp_path, plain, monkeypatch):
         (tmp_path / "bomb.gz").write_bytes(gzip.compress(content))
         with pytest.raises(ValueError, match=f"bomb.gz: .*{reason}"):
             next(records.read_records(tmp_path / "bomb.gz"))
+    monkeypatch.setattr(records, "FREE", 1000)
+    (tmp_path / "lines.gz").write_bytes(gzip.compress(b'{"text": "a"}\n' * 100_000))
+    with pytest.raises(ValueError, match="lines.gz: .*it unpacks to more than"):
+        list(records.read_records(tmp_path / "lines.gz"))

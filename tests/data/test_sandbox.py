@@ -76,7 +76,9 @@ def test_a_greedy_or_broken_template_is_refused_by_name(name, tokenizer, monkeyp
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1_000_000  # KiB
 
 
-GROWING = "{% set n = namespace(x=[], y='a' * 10**7) %}{% for i in range(9999) %}{% set n.x = n.x + [PART] %}{% endfor %}"
+GROWING = (
+    "{% set n = namespace(x=[], y='a' * 10**7) %}{% for i in range(9999) %}{% set n.x = n.x + [PART] %}{% endfor %}"
+)
 HOARDERS = {
     "many texts": GROWING.replace("PART", "'a' * 10**7 ~ i"),
     "parts of a text": GROWING.replace("PART", "n.y[i:]"),

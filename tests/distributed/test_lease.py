@@ -101,6 +101,7 @@ def test_a_process_number_that_was_given_out_again_is_no_run(left):
     [
         (RUNS_OUT_AFTER - 20, {}, {}, False),
         (RUNS_OUT_AFTER + 1, {}, {}, True),
+        (-RUNS_OUT_AFTER - 1, {}, {}, True),  # of the future: a clock was set back
         (0, {"slurm_job": "7"}, {"SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": "1"}, True),  # requeued
         (0, {"slurm_job": "7"}, {"SLURM_JOB_ID": "7"}, False),  # two steps of one job
         (0, {"slurm_job": "7"}, {"SLURM_JOB_ID": "8", "SLURM_RESTART_COUNT": "1"}, False),
@@ -161,6 +162,15 @@ def test_a_damaged_lease_runs_out_as_well(content, tmp_path):
         Lease(tmp_path)
     os.utime(tmp_path / FILE, (0, 0))
     Lease(tmp_path).release()
+
+
+def test_what_is_no_file_is_refused_in_place_of_a_lease(tmp_path):
+    makers = (os.mkfifo, lambda file: file.symlink_to("/dev/zero"), lambda file: file.symlink_to("nothing"))
+    for name, make in zip("abc", makers, strict=True):
+        (tmp_path / name).mkdir()
+        make(tmp_path / name / FILE)
+        with pytest.raises(ValueError, match=f"{name}/{FILE}: is .*give a file"):
+            Lease(tmp_path / name)
 
 
 def test_what_a_killed_process_left_half_written_is_removed(tmp_path, monkeypatch):

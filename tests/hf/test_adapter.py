@@ -170,9 +170,11 @@ def test_an_adapter_that_does_not_fit_its_base_is_refused(tmp_path):
         ({"rank_pattern": {"q_proj": "4"}}, "rank_pattern['q_proj'] '4' has to be of type whole number"),
         ({"alpha_pattern": {"q_proj": "x"}}, "alpha_pattern['q_proj'] 'x' has to be of type number"),
         ({"alpha_pattern": {"(.*.*)*x": 3}}, "alpha_pattern '(.*.*)*x' repeats a group"),
+        ({"alpha_pattern": {"(?x:(.+) +)x": 3}}, "alpha_pattern '(?x:(.+) +)x' repeats a group, sets flags"),
         ({"alpha_pattern": {".?" * 50 + "x": 3}}, "has more than four groups and repetitions"),
         ({"rank_pattern": {"(.|..)" * 30 + "x": 3}}, "has more than four groups and repetitions"),
         ({"base_model_name_or_path": 3}, "base_model_name_or_path 3 has to be of type string"),
+        ({"alpha_pattern": {"a{1,9999999999}": 3}}, "alpha_pattern 'a{1,9999999999}' is not a regular expression"),
         ({"alpha_pattern": {"(": 3}}, "alpha_pattern '(' is not a regular expression"),
     ],
 )

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from rm.distributed import process_group as dist
-from rm.hf import weights
+from rm.hf import checksums, weights
 from rm.hf.saving import save
 from tests import tiny
 
@@ -25,3 +25,10 @@ def test_a_changed_byte_is_found_by_the_checksums_of_the_folder(tmp_path):
         weights.check_whole(tmp_path / "out")
     with pytest.raises(ValueError, match="model.safetensors has changed since it was written, as SHA256SUMS says"):
         tiny.ours(tmp_path / "out")
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\x00", b"a" * 64 + b" model.safetensors\n", b"a" * 64 + b"  a\nb"])
+def test_damaged_checksums_are_refused(content, tmp_path):
+    (tmp_path / checksums.FILE).write_bytes(content)
+    with pytest.raises(ValueError, match="SHA256SUMS is damaged: copy it again, or delete it"):
+        checksums.check(tmp_path)
