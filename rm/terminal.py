@@ -14,7 +14,8 @@ CONTROL = (
     "\x00-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ufdd0-\ufdef"
     "\U000e0000-\U000e007f"
 )
-_PASSWORD = re.compile(r"(?<=://)[^/\s]+(?=@)")  # https://user:password@host; the password may have an @ of its own
+# https://user:password@host, where a password may have an @ of its own; a path of it has lost one slash.
+_PASSWORD = re.compile(r"(?<=[a-z]:/)(/?)[^/\s]+(?=@)", re.IGNORECASE)
 _TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{30,}")  # of the hub
 _SECRETS = (
     "HF_TOKEN",
@@ -37,8 +38,8 @@ def printable(text: str, keep: str = "") -> str:
 
 def without_secrets(text: str) -> str:
     """A text in which tokens, of the hub or of the environment, and what stands before the host of a URL, are ***."""
-    if "://" in text:
-        text = _PASSWORD.sub("***", text)
+    if ":/" in text:
+        text = _PASSWORD.sub(r"\1***", text)
     if "hf_" in text:
         text = _TOKEN.sub("***", text)
     for name in _SECRETS:

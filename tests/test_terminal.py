@@ -68,7 +68,7 @@ def test_tokens_and_passwords_are_not_printed(monkeypatch):
     monkeypatch.setenv("WANDB_API_KEY", "a")  # no token, and part of any word
     text = "hf_abcdefgh https://me:pass@host/a@b http://host/x a"
     assert terminal.printable(text) == "*** https://***@host/a@b http://host/x a"
-    assert terminal.printable("https://me:p@ss@host/a@b") == "https://***@host/a@b"
+    assert terminal.printable("https://me:p@ss@host/a@b https:/me@host") == "https://***@host/a@b https:/***@host"
     assert run_log.provenance(RunSettings(output_dir="x"))["command"] == [terminal.without_secrets(w) for w in sys.argv]
     saved = run_log.provenance(RunSettings(output_dir="https://me:pass@host/hf_abcdefgh"))["settings"]
     assert saved["output_dir"] == "https://***@host/***"
