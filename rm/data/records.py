@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 
 from rm.data import key_names
-from rm.files import unique_keys
+from rm.files import check_regular, unique_keys
 
 LAYOUTS = 'expected {"instances": [...]}, a list of records, or JSON lines with one record per line'
 # Of a few bytes that are packed, gzip makes as much as one likes.
@@ -34,6 +34,7 @@ def read_records(path: str | Path) -> Iterator[tuple[str, dict]]:
     Raises:
         ValueError: the file cannot be read, or a record is not a JSON object.
     """
+    check_regular(path)
     if _is_parquet(path):
         yield from _read_parquet(path)
         return

@@ -146,9 +146,11 @@ def replaced_folder(out: Path, described_by: str = "config.json") -> Iterator[Pa
     All ranks call it.
 
     Args:
-        described_by: the file that `out` has to hold; any other folder that is not empty is left as it is.
+        described_by: the file that `out` has to hold, or to have held when its checksums were written; any other
+            folder that is not empty is left as it is.
     """
-    is_one = (out / described_by).is_file() and not checkpoint.is_checkpoint(out)
+    is_one = (out / described_by).is_file() or (out.is_dir() and described_by in checksums.read(out))
+    is_one = is_one and not checkpoint.is_checkpoint(out)
     if out.exists() and not is_one and (out.is_file() or any(out.iterdir())):
         kind = "a model" if described_by == "config.json" else "an adapter"
         raise ValueError(f"{out} exists and is not {kind}, so it is not replaced: choose another path or remove it")

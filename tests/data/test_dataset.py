@@ -761,6 +761,8 @@ def test_what_has_no_end_is_refused(tmp_path, plain, monkeypatch):
     for name, reason in (("fifo.jsonl", "is neither a file nor a folder"), ("circle.jsonl", "symbolic links")):
         with pytest.raises(ValueError, match=f"{name}: .*{reason}"):
             dataset.read_cached(Task.SFT, [str(tmp_path / name)], TextSettings(), plain, str(tmp_path))
+        with pytest.raises(ValueError, match=f"{name}: .*{reason}"):
+            next(records.read_records(tmp_path / name))
     monkeypatch.setattr(records, "LONGEST_LINE", 1000)
     monkeypatch.setattr(records, "MOST_BLANK", 1000)
     for content, reason in ((b" " * 2000, "more than 1,000 bytes"), (b"\n" * 2000, "lines are blank")):

@@ -7,7 +7,7 @@ import torch
 
 from rm.distributed import process_group as dist
 from rm.hf import checksums, weights
-from rm.hf.saving import save
+from rm.hf.saving import replaced_folder, save
 from tests import tiny
 
 
@@ -32,3 +32,16 @@ def test_damaged_checksums_are_refused(content, tmp_path):
     (tmp_path / checksums.FILE).write_bytes(content)
     with pytest.raises(ValueError, match="SHA256SUMS is damaged: copy it again, or delete it"):
         checksums.check(tmp_path)
+
+
+def test_a_model_that_has_lost_its_config_is_replaced_and_what_was_none_is_not(tmp_path):
+    for name in ("model", "data"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / ("config.json" if name == "model" else "pairs.json")).write_text("{}")
+        checksums.write(tmp_path / name)
+    (tmp_path / "model" / "config.json").unlink()
+    with dist.session(seed=0), replaced_folder(tmp_path / "model") as writing:
+        (writing / "new").touch()
+    assert [file.name for file in (tmp_path / "model").iterdir()] == ["new"]
+    with pytest.raises(ValueError, match="data exists and is not a model"), replaced_folder(tmp_path / "data"):
+        pass
