@@ -29,7 +29,7 @@ import jinja2.ext
 from rm.data import tokenizer_config
 from rm.data.messages import REASONING, Message
 from rm.data.reply_marks import REPLY_END, REPLY_START, ReplyMarker
-from rm.data.sandbox import WIDTH, GivenUp, Sandbox
+from rm.data.sandbox import WIDTH, OutOfTime, Sandbox
 from rm.data.template_places import TemplatePlaces
 from rm.data.tokenizer import Parts, Tokenizer
 from rm.files import read_whole
@@ -210,7 +210,7 @@ class ChatTemplate:
             text = template.environment.limited(template, variables)
             text.encode()  # fails for half of a surrogate pair
             return text
-        except GivenUp as error:
+        except OutOfTime as error:
             _GIVEN_UP[self.fingerprint] = str(error)  # no other dialogue is tried
             raise ValueError(f"{self.name} {error}") from None
         except Exception as error:  # a template may fail in any way that a program can

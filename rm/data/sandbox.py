@@ -26,8 +26,8 @@ from jinja2.exceptions import SecurityError
 
 SECONDS = 5.0  # of CPU time, for a dialogue: a thousand times what one of 100,000 messages takes
 LONGEST = 10**8  # characters of a text, or elements of a list
-MEMORY = 2 * 2**30  # bytes
-MEASURED_EVERY = 10**7  # characters that are made; and at every look at the clock
+MEMORY = 2 * 2**30  # bytes by which the process may grow
+MEASURED_EVERY = 10**7  # characters that a template makes
 LARGEST = 10**4  # of a number that says how wide or how often, as of center(80)
 WIDTH = re.compile(r"[0-9]{5,}")  # in a text that formats values
 SIZED = (
@@ -59,19 +59,20 @@ SPLITTING = (
 NESTED = ("tojson", "string", "join", "pprint", "list", "urlencode", "xmlattr", "sum", "e", "escape", "forceescape")
 
 
-class _Clock(threading.local):
+class _Used(threading.local):
     """Of each thread, since a server renders in several: until when a template may run, by CPU time; when to look at
-    that, by the time of day; the characters made since the last look; and how large the process may become."""
+    that, by the time of day; the characters that it has made, at how many to measure the memory of the process, and
+    how much that may be."""
 
-    end = look_again = most = float("inf")
-    made = 0
-
-
-class GivenUp(SecurityError):
-    """A template whose time is over, or that takes too much memory."""
+    end = look_again = measured_next = float("inf")
+    made, most = 0, None
 
 
-_clock = _Clock()
+class OutOfTime(SecurityError):
+    """A template whose time is over."""
+
+
+_used = _Used()
 
 
 class Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
@@ -92,18 +93,17 @@ class Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
         Raises:
             Exception: of any kind, as a program may.
         """
-        _clock.end, _clock.look_again = time.thread_time() + SECONDS, time.monotonic()
-        _clock.most = _memory() + MEMORY
+        _used.end = time.thread_time() + SECONDS
+        _used.look_again = time.monotonic() + SECONDS
+        _used.made, _used.measured_next, _used.most = 0, MEASURED_EVERY, None
         return template.render(variables)
 
     def look(self, *_) -> None:
-        """Give the template up if its time is over, or it has taken too much memory."""
-        if (now := time.monotonic()) < _clock.look_again:  # read in a tenth of the time that the other clock takes
+        """Give the template up if its time is over."""
+        if time.monotonic() < _used.look_again:  # read in a tenth of the time that the other clock takes
             return
-        _clock.look_again = now + 0.02
-        if time.thread_time() > _clock.end:
-            raise GivenUp(f"takes more than {SECONDS:g} s for a dialogue")
-        _check_memory()
+        if time.thread_time() > _used.end:
+            raise OutOfTime(f"takes more than {SECONDS:g} s for a dialogue")
 
     def counted(self, values: Iterable) -> "_Counted":
         return _Counted(values, self.look)
@@ -272,15 +272,18 @@ def _checked(value):
 def _check(length: int) -> None:
     if length > LONGEST:
         raise SecurityError(f"it makes a text of more than {LONGEST:,} characters")
-    _clock.made += length
-    if _clock.made > MEASURED_EVERY:
-        _clock.made = 0
+    _used.made += length
+    if _used.made > _used.measured_next:
+        _used.measured_next = _used.made + MEASURED_EVERY
         _check_memory()
 
 
 def _check_memory() -> None:
-    if _memory() > _clock.most:
-        raise GivenUp(f"takes more than {MEMORY / 2**30:g} GiB of memory for a dialogue")
+    memory = _memory()
+    if _used.most is None:
+        _used.most = memory + MEMORY
+    if memory > _used.most and 8 * _used.made > MEMORY:  # else it is other threads that need it
+        raise SecurityError(f"it takes more than {MEMORY / 2**30:g} GiB of memory")
 
 
 def _memory() -> int:

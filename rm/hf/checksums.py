@@ -36,7 +36,7 @@ def write_again(folder: Path, **coming: str) -> None:
 def read(folder: Path) -> dict[str, str]:
     """File name -> its sum, {} for a folder from elsewhere. Raises ValueError for a file that holds something else."""
     file = folder / FILE
-    if not file.is_file():
+    if not file.exists():
         return {}
     lines = read_whole(file).decode(errors="replace").splitlines()
     found = [_LINE.fullmatch(line) for line in lines]

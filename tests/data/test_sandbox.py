@@ -90,10 +90,12 @@ HOARDERS = {
 
 
 @pytest.mark.parametrize("name", HOARDERS)
-def test_a_template_that_keeps_many_texts_is_given_up(name, tokenizer, monkeypatch):
+def test_a_template_that_keeps_many_texts_is_refused(name, tokenizer, monkeypatch):
     monkeypatch.setattr(sandbox, "MEMORY", 2**26)
     template = chat.ChatTemplate(HOARDERS[name] + "{{ messages[0].content }}", "the template", tokenizer)
-    with pytest.raises(ValueError, match=r"^the template takes more than 0.0625 GiB of memory for a dialogue$"):
+    with pytest.raises(
+        ValueError, match="^the template refuses the dialogue: it takes more than 0.0625 GiB of memory$"
+    ):
         template.render(MESSAGES, find_replies=False)
 
 
