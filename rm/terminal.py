@@ -17,13 +17,8 @@ CONTROL = (
 # https://user:password@host, where a password may have an @ of its own; a path of it has lost one slash.
 _PASSWORD = re.compile(r"(?<=[a-z]:/)(/?)[^/\s]+(?=@)", re.IGNORECASE)
 _TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{30,}")  # of the hub
-_SECRETS = (
-    "HF_TOKEN",
-    "HUGGING_FACE_HUB_TOKEN",
-    "HUGGINGFACE_HUB_TOKEN",
-    "WANDB_API_KEY",
-    "RM_SERVE_TOKEN",
-)  # of the environment
+# Variables of the environment.
+_SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACE_HUB_TOKEN", "WANDB_API_KEY", "RM_SERVE_TOKEN")
 _UNPRINTABLE = re.compile(f"[{CONTROL}\ud800-\udfff]")  # halves of surrogate pairs cannot be encoded
 
 

@@ -21,7 +21,7 @@ from rm.files import check_regular, unique_keys
 LAYOUTS = 'expected {"instances": [...]}, a list of records, or JSON lines with one record per line'
 # Of a few bytes that are packed, gzip makes as much as one likes.
 LONGEST_LINE, MOST_BLANK = 2**30, 10**6
-FREE, PACKED = 2**30, 200  # text that a gzipped file has beyond so many bytes is at most so many times as long as it is
+FREE, PACKED = 2**30, 200  # a gzipped file unpacks to at most FREE + PACKED * its size, in bytes
 PARQUET_BATCH = 32_000_000  # bytes of strings that are in memory at a time, roughly
 
 
