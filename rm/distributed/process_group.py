@@ -120,7 +120,8 @@ def _names_gpus() -> str | None:
     """What says that this process is to have GPUs; None where nothing does."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
-        return f"CUDA_VISIBLE_DEVICES={visible}" if visible.strip() not in ("", "-1") else None
+        is_none = visible.strip() in ("", "-1", "NoDevFiles")  # the last: SLURM's, for a job that is granted no GPU
+        return None if is_none else f"CUDA_VISIBLE_DEVICES={visible}"
     granted = os.environ.get("SLURM_GPUS_ON_NODE", "")
     if granted.isdecimal() and int(granted):
         return f"SLURM_GPUS_ON_NODE={granted}"
