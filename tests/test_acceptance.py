@@ -136,6 +136,7 @@ def test_a_run_that_resumes_without_its_moments_is_refused(accept, monkeypatch):
     """The real processes, without torchrun: a whole run, one that is interrupted, and the one that goes on."""
     monkeypatch.setattr(processes, "STEPS", 8)
     monkeypatch.setattr(processes, "INTERRUPTED_AT", 2)
+    monkeypatch.setattr(processes, "processes", lambda: 1)
     command = processes.command
     monkeypatch.setattr(processes, "command", lambda out, *more, n=None, **script: command(out, *more, **script))
     monkeypatch.setattr(processes, "_fails", lambda report: None)
@@ -145,6 +146,18 @@ def test_a_run_that_resumes_without_its_moments_is_refused(accept, monkeypatch):
         ("resumed: steps logged", True),
         ("resumed: largest difference of a loss", False),
     ]
+
+
+def test_an_interrupted_run_goes_on_in_all_processes_and_in_one(accept, real_runs, monkeypatch, tmp_path):
+    interrupted = tmp_path / "interrupted"
+    interrupted.mkdir()
+    (interrupted / "metrics.jsonl").write_text('{"step": 1, "loss": 0.7}')
+    monkeypatch.setattr(processes, "_interrupted", lambda n: interrupted)
+    monkeypatch.setattr(processes, "_fails", lambda report: None)
+    _, record = accept("--stages", "interruption")
+    assert ["--nproc-per-node=4" in words for words in real_runs] == [True, False]
+    passed = {check["check"]: check["passed"] for check in record["checks"] if "resumed" in check["check"]}
+    assert len(passed) == 4 and all(passed.values())
 
 
 FAILS, SAYS_WHY, STAYS = "print('this process fails now')", "print('CUDA out of memory')", "time.sleep(60)"

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from rm.distributed import process_group as dist
-from rm.distributed.sharding import ParallelSettings
+from rm.distributed.sharding import ParallelSettings, compute_dtype
 from rm.hf import build
 from rm.model.attention import NO_WINDOW, SplitAttention, VarlenAttention
 from rm.model.heads import RewardModel
@@ -37,7 +37,7 @@ def has_flash() -> bool:
 
 
 def environment(report: Report) -> None:
-    """torch sees every GPU that the driver has, and they compute in bfloat16"""
+    """torch sees every GPU that the driver has, and --dtype auto is what they compute in"""
     in_driver = len(dist.gpus_of_the_driver()) + report.has_fault()
     in_torch = torch.cuda.device_count()
     chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -49,7 +49,8 @@ def environment(report: Report) -> None:
     )
     if torch.cuda.is_available():
         capability = torch.cuda.get_device_capability()
-        report.check("compute capability", capability, f"at least {BF16_CAPABILITY}", capability >= BF16_CAPABILITY)
+        chosen, expected = compute_dtype("auto"), torch.bfloat16 if has_flash() else torch.float32
+        report.check("--dtype auto", str(chosen), f"{expected} of compute capability {capability}", chosen == expected)
 
 
 def kernel(report: Report) -> None:
@@ -111,7 +112,7 @@ def steps(report: Report) -> None:
                 found_norms = found_norms * 1.01
             report.check(f"{name}: gradient norms", _relative(found_norms, norms), 1e-3)
             report.check(f"{name}: weights", (found_weights - weights).abs().max().item(), 2e-3)
-            if torch.cuda.is_available() or name.endswith(" full"):
+            if has_flash() or (name.endswith(" full") and not torch.cuda.is_available()):
                 found_norms, _ = short_training.train(name, "bfloat16", forbid_waits=torch.cuda.is_available())
                 report.check(f"{name}: gradient norms in bfloat16", _relative(found_norms, norms), 0.1)
 

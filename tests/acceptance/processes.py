@@ -3,6 +3,7 @@
 import json
 import os
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -109,18 +110,28 @@ def interruption(report: Report) -> None:
 
 
 def _resumes(report: Report) -> None:
-    n, out = processes(), Path(_temporary().name) / "interrupted"
-    expected = one_process()
+    n, expected = processes(), one_process()
+    out = _interrupted(n)
+    steps = len(losses(out))
+    report.check("steps at the interruption", steps, f"fewer than {STEPS}", steps < STEPS)
+    script = "tests/acceptance/forgetful.py" if report.has_fault() else "train_rm.py"
+    runs = {"resumed": n} | ({"resumed by one process": None} if n > 1 else {})
+    copies = {name: shutil.copytree(out, out.with_name(name.replace(" ", "_"))) for name in runs}
+    for name, processes_then in runs.items():
+        run(command(copies[name], n=processes_then, script=script))
+        _difference(report, name, copies[name], expected, 1e-4)
+
+
+def _interrupted(n: int) -> Path:
+    """The folder of a run in `n` processes that was stopped by a signal."""
+    out = Path(_temporary().name) / "interrupted"
     with subprocess.Popen(
         command(out, n=n), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     ) as interrupted:
         _wait_for(lambda: (out / "metrics.jsonl").exists() and len(losses(out)) >= INTERRUPTED_AT, interrupted)
         interrupted.send_signal(signal.SIGTERM)
         interrupted.wait(timeout=GONE_WITHIN)
-    steps = len(losses(out))
-    report.check("steps at the interruption", steps, f"fewer than {STEPS}", steps < STEPS)
-    run(command(out, n=n, script="tests/acceptance/forgetful.py" if report.has_fault() else "train_rm.py"))
-    _difference(report, "resumed", out, expected, 1e-4)
+    return out
 
 
 def _fails(report: Report) -> None:

@@ -1,13 +1,17 @@
 """The record of an acceptance run: one line for each check, and acceptance.json."""
 
 import json
+import os
 import platform
+import subprocess
 import sys
 import time
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
+
+VARIABLES = ("CUDA_", "GLOO_", "NCCL_", "OMP_", "PYTORCH_", "TORCH_")  # of the environment, in the record
 
 
 class Refused(Exception):
@@ -81,7 +85,8 @@ def environment() -> dict:
     packages = ("rm-trainer", "numpy", "safetensors", "tokenizers", "sentencepiece")
     facts = dict(
         python=sys.version.split()[0], platform=platform.platform(), torch=torch.__version__, cuda=torch.version.cuda,
-        packages={name: _version(name) for name in packages},
+        packages={name: _version(name) for name in packages}, git_commit=_printed("git", "rev-parse", "HEAD"),
+        variables={name: value for name, value in sorted(os.environ.items()) if name.startswith(VARIABLES)},
     )  # fmt: skip
     if torch.cuda.is_available():
         facts |= dict(
@@ -90,8 +95,19 @@ def environment() -> dict:
             memory_gib=round(torch.cuda.get_device_properties(0).total_memory / 2**30, 1),
             nccl=torch.cuda.nccl.version(),
             cudnn=torch.backends.cudnn.version(),
+            driver=_printed("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
+            topology=_printed("nvidia-smi", "topo", "-m"),
         )
     return facts
+
+
+def _printed(*command: str) -> str | None:
+    """What a command prints; None where there is no such command."""
+    try:
+        done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=30)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None
 
 
 def _version(package: str) -> str | None:
