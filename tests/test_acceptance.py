@@ -13,8 +13,9 @@ import torch
 from rm import demo
 from tests import commands
 from tests.acceptance import __main__ as acceptance
-from tests.acceptance import numerics, processes, short_training, speed
+from tests.acceptance import all_reduce, numerics, processes, short_training, speed
 from tests.acceptance.report import Report
+from tests.ranks import run_ranks
 
 
 @pytest.fixture
@@ -50,6 +51,8 @@ def real_runs(monkeypatch):
     seen = []
 
     def run(words: list, **_):
+        if "tests.acceptance.all_reduce" in words:
+            return SimpleNamespace(stdout='torchrun says this\n{"bytes_per_second": 3e11, "wait": 1e-4}\n')
         seen.append(words)
         out = Path(words[words.index("--output_dir") + 1])
         out.mkdir(parents=True, exist_ok=True)
@@ -106,6 +109,34 @@ def test_ranks_compares_all_processes_and_groups_with_one_process(accept, real_r
         (True, False),
         (True, True),
     ]
+
+
+@pytest.mark.parametrize(
+    ("gpu", "share"),
+    [
+        ("NVIDIA H100 80GB HBM3", 0.67),
+        ("NVIDIA A100-SXM4-40GB", 1.0),
+        ("NVIDIA H100 PCIe", None),
+        ("NVIDIA A100-PCIE-40GB", None),
+        ("NVIDIA L4", None),
+    ],
+)
+def test_an_all_reduce_is_compared_with_nvlink_where_there_is_one(accept, real_runs, monkeypatch, gpu, share):
+    facts = dict(is_available=lambda: True, get_device_name=lambda: gpu)
+    monkeypatch.setattr(processes, "torch", SimpleNamespace(cuda=SimpleNamespace(**facts), tensor=torch.tensor))
+    for least, passed in ((0.6, True), (1.1, False)):
+        monkeypatch.setattr(processes, "LEAST_OF_THE_LINK", least)
+        _, record = accept("--stages", "ranks")
+        checks = {check["check"]: check for check in record["checks"]}
+        assert checks["seconds that a step waits for the flags of the others"]["passed"]
+        assert record["notes"]["all_reduce"]["bytes_per_second"] == 3e11
+        found = checks.get("all-reduce, share of the link")
+        assert found is None if share is None else (found["value"], found["passed"]) == (share, passed)
+
+
+def test_an_all_reduce_is_measured_over_ranks():
+    for measured in run_ranks(2, all_reduce.measure):
+        assert measured["bytes_per_second"] > 1e6 and 0 < measured["wait"] < 1
 
 
 def test_an_exported_model_whose_head_was_changed_is_refused(accept, monkeypatch, tmp_path):

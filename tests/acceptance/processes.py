@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import select
 import shutil
 import signal
@@ -15,12 +16,14 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
+from rm.plan.roofline import GPUS
 from rm.scoring import Scorer
 from tests.acceptance.report import Report
 
 ROOT = Path(__file__).parent.parent.parent
 STEPS, INTERRUPTED_AT = 20, 7
 STARTS_WITHIN = 300  # seconds
+LEAST_OF_THE_LINK, MOST_WAIT = 0.6, 1e-3  # of the bandwidth; seconds
 MESSAGE_WITHIN, GONE_WITHIN = 60, 120  # seconds from the failure of one process
 
 
@@ -101,6 +104,29 @@ def ranks(report: Report) -> None:
         _difference(report, name, out, expected, 1e-4)
     if n == 1:
         report.not_run["ranks on several GPUs"] = "this machine has one"
+    else:
+        _all_reduce(report, n)
+
+
+def _all_reduce(report: Report, n: int) -> None:
+    """Check how long the host waits, and what NCCL reaches of NVLink; elsewhere the numbers are noted."""
+    words = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={n}"]
+    done = run([*words, "-m", "tests.acceptance.all_reduce"])
+    measured = json.loads(next(line for line in done.stdout.splitlines() if line.startswith("{")))
+    report.note(all_reduce=measured)
+    if torch.cuda.is_available():  # on a CPU the processes compete for it
+        report.check("seconds that a step waits for the flags of the others", measured["wait"], MOST_WAIT)
+    if link := _nvlink():
+        share = round(measured["bytes_per_second"] / link, 2)
+        report.check("all-reduce, share of the link", share, LEAST_OF_THE_LINK, share >= LEAST_OF_THE_LINK)
+
+
+def _nvlink() -> float | None:
+    """Bytes per second in one direction between two GPUs of this machine; None where they have no NVLink."""
+    words = re.split("[ -]", torch.cuda.get_device_name().upper() if torch.cuda.is_available() else "")
+    if "PCIE" in words or "NVL" in words:  # the second: bridges between pairs
+        return None
+    return next((GPUS[name].link for name in ("H200", "H100", "A100") if name in words), None)
 
 
 def interruption(report: Report) -> None:
