@@ -14,11 +14,12 @@ from torch.profiler import ProfilerActivity, profile
 from rm.config import compose
 from rm.data.batch import StepBatches, pack
 from rm.data.examples import Example, Examples
+from rm.distributed import checkpoint, sharding
 from rm.distributed import process_group as dist
-from rm.distributed import sharding
 from rm.hf import build
 from rm.model.attention import VarlenAttention
 from rm.model.heads import LanguageModel, RewardModel
+from rm.model.lora import checkpointed
 from rm.plan import memory, plan
 from rm.training import optim
 from rm.training.flops import PEAKS
@@ -110,6 +111,10 @@ def measure(run: Run) -> dict:
     )
     report_of_kernels = sorted(slowest.items(), key=lambda item: -item[1])[:12]
     facts["milliseconds_by_kernel"] = {name[:60]: round(1000 * seconds, 2) for name, seconds in report_of_kernels}
+    pinned: dict[str, torch.Tensor] = {}
+    facts["snapshot_seconds"] = [
+        _seconds_of_a_snapshot(model, optimizer, pinned) for _ in range(2)
+    ]  # first, later ones
     del model, optimizer
     gc.collect()  # a sharded model refers to itself
     torch.cuda.empty_cache()
@@ -138,6 +143,13 @@ def _timed_step(model, optimizer, batches: StepBatches) -> float:
     train_step(model, optimizer, batches, 1.0)
     torch.cuda.synchronize()
     return time.perf_counter() - start
+
+
+def _seconds_of_a_snapshot(model, optimizer, pinned: dict[str, torch.Tensor]) -> float:
+    """Seconds that training stands still when a checkpoint is due; the first one pins the memory."""
+    start = time.perf_counter()
+    checkpoint.snapshot(checkpointed(model), optimizer, pinned)
+    return round(time.perf_counter() - start, 3)
 
 
 def _kernels_of_a_step(model, optimizer, batches: StepBatches) -> tuple[int, dict[str, float]]:
