@@ -40,7 +40,8 @@ def two_runs(monkeypatch):
         for name in names:
             norms, weights = short_training.train(name, "float32", forbid_waits=False)
             exact |= {f"{name}.norms": norms, f"{name}.weights": weights}
-    monkeypatch.setattr(numerics.subprocess, "run", lambda *_, **__: None)  # the reference of all methods, in a process
+    nothing = SimpleNamespace(stdout="")
+    monkeypatch.setattr(numerics.subprocess, "run", lambda *_, **__: nothing)  # the reference of all methods
     monkeypatch.setattr(numerics, "load_file", lambda _: exact)
 
 
