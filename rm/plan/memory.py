@@ -293,6 +293,12 @@ class _PlainMemTracker(MemTracker):
             module = nn.ParameterList(p for p in module.parameters() if p.requires_grad)
         return super()._track_module_params_and_buffers(module, install_grad_hooks)
 
+    def _update_peak_stats(self, peak_state) -> None:
+        """Only of the whole model: the peaks of every module, which torch keeps too, take longer than all else."""
+        of_modules, self.memory_tracking = self.memory_tracking, {}
+        super()._update_peak_stats(peak_state)
+        self.memory_tracking = of_modules
+
 
 class _Traffic(TorchDispatchMode):
     """Counts the bytes of collectives."""
