@@ -164,6 +164,20 @@ def test_an_exported_model_whose_head_was_changed_is_refused(accept, monkeypatch
     assert "scoring.json" in record["checks"][-1]["value"]
 
 
+@pytest.mark.parametrize(("peak", "passed"), [(1.05, True), (1.2, False), (0.8, False)])
+def test_a_whole_run_that_takes_other_memory_than_planned_is_refused(tmp_path, monkeypatch, peak, passed):
+    def run(words: list) -> SimpleNamespace:
+        return SimpleNamespace(stdout=f"memory: {peak:.2f} GiB at the peak (allocated), planned 1.00: {peak - 1:+.1%}")
+
+    monkeypatch.setattr(processes, "run", run)
+    for name in ("demo", "_model_of_400m"):
+        monkeypatch.setattr(processes, name, lambda: tmp_path)
+    report = Report(tmp_path / "acceptance.json", fault=None)
+    processes._memory_of_whole_runs(report)
+    found = [(check["check"].partition(":")[0], check["passed"]) for check in report.checks]
+    assert found == [("all weights", passed), ("LoRA", passed)]
+
+
 def test_a_run_that_resumes_without_its_moments_is_refused(accept, monkeypatch):
     """The real processes, without torchrun: a whole run, one that is interrupted, and the one that goes on."""
     monkeypatch.setattr(processes, "STEPS", 8)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from rm.plan.roofline import GPUS
 from rm.scoring import Scorer
@@ -45,14 +46,18 @@ def demo() -> Path:
     return folder
 
 
-def command(out: Path, *more: str, n: int | None = None, script: str = "train_rm.py") -> list[str]:
-    """A training of STEPS steps in float32 that saves a checkpoint every fifth; in `n` processes of torchrun."""
+def command(out: Path, *more: str, n: int | None = None, script: str = "train_rm.py", **changes) -> list[str]:
+    """A training of STEPS steps in float32 that saves a checkpoint every fifth; in `n` processes of torchrun.
+
+    Args:
+        more, changes: further flags, and other values of these.
+    """
     torchrun = [] if n is None else ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={n}"]
     flags = dict(
         model_name_or_path=demo() / "model", dataset_path=demo() / "rm_train.jsonl", output_dir=out, dtype="float32",
         max_steps=STEPS, global_batch_size=16, max_tokens=512, logging_steps=1, save_steps=5, learning_rate=4e-4,
         cache_dir=_temporary().name + "/cache",
-    )  # fmt: skip
+    ) | changes  # fmt: skip
     words = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
     return [sys.executable, *torchrun, script, *words, *more]
 
@@ -223,3 +228,33 @@ def end(report: Report) -> None:
     rewards = Scorer(model).score([record["positive"], record["negative"]])
     difference = max(abs(a - b) for a, b in zip(rewards, scored["scores"], strict=True))
     report.check("Scorer against eval_rm.py", difference, 0.05)
+    if torch.cuda.is_available():
+        _memory_of_whole_runs(report)
+    else:
+        report.not_run["memory of a whole run against its plan"] = "no GPU"
+
+
+def _memory_of_whole_runs(report: Report) -> None:
+    """Check what is allocated at the peak of two short runs, their ends included, against their plans."""
+    base = _model_of_400m()
+    for name, flags in {"all weights": {}, "LoRA": {"use_lora": "true"}}.items():
+        out = Path(_temporary().name) / f"memory of {name}"
+        words = command(out, model_name_or_path=base, max_steps=2, save_steps=0, **flags)
+        run([*words, "--plan", "true"])
+        found = re.search(r"memory: ([\d.]+) GiB at the peak \(allocated\), planned ([\d.]+): ", run(words).stdout)
+        peak, planned = map(float, found.groups())
+        ratio = round(peak / planned, 3)
+        report.check(f"{name}: memory of the run / planned", ratio, "0.9 to 1.1", 0.9 <= ratio <= 1.1)
+
+
+def _model_of_400m() -> Path:
+    """The demo's model with more and wider layers, beside which a device's fixed costs are small; random weights."""
+    folder = Path(_temporary().name) / "400m"
+    shutil.copytree(demo() / "model", folder)
+    config = LlamaConfig(
+        **json.loads((folder / "config.json").read_text())
+        | dict(hidden_size=1024, intermediate_size=2816, num_hidden_layers=32, num_attention_heads=16)
+        | dict(num_key_value_heads=16)
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
