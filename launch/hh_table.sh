@@ -30,8 +30,8 @@ here=$(cd "$(dirname "$0")/.." && pwd)
 
 # Cells that are evaluated are not run again: all cells of a folder have to be of the same data, model and flags.
 same=(--model "$model" --sft "$sft" --rm "$rm" --test "$test" --sft_flags "$sft_flags" -- "${more[@]}")
-# Passwords in URLs and tokens of the hub are not kept, see docs/security.md.
-settings=$(printf '%q ' "${same[@]}" | sed -E 's#://[^/@ ]+@#://***@#g; s/hf_[A-Za-z0-9]{30,}/***/g')
+# Without passwords in URLs and tokens of the hub, as rm/terminal.py masks them.
+settings=$(printf '%q ' "${same[@]}" | sed -E 's#([a-z]:/+)[^/ ]+@#\1***@#gi; s/hf_[A-Za-z0-9]{30,}/***/g')
 mkdir -p "$out"
 [ -e "$out/command" ] || echo "$settings" >"$out/command"
 if [ "$(cat "$out/command")" != "$settings" ]; then

@@ -251,10 +251,8 @@ def _model_of_400m() -> Path:
     """The demo's model with more and wider layers, beside which a device's fixed costs are small; random weights."""
     folder = Path(_temporary().name) / "400m"
     shutil.copytree(demo() / "model", folder)
-    config = LlamaConfig(
-        **json.loads((folder / "config.json").read_text())
-        | dict(hidden_size=1024, intermediate_size=2816, num_hidden_layers=32, num_attention_heads=16)
-        | dict(num_key_value_heads=16)
+    config = json.loads((folder / "config.json").read_text()) | dict(
+        hidden_size=1024, intermediate_size=2816, num_hidden_layers=32, num_attention_heads=16, num_key_value_heads=16
     )
-    LlamaForCausalLM(config).save_pretrained(folder)
+    LlamaForCausalLM(LlamaConfig(**config)).save_pretrained(folder)
     return folder

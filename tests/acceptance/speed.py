@@ -112,9 +112,8 @@ def measure(run: Run) -> dict:
     report_of_kernels = sorted(slowest.items(), key=lambda item: -item[1])[:12]
     facts["milliseconds_by_kernel"] = {name[:60]: round(1000 * seconds, 2) for name, seconds in report_of_kernels}
     pinned: dict[str, torch.Tensor] = {}
-    facts["snapshot_seconds"] = [
-        _seconds_of_a_snapshot(model, optimizer, pinned) for _ in range(2)
-    ]  # first, later ones
+    # The first one, and later ones.
+    facts["snapshot_seconds"] = [_seconds_of_a_snapshot(model, optimizer, pinned) for _ in range(2)]
     del model, optimizer
     gc.collect()  # a sharded model refers to itself
     torch.cuda.empty_cache()
